@@ -1,0 +1,29 @@
+//! Compiles `proto/` with protox, a protobuf compiler in Rust: a fresh machine needs no protoc.
+
+use std::path::PathBuf;
+
+use prost::Message as _;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    let public = protox::compile(
+        [
+            "quorate/v1/common.proto",
+            "quorate/v1/registry.proto",
+            "quorate/v1/session.proto",
+            "quorate/v1/cluster.proto",
+        ],
+        ["proto"],
+    )?;
+    std::fs::write(out.join("quorate_v1.bin"), public.encode_to_vec())?;
+    tonic_prost_build::configure()
+        .btree_map(".")
+        .bytes(".quorate.v1.SnapshotResponse")
+        .compile_fds(public)?;
+    if std::env::var_os("CARGO_FEATURE_SERVER").is_some() {
+        let peer = protox::compile(["quorate/peer/v1/peer.proto"], ["proto"])?;
+        tonic_prost_build::configure().btree_map(".").bytes(".").compile_fds(peer)?;
+    }
+    Ok(())
+}

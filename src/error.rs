@@ -1,0 +1,301 @@
+//! The one error of the public API, inside the server and in the client: few kinds, each with what a
+//! caller can do about it and whether a write certainly did not happen. One match to
+//! [`tonic::Status`], one back.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::proto::v1::Reason;
+
+/// `ErrorInfo.domain` of every error of ours.
+pub const DOMAIN: &str = "quorate";
+
+/// What went wrong. `definite()` tells whether a write certainly did not take place.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("{field}: {value:?} is not allowed; allowed: {allowed}")]
+    Invalid { field: String, value: String, allowed: String },
+    #[error("{kind} {name:?} does not exist")]
+    NotFound { kind: String, name: String },
+    #[error("session {session} is unknown or has expired; open a new one")]
+    SessionExpired { session: u64 },
+    #[error("sequence {sequence} was acknowledged before; the lowest known is {lowest}")]
+    SequenceForgotten { sequence: u64, lowest: u64 },
+    #[error("more than {limit} unacknowledged writes in one session; wait for answers")]
+    TooManyInFlight { limit: u64 },
+    #[error("expected revision {expected}, the record is at {current}")]
+    CompareFailed { expected: u64, current: u64 },
+    #[error("the instance belongs to the live session {owner}")]
+    OwnedByAnother { owner: u64 },
+    #[error("limit reached: {limit} (at most {allowed})")]
+    LimitReached { limit: String, allowed: u64 },
+    #[error("{kind} {name:?} is in use by {by}")]
+    InUse { kind: String, name: String, by: String },
+    /// `definite` is false for a write that was handed to a leader whose answer is unknown.
+    #[error("no leader could be reached{}", leader.as_ref().map(|l| format!("; last known: {l}")).unwrap_or_default())]
+    NoLeader { leader: Option<String>, definite: bool },
+    #[error("overloaded: {queue} is full ({limit}); try again")]
+    Overloaded { queue: String, limit: u64 },
+    #[error("the deadline passed{}", if *definite { "" } else { "; the write may have taken place" })]
+    Timeout { definite: bool },
+    #[error("the watcher was too slow; resume after revision {resume_revision}")]
+    WatchLagged { resume_revision: u64 },
+    #[error("the node is shutting down")]
+    ShuttingDown { definite: bool },
+    #[error("the leader changed while the write was under way; it may have taken place")]
+    LeaderChanged,
+    #[error("the node is low on disk space ({free_bytes} bytes free) and takes no writes")]
+    NoSpace { free_bytes: u64 },
+    #[error("membership: {why}")]
+    Membership { why: String },
+    /// The transport failed before an answer arrived.
+    #[error("connection: {message}")]
+    Connection { message: String, definite: bool },
+    #[error("internal error: {message}")]
+    Internal { message: String },
+}
+
+impl Error {
+    pub fn invalid(field: impl Into<String>, value: impl Into<String>, allowed: impl Into<String>) -> Self {
+        let mut value = value.into();
+        // An error message is no place for a megabyte of input.
+        if value.len() > 64 {
+            let cut = (0..=64).rev().find(|i| value.is_char_boundary(*i)).unwrap_or(0);
+            value.truncate(cut);
+            value.push('…');
+        }
+        Error::Invalid { field: field.into(), value, allowed: allowed.into() }
+    }
+
+    pub fn internal(message: impl ToString) -> Self {
+        Error::Internal { message: message.to_string() }
+    }
+
+    /// True when a write that got this error certainly did not take place.
+    pub fn definite(&self) -> bool {
+        match self {
+            Error::Invalid { .. }
+            | Error::NotFound { .. }
+            | Error::SessionExpired { .. }
+            | Error::TooManyInFlight { .. }
+            | Error::CompareFailed { .. }
+            | Error::OwnedByAnother { .. }
+            | Error::LimitReached { .. }
+            | Error::InUse { .. }
+            | Error::Overloaded { .. }
+            | Error::WatchLagged { .. }
+            | Error::NoSpace { .. }
+            | Error::Membership { .. } => true,
+            // It was executed once, long ago.
+            Error::SequenceForgotten { .. } | Error::LeaderChanged | Error::Internal { .. } => false,
+            Error::NoLeader { definite, .. }
+            | Error::Timeout { definite }
+            | Error::ShuttingDown { definite }
+            | Error::Connection { definite, .. } => *definite,
+        }
+    }
+
+    /// True when the same call may succeed if it is sent again, here or to another node. A write
+    /// without a request id may only be repeated when the error is also [`Error::definite`].
+    pub fn retryable(&self) -> bool {
+        match self {
+            Error::NoLeader { .. }
+            | Error::Overloaded { .. }
+            | Error::Timeout { .. }
+            | Error::ShuttingDown { .. }
+            | Error::LeaderChanged
+            | Error::Connection { .. }
+            | Error::TooManyInFlight { .. } => true,
+            Error::Invalid { .. }
+            | Error::NotFound { .. }
+            | Error::SessionExpired { .. }
+            | Error::SequenceForgotten { .. }
+            | Error::CompareFailed { .. }
+            | Error::OwnedByAnother { .. }
+            | Error::LimitReached { .. }
+            | Error::InUse { .. }
+            | Error::WatchLagged { .. }
+            | Error::NoSpace { .. }
+            | Error::Membership { .. }
+            | Error::Internal { .. } => false,
+        }
+    }
+
+    /// The reason as the public API numbers it.
+    pub fn reason(&self) -> Reason {
+        self.parts().1
+    }
+
+    pub fn code(&self) -> Code {
+        self.parts().0
+    }
+
+    /// Code, reason and the metadata from which the error can be read back.
+    fn parts(&self) -> (Code, Reason, Vec<(&'static str, String)>) {
+        match self {
+            Error::Invalid { field, value, allowed } => (
+                Code::InvalidArgument,
+                Reason::InvalidArgument,
+                vec![("field", field.clone()), ("value", value.clone()), ("allowed", allowed.clone())],
+            ),
+            Error::NotFound { kind, name } => {
+                (Code::NotFound, Reason::NotFound, vec![("kind", kind.clone()), ("name", name.clone())])
+            }
+            Error::SessionExpired { session } => {
+                (Code::FailedPrecondition, Reason::SessionExpired, vec![("session", session.to_string())])
+            }
+            Error::SequenceForgotten { sequence, lowest } => (
+                Code::FailedPrecondition,
+                Reason::SequenceForgotten,
+                vec![("sequence", sequence.to_string()), ("lowest", lowest.to_string())],
+            ),
+            Error::TooManyInFlight { limit } => {
+                (Code::ResourceExhausted, Reason::TooManyInFlight, vec![("limit", limit.to_string())])
+            }
+            Error::CompareFailed { expected, current } => (
+                Code::FailedPrecondition,
+                Reason::CompareFailed,
+                vec![("expected", expected.to_string()), ("current", current.to_string())],
+            ),
+            Error::OwnedByAnother { owner } => {
+                (Code::FailedPrecondition, Reason::OwnedByAnother, vec![("owner", owner.to_string())])
+            }
+            Error::LimitReached { limit, allowed } => (
+                Code::ResourceExhausted,
+                Reason::LimitReached,
+                vec![("limit", limit.clone()), ("allowed", allowed.to_string())],
+            ),
+            Error::InUse { kind, name, by } => (
+                Code::FailedPrecondition,
+                Reason::InUse,
+                vec![("kind", kind.clone()), ("name", name.clone()), ("by", by.clone())],
+            ),
+            Error::NoLeader { leader, .. } => (
+                Code::Unavailable,
+                Reason::NoLeader,
+                leader.iter().map(|l| ("leader", l.clone())).collect(),
+            ),
+            Error::Overloaded { queue, limit } => (
+                Code::ResourceExhausted,
+                Reason::Overloaded,
+                vec![("queue", queue.clone()), ("limit", limit.to_string())],
+            ),
+            Error::Timeout { .. } => (Code::DeadlineExceeded, Reason::Timeout, vec![]),
+            Error::WatchLagged { resume_revision } => (
+                Code::Aborted,
+                Reason::WatchLagged,
+                vec![("resume_revision", resume_revision.to_string())],
+            ),
+            Error::ShuttingDown { .. } => (Code::Unavailable, Reason::ShuttingDown, vec![]),
+            Error::LeaderChanged => (Code::Unavailable, Reason::LeaderChanged, vec![]),
+            Error::NoSpace { free_bytes } => {
+                (Code::ResourceExhausted, Reason::NoSpace, vec![("free_bytes", free_bytes.to_string())])
+            }
+            Error::Membership { why } => {
+                (Code::FailedPrecondition, Reason::Membership, vec![("why", why.clone())])
+            }
+            Error::Connection { message, .. } => {
+                (Code::Unavailable, Reason::Unspecified, vec![("message", message.clone())])
+            }
+            Error::Internal { message } => {
+                (Code::Internal, Reason::Internal, vec![("message", message.clone())])
+            }
+        }
+    }
+
+    /// Reason, metadata and the `definite` flag: what [`Error::from_wire`] reads back.
+    pub fn to_wire(&self) -> (Code, Reason, HashMap<String, String>) {
+        let (code, reason, pairs) = self.parts();
+        let mut metadata: HashMap<String, String> =
+            pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        metadata.insert("definite".to_owned(), self.definite().to_string());
+        (code, reason, metadata)
+    }
+
+    /// The error that a server of ours described, or, for a reason that this release does not know or
+    /// a status that is not ours, the nearest by code.
+    pub fn from_wire(code: Code, message: &str, reason: Reason, metadata: &BTreeMap<String, String>) -> Self {
+        let text = |key: &str| metadata.get(key).cloned().unwrap_or_default();
+        let number = |key: &str| metadata.get(key).and_then(|v| v.parse().ok()).unwrap_or(0u64);
+        let definite = metadata.get("definite").is_some_and(|v| v == "true");
+        match reason {
+            Reason::InvalidArgument => {
+                Error::Invalid { field: text("field"), value: text("value"), allowed: text("allowed") }
+            }
+            Reason::NotFound => Error::NotFound { kind: text("kind"), name: text("name") },
+            Reason::SessionExpired => Error::SessionExpired { session: number("session") },
+            Reason::SequenceForgotten => {
+                Error::SequenceForgotten { sequence: number("sequence"), lowest: number("lowest") }
+            }
+            Reason::TooManyInFlight => Error::TooManyInFlight { limit: number("limit") },
+            Reason::CompareFailed => {
+                Error::CompareFailed { expected: number("expected"), current: number("current") }
+            }
+            Reason::OwnedByAnother => Error::OwnedByAnother { owner: number("owner") },
+            Reason::LimitReached => Error::LimitReached { limit: text("limit"), allowed: number("allowed") },
+            Reason::InUse => Error::InUse { kind: text("kind"), name: text("name"), by: text("by") },
+            Reason::NoLeader => Error::NoLeader { leader: metadata.get("leader").cloned(), definite },
+            Reason::Overloaded => Error::Overloaded { queue: text("queue"), limit: number("limit") },
+            Reason::Timeout => Error::Timeout { definite },
+            Reason::WatchLagged => Error::WatchLagged { resume_revision: number("resume_revision") },
+            Reason::ShuttingDown => Error::ShuttingDown { definite },
+            Reason::LeaderChanged => Error::LeaderChanged,
+            Reason::NoSpace => Error::NoSpace { free_bytes: number("free_bytes") },
+            Reason::Membership => Error::Membership { why: text("why") },
+            Reason::Internal => Error::Internal { message: message.to_owned() },
+            Reason::Unspecified => match code {
+                Code::DeadlineExceeded | Code::Cancelled => Error::Timeout { definite: false },
+                Code::InvalidArgument | Code::OutOfRange => {
+                    Error::Invalid { field: "request".into(), value: String::new(), allowed: message.to_owned() }
+                }
+                Code::Unavailable => Error::Connection { message: message.to_owned(), definite },
+                Code::Ok
+                | Code::Unknown
+                | Code::NotFound
+                | Code::AlreadyExists
+                | Code::PermissionDenied
+                | Code::ResourceExhausted
+                | Code::FailedPrecondition
+                | Code::Aborted
+                | Code::Unimplemented
+                | Code::Internal
+                | Code::DataLoss
+                | Code::Unauthenticated => Error::Internal { message: format!("{code:?}: {message}") },
+            },
+        }
+    }
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Status {
+        let (code, reason, metadata) = error.to_wire();
+        let mut details = ErrorDetails::with_error_info(reason_name(reason), DOMAIN, metadata);
+        if matches!(error, Error::Overloaded { .. }) {
+            details.set_retry_info(Some(Duration::from_millis(50)));
+        }
+        Status::with_error_details(code, error.to_string(), details)
+    }
+}
+
+impl From<Status> for Error {
+    fn from(status: Status) -> Error {
+        let details = status.get_error_details();
+        let (reason, metadata) = match details.error_info() {
+            Some(info) if info.domain == DOMAIN => {
+                let name = format!("REASON_{}", info.reason);
+                let reason = Reason::from_str_name(&name).unwrap_or(Reason::Unspecified);
+                (reason, info.metadata.clone().into_iter().collect())
+            }
+            Some(_) | None => (Reason::Unspecified, BTreeMap::new()),
+        };
+        Error::from_wire(status.code(), status.message(), reason, &metadata)
+    }
+}
+
+/// `REASON_NOT_FOUND` is `NOT_FOUND` in `ErrorInfo.reason`, as Google's API guide asks for.
+fn reason_name(reason: Reason) -> &'static str {
+    reason.as_str_name().trim_start_matches("REASON_")
+}

@@ -1,0 +1,18 @@
+//! Code generated from `proto/` by build.rs.
+
+/// The public API.
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+pub mod v1 {
+    tonic::include_proto!("quorate.v1");
+}
+
+/// What peers say to each other, on a port of their own.
+#[cfg(feature = "server")]
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+pub mod peer {
+    tonic::include_proto!("quorate.peer.v1");
+}
+
+/// The descriptors of the public API, for server reflection.
+#[cfg(feature = "server")]
+pub const DESCRIPTORS: &[u8] = tonic::include_file_descriptor_set!("quorate_v1");
