@@ -59,7 +59,11 @@ pub enum Error {
 }
 
 impl Error {
-    pub fn invalid(field: impl Into<String>, value: impl Into<String>, allowed: impl Into<String>) -> Self {
+    pub fn invalid(
+        field: impl Into<String>,
+        value: impl Into<String>,
+        allowed: impl Into<String>,
+    ) -> Self {
         let mut value = value.into();
         // An error message is no place for a megabyte of input.
         if value.len() > 64 {
@@ -90,7 +94,9 @@ impl Error {
             | Error::NoSpace { .. }
             | Error::Membership { .. } => true,
             // It was executed once, long ago.
-            Error::SequenceForgotten { .. } | Error::LeaderChanged | Error::Internal { .. } => false,
+            Error::SequenceForgotten { .. } | Error::LeaderChanged | Error::Internal { .. } => {
+                false
+            }
             Error::NoLeader { definite, .. }
             | Error::Timeout { definite }
             | Error::ShuttingDown { definite }
@@ -139,30 +145,42 @@ impl Error {
             Error::Invalid { field, value, allowed } => (
                 Code::InvalidArgument,
                 Reason::InvalidArgument,
-                vec![("field", field.clone()), ("value", value.clone()), ("allowed", allowed.clone())],
+                vec![
+                    ("field", field.clone()),
+                    ("value", value.clone()),
+                    ("allowed", allowed.clone()),
+                ],
             ),
-            Error::NotFound { kind, name } => {
-                (Code::NotFound, Reason::NotFound, vec![("kind", kind.clone()), ("name", name.clone())])
-            }
-            Error::SessionExpired { session } => {
-                (Code::FailedPrecondition, Reason::SessionExpired, vec![("session", session.to_string())])
-            }
+            Error::NotFound { kind, name } => (
+                Code::NotFound,
+                Reason::NotFound,
+                vec![("kind", kind.clone()), ("name", name.clone())],
+            ),
+            Error::SessionExpired { session } => (
+                Code::FailedPrecondition,
+                Reason::SessionExpired,
+                vec![("session", session.to_string())],
+            ),
             Error::SequenceForgotten { sequence, lowest } => (
                 Code::FailedPrecondition,
                 Reason::SequenceForgotten,
                 vec![("sequence", sequence.to_string()), ("lowest", lowest.to_string())],
             ),
-            Error::TooManyInFlight { limit } => {
-                (Code::ResourceExhausted, Reason::TooManyInFlight, vec![("limit", limit.to_string())])
-            }
+            Error::TooManyInFlight { limit } => (
+                Code::ResourceExhausted,
+                Reason::TooManyInFlight,
+                vec![("limit", limit.to_string())],
+            ),
             Error::CompareFailed { expected, current } => (
                 Code::FailedPrecondition,
                 Reason::CompareFailed,
                 vec![("expected", expected.to_string()), ("current", current.to_string())],
             ),
-            Error::OwnedByAnother { owner } => {
-                (Code::FailedPrecondition, Reason::OwnedByAnother, vec![("owner", owner.to_string())])
-            }
+            Error::OwnedByAnother { owner } => (
+                Code::FailedPrecondition,
+                Reason::OwnedByAnother,
+                vec![("owner", owner.to_string())],
+            ),
             Error::LimitReached { limit, allowed } => (
                 Code::ResourceExhausted,
                 Reason::LimitReached,
@@ -191,9 +209,11 @@ impl Error {
             ),
             Error::ShuttingDown { .. } => (Code::Unavailable, Reason::ShuttingDown, vec![]),
             Error::LeaderChanged => (Code::Unavailable, Reason::LeaderChanged, vec![]),
-            Error::NoSpace { free_bytes } => {
-                (Code::ResourceExhausted, Reason::NoSpace, vec![("free_bytes", free_bytes.to_string())])
-            }
+            Error::NoSpace { free_bytes } => (
+                Code::ResourceExhausted,
+                Reason::NoSpace,
+                vec![("free_bytes", free_bytes.to_string())],
+            ),
             Error::Membership { why } => {
                 (Code::FailedPrecondition, Reason::Membership, vec![("why", why.clone())])
             }
@@ -217,14 +237,21 @@ impl Error {
 
     /// The error that a server of ours described, or, for a reason that this release does not know or
     /// a status that is not ours, the nearest by code.
-    pub fn from_wire(code: Code, message: &str, reason: Reason, metadata: &BTreeMap<String, String>) -> Self {
+    pub fn from_wire(
+        code: Code,
+        message: &str,
+        reason: Reason,
+        metadata: &BTreeMap<String, String>,
+    ) -> Self {
         let text = |key: &str| metadata.get(key).cloned().unwrap_or_default();
         let number = |key: &str| metadata.get(key).and_then(|v| v.parse().ok()).unwrap_or(0u64);
         let definite = metadata.get("definite").is_some_and(|v| v == "true");
         match reason {
-            Reason::InvalidArgument => {
-                Error::Invalid { field: text("field"), value: text("value"), allowed: text("allowed") }
-            }
+            Reason::InvalidArgument => Error::Invalid {
+                field: text("field"),
+                value: text("value"),
+                allowed: text("allowed"),
+            },
             Reason::NotFound => Error::NotFound { kind: text("kind"), name: text("name") },
             Reason::SessionExpired => Error::SessionExpired { session: number("session") },
             Reason::SequenceForgotten => {
@@ -235,12 +262,22 @@ impl Error {
                 Error::CompareFailed { expected: number("expected"), current: number("current") }
             }
             Reason::OwnedByAnother => Error::OwnedByAnother { owner: number("owner") },
-            Reason::LimitReached => Error::LimitReached { limit: text("limit"), allowed: number("allowed") },
-            Reason::InUse => Error::InUse { kind: text("kind"), name: text("name"), by: text("by") },
-            Reason::NoLeader => Error::NoLeader { leader: metadata.get("leader").cloned(), definite },
-            Reason::Overloaded => Error::Overloaded { queue: text("queue"), limit: number("limit") },
+            Reason::LimitReached => {
+                Error::LimitReached { limit: text("limit"), allowed: number("allowed") }
+            }
+            Reason::InUse => {
+                Error::InUse { kind: text("kind"), name: text("name"), by: text("by") }
+            }
+            Reason::NoLeader => {
+                Error::NoLeader { leader: metadata.get("leader").cloned(), definite }
+            }
+            Reason::Overloaded => {
+                Error::Overloaded { queue: text("queue"), limit: number("limit") }
+            }
             Reason::Timeout => Error::Timeout { definite },
-            Reason::WatchLagged => Error::WatchLagged { resume_revision: number("resume_revision") },
+            Reason::WatchLagged => {
+                Error::WatchLagged { resume_revision: number("resume_revision") }
+            }
             Reason::ShuttingDown => Error::ShuttingDown { definite },
             Reason::LeaderChanged => Error::LeaderChanged,
             Reason::NoSpace => Error::NoSpace { free_bytes: number("free_bytes") },
@@ -248,9 +285,11 @@ impl Error {
             Reason::Internal => Error::Internal { message: message.to_owned() },
             Reason::Unspecified => match code {
                 Code::DeadlineExceeded | Code::Cancelled => Error::Timeout { definite: false },
-                Code::InvalidArgument | Code::OutOfRange => {
-                    Error::Invalid { field: "request".into(), value: String::new(), allowed: message.to_owned() }
-                }
+                Code::InvalidArgument | Code::OutOfRange => Error::Invalid {
+                    field: "request".into(),
+                    value: String::new(),
+                    allowed: message.to_owned(),
+                },
                 Code::Unavailable => Error::Connection { message: message.to_owned(), definite },
                 Code::Ok
                 | Code::Unknown
@@ -263,7 +302,9 @@ impl Error {
                 | Code::Unimplemented
                 | Code::Internal
                 | Code::DataLoss
-                | Code::Unauthenticated => Error::Internal { message: format!("{code:?}: {message}") },
+                | Code::Unauthenticated => {
+                    Error::Internal { message: format!("{code:?}: {message}") }
+                }
             },
         }
     }

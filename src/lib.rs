@@ -4,6 +4,39 @@
 //! core, `store` keeps it on disk, `raft` replicates it, `node` is the door to it, `api` serves it,
 //! [`client`] calls it and `cli` is the command line.
 
+#[cfg(feature = "server")]
+pub mod api;
+#[cfg(feature = "server")]
+pub mod assembly;
+#[cfg(feature = "server")]
+pub mod cli;
+pub mod client;
+#[cfg(feature = "server")]
+pub mod clock;
 pub mod error;
+#[cfg(feature = "server")]
+pub mod http;
 pub mod limits;
+#[cfg(feature = "server")]
+pub mod listeners;
+#[cfg(feature = "server")]
+pub mod node;
+#[cfg(feature = "server")]
+pub mod options;
+#[cfg(feature = "server")]
+pub mod panic;
 pub mod proto;
+#[cfg(feature = "server")]
+pub mod raft;
+#[cfg(feature = "server")]
+pub mod restore;
+#[cfg(feature = "server")]
+pub mod runtime;
+#[cfg(feature = "server")]
+pub mod server;
+#[cfg(feature = "server")]
+pub mod state;
+#[cfg(feature = "server")]
+pub mod store;
+#[cfg(feature = "server")]
+pub mod watch;

@@ -53,6 +53,8 @@ pub const SESSIONS: usize = 1_000_000;
 
 /// Bytes of one encoded command.
 pub const COMMAND_BYTES: usize = 1024 * 1024;
+/// Bytes of one encoded record: fields of two commands at most, and what the state adds to them.
+pub const RECORD_BYTES: usize = 4 * COMMAND_BYTES;
 /// Commands in one log entry.
 pub const BATCH_COMMANDS: usize = 4_096;
 /// Bytes of the commands in one log entry; one command may exceed it alone.
@@ -72,6 +74,12 @@ pub const PAGE: usize = 10_000;
 pub const DEFAULT_PAGE: usize = 1_000;
 /// Bytes of one message on the client port.
 pub const CLIENT_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of one answer on the client port: a listing may be longer than what a client sends.
+pub const CLIENT_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+/// Bytes of a snapshot file in one message of a backup.
+pub const SNAPSHOT_CHUNK_BYTES: usize = 1024 * 1024;
+/// Bytes of one record in an answer: two maps of metadata, the endpoints, and the other texts.
+pub const RECORD_WIRE_BYTES: usize = 64 * 1024;
 /// Bytes of one message on the peer port.
 pub const PEER_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 /// Deadline of a call whose client states none.
@@ -79,17 +87,46 @@ pub const DEFAULT_CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Greatest deadline that the server keeps.
 pub const MAX_CALL_TIMEOUT: Duration = Duration::from_secs(300);
 
+// ---- listeners ----
+
+/// HTTP/2 windows of the client port: bytes under way to the node on one stream and on one connection.
+pub const SERVER_STREAM_WINDOW: u32 = 4 * 1024 * 1024;
+pub const SERVER_CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+/// The same for the peer port.
+pub const PEER_STREAM_WINDOW: u32 = 8 * 1024 * 1024;
+pub const PEER_CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
+/// Calls, watches included, under way on one connection of a client's, and of a peer's.
+pub const SERVER_CONCURRENT_STREAMS: u32 = 16_384;
+pub const PEER_CONCURRENT_STREAMS: u32 = 1_024;
+/// Bytes of the headers of one call.
+pub const HEADER_BYTES: u32 = 16 * 1024;
+/// A connection on which nothing arrives is probed this often and closed when the probe stays
+/// unanswered for so long.
+pub const SERVER_PROBE_INTERVAL: Duration = Duration::from_secs(10);
+pub const SERVER_PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections that wait to be accepted on one listener.
+pub const LISTEN_BACKLOG: u32 = 1_024;
+/// From the signal to stop until the process ends, and how much of it running calls may take.
+pub const SHUTDOWN: Duration = Duration::from_millis(4_500);
+pub const SHUTDOWN_CALLS: Duration = Duration::from_millis(1_500);
+
 // ---- watch ----
 
 /// Revisions, and their bytes, that a node keeps for resuming watchers.
 pub const WATCH_RING_EVENTS: usize = 65_536;
 pub const WATCH_RING_BYTES: usize = 64 * 1024 * 1024;
-/// Messages that wait for one watcher before it is cut off.
-pub const WATCH_QUEUE: usize = 1_024;
+/// Messages that wait in one range for its slowest watcher before that one is cut off. One log entry
+/// may bring as many as it has commands.
+pub const WATCH_QUEUE: usize = 16_384;
+/// Bytes that wait for watchers in all ranges of one node; a range that would exceed it cuts off its
+/// slowest watchers.
+pub const WATCH_QUEUE_BYTES: usize = 256 * 1024 * 1024;
 /// Watchers of one node.
 pub const WATCHERS: usize = 100_000;
 /// Events in one message of a watch snapshot.
 pub const WATCH_SNAPSHOT_EVENTS: usize = 1_000;
+/// Bytes of the events in one message of a watch.
+pub const WATCH_MESSAGE_BYTES: usize = 2 * 1024 * 1024;
 /// How often an idle watcher hears how far it is complete.
 pub const WATCH_BOOKMARK_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -98,7 +135,14 @@ pub const WATCH_BOOKMARK_INTERVAL: Duration = Duration::from_secs(10);
 /// Bytes of one log segment, preallocated.
 pub const WAL_SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
 /// Bytes of one frame's payload in the log.
-pub const WAL_FRAME_BYTES: usize = PEER_MESSAGE_BYTES;
+pub const WAL_FRAME_BYTES: usize = 16 * 1024 * 1024;
+/// Bytes of an encoded vote, committed id or purged id in the log.
+pub const WAL_ID_BYTES: usize = 1024;
+/// Purged segments that are kept for reuse; more are deleted.
+pub const WAL_SPARE_SEGMENTS: usize = 2;
+/// Submissions, and their bytes, that wait for the log's thread; the submitter of more waits.
+pub const WAL_QUEUE: usize = 4_096;
+pub const WAL_QUEUE_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes of recent entries that stay in memory for replication and apply.
 pub const LOG_TAIL_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes of entries read at once for replication.
@@ -111,33 +155,151 @@ pub const DISK_OK_BYTES: u64 = 768 * 1024 * 1024;
 // ---- image and snapshots ----
 
 /// A checkpoint is written when this much time has passed or this many bytes of log were applied.
-pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(15);
-pub const CHECKPOINT_LOG_BYTES: u64 = 256 * 1024 * 1024;
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
+pub const CHECKPOINT_LOG_BYTES: u64 = 1024 * 1024 * 1024;
 /// Bytes of one value in sled; longer ones are cut into chunks.
 pub const IMAGE_CHUNK_BYTES: usize = 4 * 1024;
+/// Bytes of sled's page cache; the image is written through and read once.
+pub const IMAGE_CACHE_BYTES: u64 = 64 * 1024 * 1024;
+/// Records that a refill hands to sled at once.
+pub const IMAGE_FILL_RECORDS: usize = 4_096;
+/// Damaged images that are kept for inspection, and damaged snapshot files.
+pub const IMAGES_SET_ASIDE: usize = 2;
+pub const SNAPSHOTS_SET_ASIDE: usize = 2;
+/// Changes and bytes of log that wait for the checkpointer before it is woken, and changes from which
+/// the sender merges those that overwrite each other, so that the queue stays bounded by the state.
+pub const CHECKPOINT_WAKE_CHANGES: usize = 16_384;
+pub const CHECKPOINT_WAKE_BYTES: u64 = 16 * 1024 * 1024;
+pub const CHECKPOINT_QUEUE_CHANGES: usize = 262_144;
+/// Snapshots, installations and digests that were asked of the checkpointer and are not begun; the
+/// next one is refused.
+pub const CHECKPOINT_REQUESTS: usize = 64;
+/// Niceness of the checkpointer's thread.
+pub const CHECKPOINT_NICE: i32 = 10;
+/// Every node computes the digest of its state at the multiples of this index, and keeps the newest.
+pub const DIGEST_ENTRIES: u64 = 10_000;
+pub const DIGESTS_KEPT: usize = 16;
+/// Snapshot files that are kept.
+pub const SNAPSHOTS_KEPT: usize = 2;
+/// Bytes of a snapshot file's header, that is of a cluster id, a log id and a membership.
+pub const SNAPSHOT_HEADER_BYTES: usize = 64 * 1024;
+/// Bytes of a snapshot file that another member may send.
+pub const SNAPSHOT_FILE_BYTES: u64 = 256 * 1024 * 1024 * 1024;
+/// Bytes of a snapshot file that are written between two syncs, so that the log never waits behind
+/// one large writeback.
+pub const SNAPSHOT_SYNC_BYTES: u64 = 8 * 1024 * 1024;
+/// Bytes of a cluster's name.
+pub const CLUSTER_ID_BYTES: usize = 128;
 /// Bytes of one block of a snapshot file.
 pub const SNAPSHOT_BLOCK_BYTES: usize = 256 * 1024;
 /// Entries after which a snapshot is made, and entries that are kept behind it.
 pub const SNAPSHOT_ENTRIES: u64 = 100_000;
 pub const SNAPSHOT_KEEP_ENTRIES: u64 = 20_000;
+/// Bytes of log after which a snapshot is made, however few entries they are; half of them are kept
+/// behind it.
+pub const SNAPSHOT_LOG_BYTES: u64 = 1024 * 1024 * 1024;
 
 // ---- consensus ----
 
 pub const HEARTBEAT_MS: u64 = 100;
 pub const ELECTION_MIN_MS: u64 = 300;
 pub const ELECTION_MAX_MS: u64 = 600;
+/// What `--heartbeat-ms` and `--election-*-ms` allow.
+pub const HEARTBEAT_MS_RANGE: std::ops::RangeInclusive<u64> = 5..=10_000;
+pub const ELECTION_MS_RANGE: std::ops::RangeInclusive<u64> = 10..=60_000;
+/// What `--snapshot-entries` allows.
+pub const SNAPSHOT_ENTRIES_RANGE: std::ops::RangeInclusive<u64> = 10..=100_000_000;
+/// What `--worker-threads` allows.
+pub const WORKER_THREADS: std::ops::RangeInclusive<u64> = 1..=64;
+/// Numbers of nodes.
+pub const NODE_IDS: std::ops::RangeInclusive<u64> = 1..=(i64::MAX as u64);
+/// Members that a cluster begins with.
+pub const INITIAL_MEMBERS: usize = 9;
+
+// ---- client ----
+
+/// How long a client tries to open one connection.
+pub const CLIENT_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a client waits for one node before it sends a repeatable call to another one; doubles
+/// with each round, so that a slow cluster is not asked for the same thing ever more often.
+pub const CLIENT_ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// Deadline of membership changes and of the wait for one message of a backup.
+pub const CLIENT_ADMIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// A repeated call waits for a random time of at most the first, doubled each time up to the second.
+pub const CLIENT_BACKOFF_MIN: Duration = Duration::from_millis(10);
+pub const CLIENT_BACKOFF_MAX: Duration = Duration::from_millis(500);
+/// A connection with calls under way is probed this often and given up when the probe stays
+/// unanswered for so long: together how fast a dead node is noticed.
+pub const CLIENT_PROBE_INTERVAL: Duration = Duration::from_secs(1);
+pub const CLIENT_PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often a client that writes asks the leader whether it still is, and how often at most it asks
+/// every node who leads.
+pub const CLIENT_LEADER_CHECK: Duration = Duration::from_secs(2);
+pub const CLIENT_LEADER_SEARCH: Duration = Duration::from_millis(100);
+/// How long a node that did not answer is asked last.
+pub const CLIENT_SUSPECT: Duration = Duration::from_secs(1);
+/// Nodes that one client knows, and connections that it keeps to each.
+pub const CLIENT_NODES: usize = 64;
+pub const CLIENT_CONNECTIONS: usize = 64;
+/// HTTP/2 windows of a client: bytes under way to it on one stream and on one connection.
+pub const CLIENT_STREAM_WINDOW: u32 = 4 * 1024 * 1024;
+pub const CLIENT_CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+/// Bytes of one frame of the session stream; one call may exceed it alone.
+pub const STREAM_FRAME_BYTES: usize = 256 * 1024;
+/// How long a session stream that moves to another node waits for the answers that are under way.
+pub const STREAM_DRAIN: Duration = Duration::from_secs(1);
+/// A watcher that hears nothing for so long looks for another node.
+pub const WATCH_SILENCE: Duration = Duration::from_secs(30);
+/// A watcher that only finds nodes which are behind what it saw gives up after this time.
+pub const WATCH_BEHIND: Duration = Duration::from_secs(60);
 
 // ---- addresses ----
 
 pub const DEFAULT_BASE_PORT: u16 = 7650;
+/// Distance of the base ports of two nodes on one machine (`quorate dev`).
+pub const DEV_PORT_STEP: u16 = 10;
+/// Where the command line looks for a cluster: the three nodes of `quorate dev`.
+pub const DEFAULT_ENDPOINTS: &str = "127.0.0.1:7650,127.0.0.1:7660,127.0.0.1:7670";
+
+// ---- command line ----
+
+/// How long the nodes of `quorate dev` may take to stop before they are killed.
+pub const DEV_STOP: Duration = Duration::from_secs(10);
+/// Registrations that `service import` has under way at once.
+pub const IMPORT_IN_FLIGHT: usize = 16;
 
 const _: () = {
     assert!(COMMAND_BYTES < PEER_MESSAGE_BYTES, "a command fits one peer message");
     assert!(BATCH_BYTES + COMMAND_BYTES < WAL_FRAME_BYTES, "a batch fits one log frame");
-    assert!((WAL_FRAME_BYTES as u64) <= WAL_SEGMENT_BYTES, "a frame fits one segment");
+    assert!((WAL_FRAME_BYTES as u64) * 2 <= WAL_SEGMENT_BYTES, "a frame fits one segment");
+    assert!(WAL_QUEUE_BYTES >= WAL_FRAME_BYTES, "a frame fits the queue");
     assert!(PEER_MESSAGE_BYTES > LOG_READ_BYTES + BATCH_BYTES + COMMAND_BYTES);
     assert!(SNAPSHOT_KEEP_ENTRIES < SNAPSHOT_ENTRIES);
+    assert!(CHECKPOINT_WAKE_CHANGES < CHECKPOINT_QUEUE_CHANGES);
+    assert!(SNAPSHOTS_KEPT >= 2, "a damaged snapshot leaves one to fall back to");
     assert!(ELECTION_MIN_MS >= 2 * HEARTBEAT_MS && ELECTION_MAX_MS > ELECTION_MIN_MS);
     assert!(DISK_OK_BYTES > DISK_LOW_BYTES);
+    assert!(
+        WATCH_QUEUE >= 2 * BATCH_COMMANDS,
+        "an entry cuts nobody off who had read the last one"
+    );
+    assert!(WATCH_RING_EVENTS >= WATCH_QUEUE, "who is cut off may resume from the ring");
+    assert!(WATCH_MESSAGE_BYTES < CLIENT_MESSAGE_BYTES);
     assert!(METADATA_TOTAL_BYTES < COMMAND_BYTES);
+    assert!(
+        2 * (METADATA_TOTAL_BYTES + 16 * METADATA_PAIRS)
+            + ENDPOINTS * (NAME_BYTES + HOST_BYTES + 32)
+            + 6 * (NAME_BYTES + TEXT_BYTES)
+            < RECORD_WIRE_BYTES
+    );
+    assert!(
+        CLIENT_ANSWER_BYTES > 2 * RECORD_WIRE_BYTES && CLIENT_ANSWER_BYTES > CLIENT_MESSAGE_BYTES
+    );
+    assert!(RECORD_WIRE_BYTES < WATCH_MESSAGE_BYTES);
+    assert!(SHUTDOWN_CALLS.as_millis() < SHUTDOWN.as_millis());
+    assert!(DEV_STOP.as_millis() > 2 * SHUTDOWN.as_millis(), "dev lets its nodes stop in order");
+    assert!(STREAM_FRAME_BYTES < CLIENT_MESSAGE_BYTES, "a frame of the stream fits one message");
+    assert!(STREAM_CALLS_IN_FLIGHT <= 1 << 16, "a call under way has a slot of 16 bits");
+    assert!(WATCH_SILENCE.as_millis() > 2 * WATCH_BOOKMARK_INTERVAL.as_millis());
+    assert!(CLIENT_CONNECT_TIMEOUT.as_millis() < CLIENT_ATTEMPT_TIMEOUT.as_millis());
 };

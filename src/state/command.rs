@@ -1,10 +1,18 @@
 //! What can be asked of the state, and what it answers: commands, replies, refusals and the entry
 //! that carries commands through the log. Bytes of commands outlive a release: variants are only
-//! ever added at the end, and `testdata` holds encoded samples of each.
+//! ever added at the end, and the tests hold encoded samples of each.
+//!
+//! Bytes of a command: [`COMMAND_VERSION`] as one byte, then the fields by bincode 1.3 with
+//! fixed-width little-endian integers and nothing after them.
 
+use bincode::Options;
 use serde::{Deserialize, Serialize};
 
-use super::table::{Admin, Endpoint, Health, Instance};
+use super::table::{Admin, Corrupt, Endpoint, Health, Instance, coding};
+use crate::limits;
+
+/// The first byte of every command.
+pub const COMMAND_VERSION: u8 = 1;
 
 /// The exactly-once id of a write (Ongaro, Raft dissertation, 6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,21 +34,42 @@ pub struct Command {
 /// What a command does. Text limits are checked by [`Command::check`] before it is proposed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
-    OpenSession { ttl_ms: u64, client: String },
-    CloseSession { session: u64 },
+    OpenSession {
+        ttl_ms: u64,
+        client: String,
+    },
+    CloseSession {
+        session: u64,
+    },
     /// From the leader's keeper only. Refused unless the entry's term is `term`, so that an expiry
     /// decided under one leadership cannot take effect under a later one.
-    ExpireSessions { term: u64, sessions: Vec<u64> },
-    /// From the leader's keeper only: deregisters those of the named instances that have been
-    /// critical without a session for longer than their service's `deregister_after_ms`.
-    Reap { instances: Vec<InstanceName> },
+    ExpireSessions {
+        term: u64,
+        sessions: Vec<u64>,
+    },
+    /// From the leader's keeper only: deregisters those of the named instances whose session expired
+    /// at least their service's `deregister_after_ms` ago and that nobody has registered since.
+    Reap {
+        instances: Vec<InstanceName>,
+    },
     Register(Box<Registration>),
-    Deregister { name: InstanceName, expected_mod_revision: Option<u64> },
+    Deregister {
+        name: InstanceName,
+        expected_mod_revision: Option<u64>,
+    },
     UpdateInstance(Box<InstancePatch>),
     PutService(Box<ServiceSettings>),
-    DeleteService { namespace: String, name: String },
-    PutNamespace { name: String, description: String },
-    DeleteNamespace { name: String },
+    DeleteService {
+        namespace: String,
+        name: String,
+    },
+    PutNamespace {
+        name: String,
+        description: String,
+    },
+    DeleteNamespace {
+        name: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -112,18 +141,47 @@ pub enum Reply {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Refusal {
     /// A field is out of its limits.
-    Invalid { field: String, value: String, allowed: String },
-    NotFound { kind: Kind, name: String },
-    SessionExpired { session: u64 },
-    SequenceForgotten { sequence: u64, lowest: u64 },
-    TooManyInFlight { limit: u64 },
-    CompareFailed { expected: u64, current: u64 },
+    Invalid {
+        field: String,
+        value: String,
+        allowed: String,
+    },
+    NotFound {
+        kind: Kind,
+        name: String,
+    },
+    SessionExpired {
+        session: u64,
+    },
+    SequenceForgotten {
+        sequence: u64,
+        lowest: u64,
+    },
+    TooManyInFlight {
+        limit: u64,
+    },
+    CompareFailed {
+        expected: u64,
+        current: u64,
+    },
     /// An instance belongs to another live session.
-    OwnedByAnother { owner: u64 },
-    LimitReached { limit: String, allowed: u64 },
-    InUse { kind: Kind, name: String, by: String },
+    OwnedByAnother {
+        owner: u64,
+    },
+    LimitReached {
+        limit: String,
+        allowed: u64,
+    },
+    InUse {
+        kind: Kind,
+        name: String,
+        by: String,
+    },
     /// An expiry of an earlier leadership.
-    StaleTerm { proposed: u64, current: u64 },
+    StaleTerm {
+        proposed: u64,
+        current: u64,
+    },
     /// The bytes of the command are not of this release.
     Undecodable,
 }
@@ -155,4 +213,277 @@ pub struct Outcome {
     /// True when this is the stored answer of an earlier command with the same [`RequestId`].
     pub duplicate: bool,
     pub result: Result<Reply, Refusal>,
+}
+
+impl Command {
+    /// The bytes for the log, or a refusal when there are too many of them.
+    pub fn encode(&self) -> Result<Vec<u8>, Refusal> {
+        let mut out = Vec::with_capacity(256);
+        out.push(COMMAND_VERSION);
+        coding(limits::COMMAND_BYTES - 1).serialize_into(&mut out, self).map_err(|_| {
+            invalid(
+                "command",
+                "(too long)",
+                format!("at most {} bytes when encoded", limits::COMMAND_BYTES),
+            )
+        })?;
+        Ok(out)
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Command, Corrupt> {
+        match bytes.split_first() {
+            Some((&COMMAND_VERSION, rest)) => coding(limits::COMMAND_BYTES - 1)
+                .deserialize(rest)
+                .map_err(|e| Corrupt::new(format!("a command: {e}"))),
+            Some((version, _)) => Err(Corrupt::new(format!(
+                "a command of version {version}; this release reads {COMMAND_VERSION}"
+            ))),
+            None => Err(Corrupt::new("a command of no bytes")),
+        }
+    }
+
+    /// Refuses what is out of its limits whatever the state holds. Called once, before a command is
+    /// proposed: the state itself takes what the log says, so that nodes of two releases with
+    /// different limits never disagree over an entry.
+    pub fn check(&self) -> Result<(), Refusal> {
+        if let Some(request) = &self.request {
+            check_request(request)?;
+        }
+        match &self.op {
+            Op::OpenSession { ttl_ms, client } => {
+                check_range("ttl_ms", *ttl_ms, &limits::SESSION_TTL_MS)?;
+                check_text("client", client, limits::TEXT_BYTES)
+            }
+            Op::CloseSession { session: _ } | Op::ExpireSessions { term: _, sessions: _ } => Ok(()),
+            Op::Reap { instances } => instances
+                .iter()
+                .enumerate()
+                .try_for_each(|(i, name)| check_instance_name(&format!("instances[{i}]."), name)),
+            Op::Register(registration) => registration.check(),
+            Op::Deregister { name, expected_mod_revision: _ } => check_instance_name("", name),
+            Op::UpdateInstance(patch) => patch.check(),
+            Op::PutService(settings) => settings.check(),
+            Op::DeleteService { namespace, name } => {
+                check_name("", "namespace", namespace)?;
+                check_name("", "name", name)
+            }
+            Op::PutNamespace { name, description } => {
+                check_name("", "name", name)?;
+                check_text("description", description, limits::TEXT_BYTES)
+            }
+            Op::DeleteNamespace { name } => {
+                check_name("", "name", name)?;
+                check_deletable(name)
+            }
+        }
+    }
+}
+
+impl Registration {
+    fn check(&self) -> Result<(), Refusal> {
+        check_instance_name("instance.", &self.name)?;
+        if self.endpoints.is_empty() || self.endpoints.len() > limits::ENDPOINTS {
+            return Err(invalid(
+                "instance.endpoints",
+                format!("{} endpoints", self.endpoints.len()),
+                format!("1..={} endpoints", limits::ENDPOINTS),
+            ));
+        }
+        for (i, endpoint) in self.endpoints.iter().enumerate() {
+            endpoint.check(i)?;
+            if self.endpoints[..i].iter().any(|other| other.name == endpoint.name) {
+                return Err(invalid(
+                    format!("instance.endpoints[{i}].name"),
+                    &*endpoint.name,
+                    "a name that no other endpoint of the instance has",
+                ));
+            }
+        }
+        check_weight("instance.weight", self.weight)?;
+        check_text("instance.zone", &self.zone, limits::ZONE_BYTES)?;
+        check_pairs("instance.metadata", &self.metadata)?;
+        check_text("instance.reason", &self.reason, limits::TEXT_BYTES)?;
+        check_text("instance.hash_key", &self.hash_key, limits::NAME_BYTES)
+    }
+}
+
+impl Endpoint {
+    fn check(&self, i: usize) -> Result<(), Refusal> {
+        check_text(&format!("instance.endpoints[{i}].name"), &self.name, limits::NAME_BYTES)?;
+        let host_byte = |b: u8| b.is_ascii_alphanumeric() || b"._:%-".contains(&b);
+        if self.host.is_empty()
+            || self.host.len() > limits::HOST_BYTES
+            || !self.host.bytes().all(host_byte)
+        {
+            return Err(invalid(
+                format!("instance.endpoints[{i}].host"),
+                &*self.host,
+                format!(
+                    "a host name or an IP address without port: 1..={} bytes of [A-Za-z0-9._:%-]",
+                    limits::HOST_BYTES
+                ),
+            ));
+        }
+        if self.port == 0 {
+            return Err(invalid(format!("instance.endpoints[{i}].port"), "0", "1..=65535"));
+        }
+        Ok(())
+    }
+}
+
+impl InstancePatch {
+    fn check(&self) -> Result<(), Refusal> {
+        check_instance_name("", &self.name)?;
+        if let Some(weight) = self.weight {
+            check_weight("weight", weight)?;
+        }
+        check_text("reason", &self.reason, limits::TEXT_BYTES)?;
+        self.metadata.as_deref().map_or(Ok(()), |metadata| check_pairs("metadata", metadata))
+    }
+}
+
+impl ServiceSettings {
+    fn check(&self) -> Result<(), Refusal> {
+        check_name("service.", "namespace", &self.namespace)?;
+        check_name("service.", "name", &self.name)?;
+        check_range(
+            "service.protect_threshold_percent",
+            u64::from(self.protect_threshold_percent),
+            &(0..=100),
+        )?;
+        check_range(
+            "service.deregister_after_ms",
+            self.deregister_after_ms,
+            &limits::DEREGISTER_AFTER_MS,
+        )?;
+        check_text("service.policy", &self.policy, limits::POLICY_BYTES)?;
+        check_pairs("service.policy_parameters", &self.policy_parameters)?;
+        check_pairs("service.metadata", &self.metadata)
+    }
+}
+
+/// Bytes of a refused value that its refusal repeats: it is stored for exactly-once and no place for
+/// a megabyte of input.
+const SHOWN_BYTES: usize = 64;
+
+fn invalid(
+    field: impl Into<String>,
+    value: impl Into<String>,
+    allowed: impl Into<String>,
+) -> Refusal {
+    let mut value = value.into();
+    if value.len() > SHOWN_BYTES {
+        let cut = (0..=SHOWN_BYTES).rev().find(|i| value.is_char_boundary(*i)).unwrap_or(0);
+        value.truncate(cut);
+        value.push('…');
+    }
+    Refusal::Invalid { field: field.into(), value, allowed: allowed.into() }
+}
+
+/// Also asked by the state, which must not keep the answer to sequence 0 or to one that the client
+/// itself calls acknowledged.
+pub(super) fn check_request(request: &RequestId) -> Result<(), Refusal> {
+    if request.sequence == 0 {
+        return Err(invalid("request_id.sequence", "0", "from 1"));
+    }
+    if request.lowest_unacknowledged > request.sequence {
+        return Err(invalid(
+            "request_id.lowest_unacknowledged",
+            request.lowest_unacknowledged.to_string(),
+            format!("at most the sequence, {}", request.sequence),
+        ));
+    }
+    Ok(())
+}
+
+/// Also asked by the state, which must not lose the namespace that always exists.
+pub(super) fn check_deletable(namespace: &str) -> Result<(), Refusal> {
+    if namespace == limits::DEFAULT_NAMESPACE {
+        let allowed = format!("any namespace but {:?}", limits::DEFAULT_NAMESPACE);
+        return Err(invalid("name", namespace, allowed));
+    }
+    Ok(())
+}
+
+pub(crate) fn check_instance_name(prefix: &str, name: &InstanceName) -> Result<(), Refusal> {
+    check_name(prefix, "namespace", &name.namespace)?;
+    check_name(prefix, "service", &name.service)?;
+    check_name(prefix, "id", &name.id)
+}
+
+pub(crate) fn check_name(prefix: &str, field: &str, name: &str) -> Result<(), Refusal> {
+    let name_byte = |b: u8| b.is_ascii_alphanumeric() || b"._:/-".contains(&b);
+    let begins = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    if begins && name.len() <= limits::NAME_BYTES && name.bytes().all(name_byte) {
+        return Ok(());
+    }
+    Err(invalid(
+        format!("{prefix}{field}"),
+        name,
+        format!(
+            "1..={} bytes of [A-Za-z0-9._:/-], starting with a letter or digit",
+            limits::NAME_BYTES
+        ),
+    ))
+}
+
+pub(crate) fn check_text(field: &str, text: &str, bytes: usize) -> Result<(), Refusal> {
+    if text.len() > bytes {
+        return Err(invalid(field, text, format!("at most {bytes} bytes")));
+    }
+    Ok(())
+}
+
+fn check_weight(field: &str, weight: u32) -> Result<(), Refusal> {
+    check_range(field, u64::from(weight), &(0..=u64::from(limits::WEIGHT)))
+}
+
+pub(crate) fn check_range(
+    field: &str,
+    value: u64,
+    allowed: &std::ops::RangeInclusive<u64>,
+) -> Result<(), Refusal> {
+    if !allowed.contains(&value) {
+        return Err(invalid(field, value.to_string(), format!("{allowed:?}")));
+    }
+    Ok(())
+}
+
+pub(crate) fn check_pairs(field: &str, pairs: &[(String, String)]) -> Result<(), Refusal> {
+    if pairs.len() > limits::METADATA_PAIRS {
+        return Err(invalid(
+            field,
+            format!("{} pairs", pairs.len()),
+            format!("at most {} pairs", limits::METADATA_PAIRS),
+        ));
+    }
+    let mut total = 0;
+    for (i, (key, value)) in pairs.iter().enumerate() {
+        if key.is_empty() || key.len() > limits::METADATA_KEY_BYTES {
+            return Err(invalid(
+                format!("{field} key"),
+                &**key,
+                format!("1..={} bytes", limits::METADATA_KEY_BYTES),
+            ));
+        }
+        if value.len() > limits::METADATA_VALUE_BYTES {
+            return Err(invalid(
+                format!("{field}[{key:?}]"),
+                &**value,
+                format!("at most {} bytes", limits::METADATA_VALUE_BYTES),
+            ));
+        }
+        if i > 0 && pairs[i - 1].0 >= *key {
+            return Err(invalid(format!("{field} key"), &**key, "keys in order, each once"));
+        }
+        total += key.len() + value.len();
+    }
+    if total > limits::METADATA_TOTAL_BYTES {
+        return Err(invalid(
+            field,
+            format!("{total} bytes"),
+            format!("at most {} bytes of keys and values", limits::METADATA_TOTAL_BYTES),
+        ));
+    }
+    Ok(())
 }

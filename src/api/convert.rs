@@ -1,0 +1,392 @@
+//! Between the public API's messages and the state's types, by value: no text is copied on its way
+//! in. Every match is exhaustive, so that a new field or variant cannot be forgotten here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message as _;
+
+use crate::error::Error;
+use crate::limits;
+use crate::proto::v1;
+use crate::state::{
+    self, Change, InstanceName, InstancePatch, Key, Record, Registration, RequestId,
+    ServiceSettings, ServiceView,
+};
+use crate::watch;
+
+// ---- from the wire ----
+
+/// An empty namespace is the default one.
+pub fn namespace(namespace: String) -> String {
+    if namespace.is_empty() { limits::DEFAULT_NAMESPACE.to_owned() } else { namespace }
+}
+
+pub fn instance_name(namespace: String, service: String, id: String) -> InstanceName {
+    InstanceName { namespace: self::namespace(namespace), service, id }
+}
+
+/// Session 0 means that the write carries no id.
+pub fn request_id(id: Option<v1::RequestId>) -> Option<RequestId> {
+    let v1::RequestId { session, sequence, lowest_unacknowledged } = id?;
+    (session != 0).then_some(RequestId { session, sequence, lowest_unacknowledged })
+}
+
+pub fn consistency(value: i32) -> Result<v1::Consistency, Error> {
+    match v1::Consistency::try_from(value) {
+        Ok(v1::Consistency::Unspecified | v1::Consistency::Linearizable) => {
+            Ok(v1::Consistency::Linearizable)
+        }
+        Ok(v1::Consistency::Stale) => Ok(v1::Consistency::Stale),
+        Err(_) => Err(unknown("consistency", value, "CONSISTENCY_LINEARIZABLE, CONSISTENCY_STALE")),
+    }
+}
+
+/// None = unspecified.
+fn health(field: &str, value: i32) -> Result<Option<state::Health>, Error> {
+    match v1::Health::try_from(value) {
+        Ok(v1::Health::Unspecified) => Ok(None),
+        Ok(v1::Health::Passing) => Ok(Some(state::Health::Passing)),
+        Ok(v1::Health::Warning) => Ok(Some(state::Health::Warning)),
+        Ok(v1::Health::Critical) => Ok(Some(state::Health::Critical)),
+        Err(_) => Err(unknown(field, value, "HEALTH_PASSING, HEALTH_WARNING, HEALTH_CRITICAL")),
+    }
+}
+
+/// None = unspecified.
+fn admin(field: &str, value: i32) -> Result<Option<state::Admin>, Error> {
+    match v1::Admin::try_from(value) {
+        Ok(v1::Admin::Unspecified) => Ok(None),
+        Ok(v1::Admin::Enabled) => Ok(Some(state::Admin::Enabled)),
+        Ok(v1::Admin::Draining) => Ok(Some(state::Admin::Draining)),
+        Ok(v1::Admin::Disabled) => Ok(Some(state::Admin::Disabled)),
+        Err(_) => Err(unknown(field, value, "ADMIN_ENABLED, ADMIN_DRAINING, ADMIN_DISABLED")),
+    }
+}
+
+fn unknown(field: &str, value: i32, allowed: &str) -> Error {
+    Error::invalid(field, value.to_string(), allowed)
+}
+
+/// Sorted by key, each key once, as the state wants it: the order of the map.
+pub fn pairs(map: BTreeMap<String, String>) -> Vec<(String, String)> {
+    map.into_iter().collect()
+}
+
+/// 0 = no expectation.
+pub fn expected(mod_revision: u64) -> Option<u64> {
+    (mod_revision != 0).then_some(mod_revision)
+}
+
+pub fn page(limit: u32) -> Result<usize, Error> {
+    match limit as usize {
+        0 => Ok(limits::DEFAULT_PAGE),
+        limit @ 1..=limits::PAGE => Ok(limit),
+        limit => Err(Error::invalid("limit", limit.to_string(), format!("1..={}", limits::PAGE))),
+    }
+}
+
+pub fn registration(instance: Option<v1::Instance>) -> Result<Registration, Error> {
+    let v1::Instance {
+        namespace,
+        service,
+        id,
+        endpoints,
+        weight,
+        zone,
+        metadata,
+        health,
+        admin,
+        reason,
+        hash_key,
+        session,
+        // Output only.
+        create_revision: _,
+        mod_revision: _,
+        created_at_ms: _,
+        modified_at_ms: _,
+        critical_since_ms: _,
+    } = instance.ok_or_else(|| Error::invalid("instance", "", "an instance"))?;
+    Ok(Registration {
+        name: instance_name(namespace, service, id),
+        endpoints: endpoints
+            .into_iter()
+            .enumerate()
+            .map(endpoint)
+            .collect::<Result<Vec<state::Endpoint>, Error>>()?,
+        weight: weight.unwrap_or(limits::DEFAULT_WEIGHT),
+        zone,
+        metadata: pairs(metadata),
+        health: self::health("instance.health", health)?.unwrap_or(state::Health::Passing),
+        admin: self::admin("instance.admin", admin)?.unwrap_or(state::Admin::Enabled),
+        reason,
+        hash_key,
+        session: (session != 0).then_some(session),
+    })
+}
+
+fn endpoint((i, endpoint): (usize, v1::Endpoint)) -> Result<state::Endpoint, Error> {
+    let v1::Endpoint { name, host, port } = endpoint;
+    let port = u16::try_from(port).map_err(|_| {
+        Error::invalid(format!("instance.endpoints[{i}].port"), port.to_string(), "1..=65535")
+    })?;
+    Ok(state::Endpoint { name, host, port })
+}
+
+/// The change that a request asks for, and its id.
+pub fn patch(
+    request: v1::UpdateInstanceRequest,
+) -> Result<(InstancePatch, Option<v1::RequestId>), Error> {
+    let v1::UpdateInstanceRequest {
+        namespace,
+        service,
+        id,
+        weight,
+        admin,
+        health,
+        reason,
+        metadata,
+        replace_metadata,
+        expected_mod_revision,
+        request_id,
+    } = request;
+    if !replace_metadata && !metadata.is_empty() {
+        // Ignoring them would look like success.
+        let value = format!("{} pairs", metadata.len());
+        return Err(Error::invalid("metadata", value, "none unless replace_metadata is true"));
+    }
+    let patch = InstancePatch {
+        name: instance_name(namespace, service, id),
+        weight,
+        admin: self::admin("admin", admin)?,
+        health: self::health("health", health)?,
+        reason,
+        metadata: replace_metadata.then(|| pairs(metadata)),
+        expected_mod_revision: expected(expected_mod_revision),
+    };
+    Ok((patch, request_id))
+}
+
+pub fn settings(
+    service: Option<v1::Service>,
+    expected_mod_revision: u64,
+) -> Result<ServiceSettings, Error> {
+    let v1::Service {
+        namespace,
+        name,
+        protect_threshold_percent,
+        deregister_after_ms,
+        policy,
+        policy_parameters,
+        metadata,
+        // Output only.
+        create_revision: _,
+        mod_revision: _,
+        instances: _,
+        healthy_instances: _,
+    } = service.ok_or_else(|| Error::invalid("service", "", "a service"))?;
+    Ok(ServiceSettings {
+        namespace: self::namespace(namespace),
+        name,
+        protect_threshold_percent,
+        deregister_after_ms: deregister_after_ms.unwrap_or(limits::DEFAULT_DEREGISTER_AFTER_MS),
+        policy,
+        policy_parameters: pairs(policy_parameters),
+        metadata: pairs(metadata),
+        expected_mod_revision: expected(expected_mod_revision),
+    })
+}
+
+/// A namespace's or a service's range, its names checked.
+pub fn range(namespace: String, service: String) -> Result<watch::Range, Error> {
+    let namespace = self::namespace(namespace);
+    state::check_name("", "namespace", &namespace)?;
+    if service.is_empty() {
+        return Ok(watch::Range::Namespace { namespace });
+    }
+    state::check_name("", "service", &service)?;
+    Ok(watch::Range::Service { namespace, service })
+}
+
+// ---- to the wire ----
+
+fn map(pairs: &[(String, String)]) -> BTreeMap<String, String> {
+    pairs.iter().cloned().collect()
+}
+
+pub fn instance(instance: &state::Instance) -> v1::Instance {
+    let state::Instance {
+        namespace,
+        service,
+        id,
+        endpoints,
+        weight,
+        zone,
+        metadata,
+        health,
+        admin,
+        reason,
+        hash_key,
+        session,
+        // Told by health, reason and `critical_since_ms`.
+        orphaned_at_ms: _,
+        critical_since_ms,
+        create_revision,
+        mod_revision,
+        created_at_ms,
+        modified_at_ms,
+    } = instance;
+    let endpoint = |endpoint: &state::Endpoint| v1::Endpoint {
+        name: endpoint.name.clone(),
+        host: endpoint.host.clone(),
+        port: u32::from(endpoint.port),
+    };
+    let health = match health {
+        state::Health::Passing => v1::Health::Passing,
+        state::Health::Warning => v1::Health::Warning,
+        state::Health::Critical => v1::Health::Critical,
+    };
+    let admin = match admin {
+        state::Admin::Enabled => v1::Admin::Enabled,
+        state::Admin::Draining => v1::Admin::Draining,
+        state::Admin::Disabled => v1::Admin::Disabled,
+    };
+    v1::Instance {
+        namespace: namespace.to_string(),
+        service: service.to_string(),
+        id: id.to_string(),
+        endpoints: endpoints.iter().map(endpoint).collect(),
+        weight: Some(*weight),
+        zone: zone.to_string(),
+        metadata: map(metadata),
+        health: health.into(),
+        admin: admin.into(),
+        reason: reason.to_string(),
+        hash_key: hash_key.to_string(),
+        session: session.unwrap_or(0),
+        create_revision: *create_revision,
+        mod_revision: *mod_revision,
+        created_at_ms: *created_at_ms,
+        modified_at_ms: *modified_at_ms,
+        critical_since_ms: critical_since_ms.unwrap_or(0),
+    }
+}
+
+pub fn service(view: &ServiceView) -> v1::Service {
+    let ServiceView { settings, instances, healthy } = view;
+    v1::Service { instances: *instances, healthy_instances: *healthy, ..service_record(settings) }
+}
+
+/// The settings alone: how many instances there are is not part of the record.
+fn service_record(service: &state::Service) -> v1::Service {
+    let state::Service {
+        namespace,
+        name,
+        protect_threshold_percent,
+        deregister_after_ms,
+        policy,
+        policy_parameters,
+        metadata,
+        create_revision,
+        mod_revision,
+    } = service;
+    v1::Service {
+        namespace: namespace.to_string(),
+        name: name.to_string(),
+        protect_threshold_percent: *protect_threshold_percent,
+        deregister_after_ms: Some(*deregister_after_ms),
+        policy: policy.clone(),
+        policy_parameters: map(policy_parameters),
+        metadata: map(metadata),
+        create_revision: *create_revision,
+        mod_revision: *mod_revision,
+        instances: 0,
+        healthy_instances: 0,
+    }
+}
+
+pub fn namespace_record(namespace: &Arc<state::Namespace>) -> v1::Namespace {
+    let state::Namespace { name, description, create_revision, mod_revision } = &**namespace;
+    v1::Namespace {
+        name: name.to_string(),
+        description: description.clone(),
+        create_revision: *create_revision,
+        mod_revision: *mod_revision,
+    }
+}
+
+pub fn session(session: &state::Session, instances: usize) -> v1::Session {
+    let state::Session { id, ttl_ms, client, opened_at_ms } = session;
+    v1::Session {
+        id: *id,
+        ttl_ms: *ttl_ms,
+        client: client.clone(),
+        opened_at_ms: *opened_at_ms,
+        instances: instances as u64,
+    }
+}
+
+pub fn watch_response(message: &watch::Message) -> v1::WatchResponse {
+    let (snapshot, more, bookmark) = match message.kind {
+        watch::Kind::Snapshot { more } => (true, more, false),
+        watch::Kind::Changes => (false, false, false),
+        watch::Kind::Bookmark => (false, false, true),
+    };
+    v1::WatchResponse {
+        revision: message.revision,
+        snapshot,
+        more,
+        bookmark,
+        events: message.events.iter().map(watch_event).collect(),
+    }
+}
+
+/// The message as bytes, made once for all who get it.
+pub fn watch_bytes(message: &watch::Message) -> Bytes {
+    message.encoded(|message| watch_response(message).encode_to_vec().into())
+}
+
+fn watch_event(change: &Change) -> v1::WatchEvent {
+    use v1::watch_event::Record as Event;
+    let (record, deleted) = match (&change.record, &change.key) {
+        (Some(Record::Instance(record)), _) => (Event::Instance(instance(record)), false),
+        (Some(Record::Service(record)), _) => (Event::Service(service_record(record)), false),
+        (None, Key::Instance { namespace, service, id }) => {
+            let names = v1::Instance {
+                namespace: namespace.to_string(),
+                service: service.to_string(),
+                id: id.to_string(),
+                ..v1::Instance::default()
+            };
+            (Event::Instance(names), true)
+        }
+        (None, Key::Service { namespace, name }) => {
+            let names = v1::Service {
+                namespace: namespace.to_string(),
+                name: name.to_string(),
+                ..v1::Service::default()
+            };
+            (Event::Service(names), true)
+        }
+        (
+            Some(Record::Meta(_) | Record::Namespace(_) | Record::Session(_) | Record::Reply(_)),
+            _,
+        )
+        | (None, Key::Meta | Key::Namespace { .. } | Key::Session { .. } | Key::Reply { .. }) => {
+            unreachable!("the hub passes services and instances only, not {:?}", change.key)
+        }
+    };
+    v1::WatchEvent { record: Some(record), deleted }
+}
+
+/// What a unary call would have answered as its status.
+pub fn stream_error(error: &Error) -> v1::StreamError {
+    let (code, reason, metadata) = error.to_wire();
+    v1::StreamError {
+        code: code.into(),
+        message: error.to_string(),
+        reason: reason.into(),
+        metadata: metadata.into_iter().collect(),
+    }
+}

@@ -1,0 +1,370 @@
+//! Puts a node together from its configuration: data directory, log, image and snapshots, peers. The
+//! only place, beside the listeners, where production's files, threads and clocks are named.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::{Clock, SystemClock};
+use crate::limits::{DIGEST_ENTRIES, WAL_SEGMENT_BYTES};
+use crate::node::{self, Node, Parts, Storage};
+use crate::options::{Config, Durability};
+use crate::raft::log::Log;
+use crate::raft::machine::{Replica, Silent, StoreCheckpoints, raft_meta};
+use crate::raft::network::PeerError;
+use crate::raft::transport::{GrpcPeers, Identity, hello};
+use crate::raft::types::{Member, StoredMembership};
+use crate::runtime::{self, Instant};
+use crate::store::checkpoint::{self, Settings};
+use crate::store::data_dir::{self, DataDir};
+use crate::store::disk::{Disk, File, RealDisk};
+use crate::store::driver::{CheckpointThread, Handle, Pace};
+use crate::store::recovery::Recovery;
+use crate::store::sled_store::SledStore;
+use crate::store::wal::{OpenError, Recovered, Wal, WalCore, WalOptions};
+use crate::watch::Hub;
+
+/// How long a joining node looks for the member that it was told to join.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("data directory: {0}")]
+    DataDir(#[from] data_dir::Error),
+    #[error("the log: {0}")]
+    Log(#[from] OpenError),
+    #[error("the state on disk: {0}")]
+    State(#[from] checkpoint::Error),
+    /// The log does not go on where image and snapshots end.
+    #[error("the log: {0}")]
+    Gap(String),
+    #[error("{what}: {source}")]
+    Io { what: String, source: io::Error },
+    /// The cluster knows this node by another data directory.
+    #[error(
+        "node {id} is known to the cluster with another data directory than {path}; a wiped node \
+         must be removed (member remove {id}) and added again under a new id"
+    )]
+    Wiped { id: u64, path: String },
+    #[error("--join {address}: {why}")]
+    Join { address: String, why: String },
+    #[error("consensus did not start: {0}")]
+    Consensus(crate::error::Error),
+}
+
+impl Error {
+    /// 3 = the data directory is refused, 4 = the log is damaged.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::DataDir(_) | Error::Wiped { .. } => 3,
+            Error::Log(_) | Error::Gap(_) => 4,
+            Error::State(_) | Error::Io { .. } | Error::Join { .. } | Error::Consensus(_) => 1,
+        }
+    }
+}
+
+/// A running node and what must be stopped after it.
+#[derive(Debug)]
+pub struct Assembly {
+    pub node: Node,
+    pub identity: Arc<Identity>,
+    /// Whether the node had a log before this start.
+    pub initialized: bool,
+    wal: Wal,
+    checkpoints: CheckpointThread,
+    /// Keeps the data directory locked.
+    _dir: DataDir,
+}
+
+impl Assembly {
+    /// Stops the node: hands leadership over, writes the image, closes the log.
+    pub async fn stop(self) {
+        self.node.shutdown().await;
+        runtime::blocking(move || {
+            if let Err(error) = self.checkpoints.shutdown() {
+                tracing::warn!(%error, "the last checkpoint failed; the log has everything");
+            }
+            self.wal.shutdown();
+        })
+        .await;
+    }
+}
+
+/// Opens everything, recovers the state and starts the node.
+pub async fn assemble(config: &Config) -> Result<Assembly, Error> {
+    let clock = SystemClock;
+    let cluster_id = match &config.cluster_id {
+        Some(cluster_id) => cluster_id.clone(),
+        None => cluster_to_join(config).await?,
+    };
+    let mut dir = DataDir::open(&config.data_dir, &cluster_id, config.id, clock.wall_ms())?;
+    let book = Arc::new(dir.peers()?);
+
+    let log_disk = open_disk(config, "the log's directory", &dir.log())?;
+    let snapshots = open_disk(config, "the snapshots' directory", &dir.snapshots())?;
+    let options = WalOptions {
+        segment_bytes: WAL_SEGMENT_BYTES,
+        create: dir.is_new(),
+        log_id: rand::random(),
+    };
+    let (core, recovered) = WalCore::open(log_disk, options)?;
+    dir.seal()?;
+    if let Some(cut) = &recovered.cut {
+        tracing::warn!(?cut, "a torn tail of the log was removed: writes never acknowledged");
+    }
+
+    let settings = Settings { cluster_id: cluster_id.clone(), digest_every: DIGEST_ENTRIES };
+    let started = Instant::now();
+    let (checkpoints, recovery) = CheckpointThread::spawn(
+        settings,
+        Pace::default(),
+        Box::new(SledStore::new(dir.path())),
+        snapshots.clone(),
+        Arc::new(move || started.elapsed()),
+        Box::new(|error| {
+            // The next start sets the image aside and rebuilds it from snapshot and log.
+            tracing::error!(%error, "the image failed; the process ends");
+            std::process::abort();
+        }),
+    )?;
+    for sentence in &recovery.report {
+        tracing::warn!("{sentence}");
+    }
+    let first = recovered.first.or(recovered.purged.as_ref().map(|(index, _)| index + 1));
+    recovery.covers(first).map_err(Error::Gap)?;
+    refuse_rolled_back(&recovery, &recovered)?;
+    tracing::info!(origin = ?recovery.origin, took = ?started.elapsed(), "state recovered");
+
+    let wal = Wal::spawn(
+        core,
+        Box::new(|error| {
+            // Nobody knows what the disk holds now: a restart finds out. Never retry an fsync.
+            tracing::error!(%error, "the log could not be written; the process ends");
+            std::process::abort();
+        }),
+    );
+    let handle = checkpoints.handle();
+    let on_synced = {
+        let handle = handle.clone();
+        Arc::new(move |index| handle.set_synced(index))
+    };
+    let io = |what: &str| {
+        let what = what.to_owned();
+        move |source| Error::Io { what, source }
+    };
+    let log = Log::new(Arc::new(wal.clone()), &recovered, on_synced).map_err(io("the log"))?;
+    let initialized = log.is_initialized();
+
+    let (last, membership) = match &recovery.point {
+        Some(point) => {
+            let meta = raft_meta(point).map_err(io("the state's membership"))?;
+            (meta.last_log_id, meta.last_membership)
+        }
+        None => (None, StoredMembership::default()),
+    };
+    let hub = Hub::new(recovery.state.revision());
+    let replica = Replica::new(recovery.state, hub, last, membership);
+
+    let identity = Arc::new(Identity {
+        cluster_id: cluster_id.clone(),
+        node_id: config.id,
+        store_id: dir.store_id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        book,
+    });
+    refuse_wiped(config, &identity).await?;
+
+    let joins = config.join.is_some();
+    let initial: BTreeMap<u64, Member> = config
+        .initial_members
+        .iter()
+        .filter(|_| !joins)
+        .map(|(id, peer_address)| {
+            let peer_address = peer_address.clone();
+            (*id, Member { peer_address, client_address: String::new() })
+        })
+        .collect();
+    let node_config = node::Config {
+        id: config.id,
+        cluster_id,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        client_address: config.advertise_client.clone(),
+        initial,
+        heartbeat_ms: config.timing.heartbeat_ms,
+        election_min_ms: config.timing.election_min_ms,
+        election_max_ms: config.timing.election_max_ms,
+        snapshot_entries: config.snapshot_entries,
+        snapshot_keep_entries: config.snapshot_keep_entries,
+    };
+    let parts = Parts {
+        log,
+        replica,
+        checkpoints: Arc::new(StoreCheckpoints { handle: handle.clone(), disk: snapshots.clone() }),
+        peers: Arc::new(GrpcPeers::new(identity.clone())),
+        clock: Arc::new(clock),
+        observer: Arc::new(Silent),
+        disk: Arc::new(NodeDisk { snapshots, wal: wal.clone(), handle }),
+    };
+    let node = Node::start(node_config, parts).await.map_err(Error::Consensus)?;
+    Ok(Assembly { node, identity, initialized, wal, checkpoints, _dir: dir })
+}
+
+/// The image is never ahead of what the log had synced, but for a snapshot that was just installed:
+/// a log that ends before it was replaced by an older copy of itself, and its votes with it.
+fn refuse_rolled_back(recovery: &Recovery, recovered: &Recovered) -> Result<(), Error> {
+    let Some(point) = &recovery.point else { return Ok(()) };
+    let installed = recovery.snapshot.as_ref().is_some_and(|s| s.point.index >= point.index);
+    let last = recovered.last.or(recovered.purged.as_ref().map(|(index, _)| *index));
+    if installed || last.is_some_and(|last| last >= point.index) {
+        return Ok(());
+    }
+    let ends = last.map_or("is empty".to_owned(), |last| format!("ends at index {last}"));
+    Err(Error::Gap(format!(
+        "it {ends}, the image holds the state at index {}: the log was replaced by an older one; \
+         this node must not take part again under its id",
+        point.index
+    )))
+}
+
+fn open_disk(config: &Config, what: &str, path: &std::path::Path) -> Result<Arc<dyn Disk>, Error> {
+    let disk = RealDisk::open(path)
+        .map_err(|source| Error::Io { what: format!("{what} {}", path.display()), source })?;
+    Ok(match config.durability {
+        Durability::Fdatasync => Arc::new(disk),
+        Durability::None => {
+            tracing::warn!(path = %path.display(), "DURABILITY IS OFF: a crash loses writes");
+            Arc::new(Unsynced(disk))
+        }
+    })
+}
+
+/// The cluster of the member that this node was told to join.
+async fn cluster_to_join(config: &Config) -> Result<String, Error> {
+    let address = config.join.clone().unwrap_or_default();
+    let give_up = Instant::now() + JOIN_TIMEOUT;
+    loop {
+        match hello(None, &address).await {
+            Ok(answer) => {
+                return Ok(answer.identity.map(|identity| identity.cluster_id).unwrap_or_default());
+            }
+            Err(error) if Instant::now() >= give_up => {
+                return Err(Error::Join { address, why: error.to_string() });
+            }
+            Err(error) => {
+                tracing::info!(%error, address, "waiting for the member to join");
+                runtime::sleep(Duration::from_millis(500)).await;
+            }
+        }
+    }
+}
+
+/// A node that lost its data directory must not vote under its old id: it may have voted before. The
+/// others know it by the directory it had.
+async fn refuse_wiped(config: &Config, identity: &Identity) -> Result<(), Error> {
+    let own = identity.store_id.to_string();
+    let others = config.initial_members.iter().filter(|(id, _)| *id != config.id);
+    let addresses = others.map(|(_, address)| address).chain(&config.join);
+    for address in addresses {
+        match hello(Some(identity), address).await {
+            Ok(answer) if !answer.known_store_id.is_empty() && answer.known_store_id != own => {
+                let path = config.data_dir.display().to_string();
+                return Err(Error::Wiped { id: config.id, path });
+            }
+            Ok(_) => {}
+            // It may not be up yet; every later message is checked as well.
+            Err(PeerError::Unreachable(_) | PeerError::NoAnswer(_) | PeerError::Refused(_)) => {}
+        }
+    }
+    Ok(())
+}
+
+/// What the node asks of its disk.
+#[derive(Debug)]
+struct NodeDisk {
+    snapshots: Arc<dyn Disk>,
+    wal: Wal,
+    handle: Handle,
+}
+
+impl Storage for NodeDisk {
+    fn snapshots(&self) -> Arc<dyn Disk> {
+        self.snapshots.clone()
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        self.snapshots.free_bytes()
+    }
+
+    fn log_bytes(&self) -> u64 {
+        self.wal.stats().bytes_on_disk
+    }
+
+    fn image_bytes(&self) -> u64 {
+        self.handle.image_bytes()
+    }
+
+    fn snapshot_bytes(&self) -> u64 {
+        self.handle.newest_snapshot().map_or(0, |snapshot| snapshot.bytes)
+    }
+}
+
+/// `--unsafe-no-fsync`: a disk whose syncs do nothing.
+#[derive(Debug)]
+struct Unsynced<D>(D);
+
+#[derive(Debug)]
+struct UnsyncedFile(Arc<dyn File>);
+
+impl<D: Disk> Disk for Unsynced<D> {
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.0.list()
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        Ok(Arc::new(UnsyncedFile(self.0.open(name)?)))
+    }
+
+    fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        Ok(Arc::new(UnsyncedFile(self.0.create(name)?)))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.0.remove(name)
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        self.0.free_bytes()
+    }
+}
+
+impl File for UnsyncedFile {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(offset, buf)
+    }
+
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.0.write_at(offset, buf)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,431 @@
+//! The workers: tasks that call one after the other, or one task per stream that keeps a window of
+//! calls under way.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::histogram::Histogram;
+use super::{BenchArgs, Workload};
+use crate::cli::Error;
+use crate::client::{Call, Client, Options, Pipeline, Session, SessionOptions, Submission};
+use crate::error;
+use crate::limits;
+use crate::proto::v1;
+
+/// Instances of one service.
+const INSTANCES: u32 = 1_000;
+/// Unary clients that share a session: its window must not hold them up.
+const CLIENTS_OF_SESSION: u32 = (limits::SESSION_IN_FLIGHT / 4) as u32;
+/// Calls under way while filling and cleaning up.
+const FILL_WINDOW: usize = 1_024;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    WarmUp = 0,
+    Measure = 1,
+    Stop = 2,
+}
+
+/// What all threads look at.
+#[derive(Debug, Default)]
+pub struct Shared {
+    phase: AtomicU8,
+    /// Calls that ended since the measurement began.
+    pub done: AtomicU64,
+    /// Threads that are ready to begin.
+    pub ready: AtomicUsize,
+    started: AtomicUsize,
+    begin: Notify,
+}
+
+impl Shared {
+    pub fn enter(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    pub fn start(&self) {
+        self.started.store(1, Ordering::Release);
+        self.begin.notify_waiters();
+    }
+
+    async fn wait_for_start(&self) {
+        let begin = self.begin.notified();
+        tokio::pin!(begin);
+        begin.as_mut().enable();
+        if self.started.load(Ordering::Acquire) == 0 {
+            begin.await;
+        }
+    }
+
+    fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Acquire) {
+            0 => Phase::WarmUp,
+            1 => Phase::Measure,
+            _ => Phase::Stop,
+        }
+    }
+}
+
+/// What is called.
+#[derive(Debug)]
+pub struct Plan {
+    args: BenchArgs,
+    namespace: String,
+    filler: String,
+    consistency: v1::Consistency,
+}
+
+impl Plan {
+    pub fn new(args: &BenchArgs, namespace: String) -> Plan {
+        let consistency = match args.stale {
+            true => v1::Consistency::Stale,
+            false => v1::Consistency::Linearizable,
+        };
+        Plan { args: args.clone(), namespace, filler: "v".repeat(args.size as usize), consistency }
+    }
+
+    fn service(&self, key: u32) -> String {
+        format!("{}-{}", self.args.service, key / INSTANCES)
+    }
+
+    /// `change` makes every value another one.
+    fn register(&self, key: u32, change: u64) -> v1::RegisterRequest {
+        let mut value = format!("{change:016x}");
+        value.push_str(&self.filler[16..]);
+        v1::Instance {
+            namespace: self.namespace.clone(),
+            service: self.service(key),
+            id: format!("i{key}"),
+            endpoints: vec![v1::Endpoint {
+                name: String::new(),
+                host: "192.0.2.1".to_owned(),
+                port: 1 + key % 65_535,
+            }],
+            metadata: BTreeMap::from([("value".to_owned(), value)]),
+            ..Default::default()
+        }
+        .into()
+    }
+
+    fn get(&self, key: u32) -> v1::GetInstanceRequest {
+        v1::GetInstanceRequest {
+            namespace: self.namespace.clone(),
+            service: self.service(key),
+            id: format!("i{key}"),
+            consistency: self.consistency.into(),
+        }
+    }
+
+    fn deregister(&self, key: u32) -> v1::DeregisterRequest {
+        v1::DeregisterRequest {
+            namespace: self.namespace.clone(),
+            service: self.service(key),
+            id: format!("i{key}"),
+            ..Default::default()
+        }
+    }
+
+    /// The part of `all` workers that thread number `thread` runs.
+    fn share(&self, all: u32, thread: u32) -> std::ops::Range<u32> {
+        let from = |thread: u32| {
+            (u64::from(all) * u64::from(thread) / u64::from(self.args.threads)) as u32
+        };
+        from(thread)..from(thread + 1)
+    }
+
+    /// Time between two calls of one of `workers`.
+    fn interval(&self, workers: u32) -> Option<Duration> {
+        let rate = self.args.rate?;
+        Some(Duration::from_secs_f64(f64::from(workers) / f64::from(rate)))
+    }
+}
+
+/// What came out.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub gets: Histogram,
+    pub registers: Histogram,
+    /// By reason, within the measured time.
+    pub errors: BTreeMap<String, u64>,
+    pub example: Option<String>,
+}
+
+impl Tally {
+    pub fn merge(&mut self, other: Tally) {
+        self.gets.merge(&other.gets);
+        self.registers.merge(&other.registers);
+        for (kind, count) in other.errors {
+            *self.errors.entry(kind).or_default() += count;
+        }
+        self.example = self.example.take().or(other.example);
+    }
+
+    fn success(&mut self, read: bool, took: Duration) {
+        let histogram = if read { &mut self.gets } else { &mut self.registers };
+        histogram.record(took.as_nanos() as u64);
+    }
+
+    fn failure(&mut self, error: &error::Error) {
+        let kind = error.reason().as_str_name().trim_start_matches("REASON_").to_owned();
+        let kind = if kind == "UNSPECIFIED" { "CONNECTION".to_owned() } else { kind };
+        *self.errors.entry(kind).or_default() += 1;
+        self.example.get_or_insert_with(|| error.to_string());
+    }
+}
+
+/// One thread's workers, until the phase is `Stop`.
+pub async fn run(
+    thread: u32,
+    plan: Arc<Plan>,
+    shared: Arc<Shared>,
+    options: Options,
+) -> Result<Tally, Error> {
+    let client = Client::connect(options)?;
+    let streamed = plan.args.workload.is_streamed();
+    let all = if streamed { plan.args.streams } else { plan.args.clients };
+    let share = plan.share(all, thread);
+    let ids = !plan.args.without_ids
+        && !matches!(plan.args.workload, Workload::Get | Workload::StreamGet);
+    let mut session: Option<Session> = None;
+    let mut workers = JoinSet::new();
+    for (nth, number) in share.enumerate() {
+        let fresh = streamed || (nth as u32).is_multiple_of(CLIENTS_OF_SESSION);
+        if ids && fresh {
+            let options = SessionOptions { reopen: true, ..Default::default() };
+            session = Some(client.session(options).await?);
+        }
+        let worker = Worker {
+            plan: plan.clone(),
+            shared: shared.clone(),
+            client: client.clone(),
+            session: session.clone(),
+            random: u64::from(number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            changes: (u64::from(number) << 40) | 1 << 63,
+            interval: plan.interval(all),
+            tally: Tally::default(),
+        };
+        if streamed {
+            workers.spawn(worker.stream())
+        } else {
+            workers.spawn(worker.unary())
+        };
+    }
+    shared.ready.fetch_add(1, Ordering::AcqRel);
+    let mut tally = Tally::default();
+    while let Some(worker) = workers.join_next().await {
+        match worker {
+            Ok(part) => tally.merge(part),
+            Err(error) => {
+                return Err(Error::refused(crate::options::exit::ERROR, error.to_string()));
+            }
+        }
+    }
+    Ok(tally)
+}
+
+struct Worker {
+    plan: Arc<Plan>,
+    shared: Arc<Shared>,
+    client: Client,
+    session: Option<Session>,
+    random: u64,
+    changes: u64,
+    interval: Option<Duration>,
+    tally: Tally,
+}
+
+impl Worker {
+    /// xorshift64*: which key comes next.
+    fn draw(&mut self, below: u32) -> u32 {
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        let high = self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
+        ((high * u64::from(below)) >> 32) as u32
+    }
+
+    fn reads_next(&mut self) -> bool {
+        match self.plan.args.workload {
+            Workload::Get | Workload::StreamGet => true,
+            Workload::Register | Workload::StreamRegister => false,
+            Workload::Mix => self.draw(100) < self.plan.args.reads,
+        }
+    }
+
+    fn next_change(&mut self) -> u64 {
+        self.changes += 1;
+        self.changes
+    }
+
+    /// Takes one outcome into account, while that is measured.
+    fn count(&mut self, read: bool, begun: Instant, now: Instant, error: Option<&error::Error>) {
+        if self.shared.phase() != Phase::Measure {
+            return;
+        }
+        match error {
+            None => self.tally.success(read, now.saturating_duration_since(begun)),
+            Some(error) => self.tally.failure(error),
+        }
+    }
+
+    /// One call after the other.
+    async fn unary(mut self) -> Tally {
+        self.shared.wait_for_start().await;
+        let keys = self.plan.args.keys;
+        // Workers of a fixed rate begin one after the other, not all at once.
+        let mut due = self.interval.map(|interval| {
+            Instant::now() + interval.mul_f64(f64::from(self.draw(1_000)) / 1_000.0)
+        });
+        while self.shared.phase() != Phase::Stop {
+            if let Some(due) = due {
+                sleep_until(due).await;
+            }
+            let (read, key) = (self.reads_next(), self.draw(keys));
+            let begun = due.unwrap_or_else(Instant::now);
+            let error = if read {
+                self.client.get_instance(self.plan.get(key)).await.err()
+            } else {
+                let change = self.next_change();
+                let request = self.plan.register(key, change);
+                self.client.register(request, self.session.as_ref()).await.err()
+            };
+            self.count(read, begun, Instant::now(), error.as_ref());
+            self.shared.done.fetch_add(1, Ordering::Relaxed);
+            due = due.zip(self.interval).map(|(due, interval)| due + interval);
+        }
+        self.tally
+    }
+
+    /// A window of calls on a stream of its own.
+    async fn stream(mut self) -> Tally {
+        let stream = self.client.stream();
+        let mut pipeline = stream.pipeline();
+        self.shared.wait_for_start().await;
+        let keys = self.plan.args.keys;
+        let window = self.plan.args.window as usize;
+        let mut begun = vec![(Instant::now(), false); window];
+        let mut idle: Vec<u64> = (0..window as u64).rev().collect();
+        let mut due = self.interval.map(|_| Instant::now());
+        let (mut batch, mut done) = (Vec::with_capacity(window), Vec::with_capacity(window));
+        loop {
+            let stopping = self.shared.phase() == Phase::Stop;
+            let now = Instant::now();
+            while !stopping && due.is_none_or(|due| due <= now) {
+                let Some(tag) = idle.pop() else { break };
+                let (read, key) = (self.reads_next(), self.draw(keys));
+                let mut ticket = None;
+                if let (false, Some(session)) = (read, &self.session) {
+                    ticket = session.try_next_request_id();
+                    if ticket.is_none() {
+                        // Every id is given out: answers have to come first.
+                        idle.push(tag);
+                        break;
+                    }
+                }
+                let call: Call = if read {
+                    self.plan.get(key).into()
+                } else {
+                    let change = self.next_change();
+                    let mut request = self.plan.register(key, change);
+                    request.request_id = ticket.as_ref().map(|ticket| ticket.request_id());
+                    request.into()
+                };
+                begun[tag as usize] = (due.unwrap_or(now), read);
+                batch.push(Submission { tag, call, ticket });
+                due = due.zip(self.interval).map(|(due, interval)| due + interval);
+            }
+            let nothing = batch.is_empty() && idle.len() == window;
+            if stopping && nothing {
+                return self.tally;
+            }
+            pipeline.submit(batch.drain(..)).await;
+            if nothing {
+                // Nothing is under way: wait for the time of the next call, or for a session.
+                sleep_until(due.unwrap_or(now + Duration::from_millis(1))).await;
+                continue;
+            }
+            // With a fixed rate and room in the window, the next call must not wait for an answer.
+            match due.filter(|_| !idle.is_empty()) {
+                Some(due) => {
+                    let _ = timeout_at(due, pipeline.completed(&mut done)).await;
+                }
+                None => {
+                    pipeline.completed(&mut done).await;
+                }
+            }
+            let now = Instant::now();
+            self.shared.done.fetch_add(done.len() as u64, Ordering::Relaxed);
+            for (tag, outcome) in done.drain(..) {
+                let (begun, read) = begun[tag as usize];
+                self.count(read, begun, now, outcome.as_ref().err());
+                idle.push(tag);
+            }
+        }
+    }
+}
+
+/// Registers every instance once.
+pub async fn fill(client: &Client, plan: &Plan, progress: impl FnMut(u32)) -> Result<(), Error> {
+    sweep(client, plan, progress, |plan, key| plan.register(key, 0).into()).await
+}
+
+/// Deregisters every instance.
+pub async fn clean(client: &Client, plan: &Plan, progress: impl FnMut(u32)) -> Result<(), Error> {
+    sweep(client, plan, progress, |plan, key| plan.deregister(key).into()).await
+}
+
+/// One call for each key. The calls have the same effect however often they are made, so one that
+/// may have taken place is simply made again.
+async fn sweep(
+    client: &Client,
+    plan: &Plan,
+    mut progress: impl FnMut(u32),
+    call: impl Fn(&Plan, u32) -> Call,
+) -> Result<(), Error> {
+    let stream = client.stream();
+    let mut pipeline: Pipeline = stream.pipeline();
+    let mut next = 0u32;
+    let mut again: Vec<u32> = Vec::new();
+    let mut repeated = 0u32;
+    let mut done = Vec::new();
+    let mut shown = Instant::now();
+    loop {
+        let room = FILL_WINDOW.saturating_sub(pipeline.in_flight());
+        let mut batch = Vec::with_capacity(room);
+        while batch.len() < room {
+            let key = match again.pop() {
+                Some(key) => key,
+                None if next < plan.args.keys => {
+                    next += 1;
+                    next - 1
+                }
+                None => break,
+            };
+            batch.push(Submission { tag: key.into(), call: call(plan, key), ticket: None });
+        }
+        pipeline.submit(batch).await;
+        if pipeline.completed(&mut done).await == 0 {
+            return Ok(());
+        }
+        for (key, outcome) in done.drain(..) {
+            if let Err(error) = outcome {
+                repeated += 1;
+                if !error.retryable() || repeated > plan.args.keys {
+                    return Err(error.into());
+                }
+                again.push(key as u32);
+            }
+        }
+        if shown.elapsed() >= Duration::from_secs(1) {
+            shown = Instant::now();
+            progress(next);
+        }
+    }
+}

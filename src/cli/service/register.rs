@@ -1,0 +1,318 @@
+//! `quorate service register`: for good, or, with --session-ttl, for as long as the command runs.
+
+use std::io::Read as _;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Context, Error, output, pair, view};
+use crate::client::{Client, Session, SessionOptions, SessionState};
+use crate::proto::v1;
+use crate::{limits, options};
+
+#[derive(Debug, Default, PartialEq, clap::Args)]
+pub struct Args {
+    /// Name of the service; - reads the whole instance as JSON from standard input, in the form that
+    /// `service get SERVICE ID -w json` prints
+    service: String,
+    /// Name of the instance within its service
+    #[arg(long, value_name = "ID")]
+    id: Option<String>,
+    /// Address, with the name of the port if it has one; may be repeated
+    #[arg(long, value_name = "[NAME=]HOST:PORT", value_parser = endpoint)]
+    address: Vec<view::Endpoint>,
+    /// Share of the load relative to the others, 0..=65535 [default: 1]
+    #[arg(long, value_name = "N", value_parser = weight)]
+    weight: Option<u32>,
+    /// Where it runs
+    #[arg(long, value_name = "ZONE")]
+    zone: Option<String>,
+    /// Metadata; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    meta: Vec<(String, String)>,
+    /// Its health [default: passing]
+    #[arg(long, value_enum)]
+    health: Option<view::Health>,
+    /// Why, for whoever looks at the instance
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Keep the instance alive as long as this command runs, and deregister it at the end; when the
+    /// command dies the instance turns critical after this time, 1s..=1h
+    #[arg(long, value_name = "DURATION", value_parser = session_ttl)]
+    session_ttl: Option<Duration>,
+}
+
+fn endpoint(given: &str) -> Result<view::Endpoint, String> {
+    let (name, address) = given.split_once('=').unwrap_or(("", given));
+    let (host, port) = options::split_host_port(address)
+        .ok_or("expected host:port or name=host:port, for instance grpc=10.0.0.1:8080")?;
+    Ok(view::Endpoint { name: name.to_owned(), host, port })
+}
+
+fn weight(given: &str) -> Result<u32, String> {
+    let weight = given.parse().ok().filter(|weight| *weight <= limits::WEIGHT);
+    weight.ok_or_else(|| format!("allowed: 0..={}", limits::WEIGHT))
+}
+
+fn session_ttl(given: &str) -> Result<Duration, String> {
+    let allowed = limits::SESSION_TTL_MS;
+    let allowed = Duration::from_millis(*allowed.start())..=Duration::from_millis(*allowed.end());
+    options::duration("session-ttl", given, allowed).map_err(|error| error.to_string())
+}
+
+pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
+    let ttl = args.session_ttl;
+    let instance = match args.service.as_str() {
+        "-" => {
+            let mut text = String::new();
+            std::io::stdin()
+                .read_to_string(&mut text)
+                .map_err(|error| Error::io("standard input", error))?;
+            args.with_json(&text, &context.namespace())?
+        }
+        _ => args.instance(&context.namespace())?,
+    };
+    let client = context.client()?;
+    match ttl {
+        None => tell(&client.register(instance.clone(), None).await?, &instance, context),
+        Some(ttl) => hold(&client, instance, ttl, context).await,
+    }
+}
+
+impl Args {
+    /// The instance that the flags describe.
+    fn instance(self, namespace: &str) -> Result<v1::Instance, Error> {
+        let id = self.id.ok_or_else(|| Error::usage("--id is missing".to_owned()))?;
+        if self.address.is_empty() {
+            return Err(Error::usage("--address is missing: host:port of the instance".to_owned()));
+        }
+        Ok(v1::Instance {
+            namespace: namespace.to_owned(),
+            service: self.service,
+            id,
+            endpoints: self.address.into_iter().map(Into::into).collect(),
+            weight: self.weight,
+            zone: self.zone.unwrap_or_default(),
+            metadata: self.meta.into_iter().collect(),
+            health: v1::Health::from(self.health.unwrap_or_default()).into(),
+            admin: v1::Admin::Enabled.into(),
+            reason: self.reason.unwrap_or_else(|| "quorate service register".to_owned()),
+            ..v1::Instance::default()
+        })
+    }
+
+    /// The instance that standard input describes: the answer of `service get`, or its `instance`.
+    fn with_json(self, text: &str, namespace: &str) -> Result<v1::Instance, Error> {
+        let only = Args {
+            service: self.service.clone(),
+            session_ttl: self.session_ttl,
+            ..Args::default()
+        };
+        if self != only {
+            let why = "with - every field of the instance comes from standard input";
+            return Err(Error::usage(why.to_owned()));
+        }
+        let wrong = |error: serde_json::Error| Error::usage(format!("standard input: {error}"));
+        let mut value: Value = serde_json::from_str(text).map_err(wrong)?;
+        if let Some(instance) = value.get_mut("instance") {
+            value = instance.take();
+        }
+        let instance: view::Instance = serde_json::from_value(value).map_err(wrong)?;
+        let mut instance = instance.into_registration();
+        if instance.namespace.is_empty() {
+            namespace.clone_into(&mut instance.namespace);
+        }
+        Ok(instance)
+    }
+}
+
+fn tell(
+    answer: &v1::RegisterResponse,
+    instance: &v1::Instance,
+    context: &Context,
+) -> Result<(), Error> {
+    let revision = view::revision(&answer.header);
+    let v1::Instance { namespace, service, id, session, .. } = instance;
+    let value = json!({
+        "revision": revision,
+        "created": answer.created,
+        "mod_revision": answer.mod_revision,
+        "namespace": namespace,
+        "service": service,
+        "id": id,
+        "session": session,
+    });
+    context.printer().answer(&value, || {
+        let at = answer.mod_revision;
+        let done = match answer.created {
+            true => format!("{service}/{id} registered at revision {at}"),
+            false => format!("{service}/{id} is as asked, at revision {at}"),
+        };
+        match session {
+            0 => done,
+            session => format!("{done}, alive until Ctrl-C (session {session})"),
+        }
+    })
+}
+
+/// Keeps the instance registered until this command is told to stop, through lost sessions too.
+async fn hold(
+    client: &Client,
+    mut instance: v1::Instance,
+    ttl: Duration,
+    context: &Context,
+) -> Result<(), Error> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(|e| Error::io("signals", e))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| Error::io("signals", e))?;
+    let name = format!("quorate service register {}/{}", instance.service, instance.id);
+    let name = name.chars().take(64).collect();
+    let session = client.session(SessionOptions { ttl, client: Some(name), reopen: true }).await?;
+    let mut states = session.subscribe();
+    instance.session = session.id();
+    let kept = async {
+        let answer = client.register(instance.clone(), Some(&session)).await?;
+        tell(&answer, &instance, context)?;
+        loop {
+            if states.changed().await.is_err() {
+                return Ok(());
+            }
+            let state = *states.borrow_and_update();
+            match state {
+                SessionState::Expired { session } => {
+                    output::note(&format!("session {session} is lost; opening another"));
+                }
+                SessionState::Alive { session: id } => {
+                    instance.session = id;
+                    again(client, &instance, &session).await?;
+                }
+                SessionState::Closed => return Ok(()),
+            }
+        }
+    };
+    let result: Result<(), Error> = tokio::select! {
+        biased;
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        result = kept => result,
+    };
+    // Ends the session and with it the instance, also after an error.
+    let closed = session.close().await;
+    result?;
+    let answer = closed?;
+    output::note(&format!("deregistered at revision {}", view::revision(&answer.header)));
+    Ok(())
+}
+
+/// Registers under the session that replaced a lost one; goes on trying while that may help.
+async fn again(client: &Client, instance: &v1::Instance, session: &Session) -> Result<(), Error> {
+    loop {
+        match client.register(instance.clone(), Some(session)).await {
+            Ok(answer) => {
+                output::note(&format!(
+                    "registered again at revision {} (session {})",
+                    answer.mod_revision, instance.session
+                ));
+                return Ok(());
+            }
+            // The next one is announced by its state.
+            Err(crate::error::Error::SessionExpired { .. }) => return Ok(()),
+            Err(error) if error.retryable() => output::note(&format!("{error}; trying again")),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn args(line: &[&str]) -> Args {
+        Line::try_parse_from(std::iter::once(&"register").chain(line)).unwrap().args
+    }
+
+    fn refused(line: &[&str]) -> String {
+        let line = std::iter::once(&"register").chain(line);
+        Line::try_parse_from(line).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn flags_describe_an_instance() {
+        let line = [
+            "web",
+            "--id",
+            "web-1",
+            "--address",
+            "10.0.0.1:80",
+            "--address",
+            "grpc=[::1]:81",
+            "--weight",
+            "0",
+            "--zone",
+            "eu",
+            "--meta",
+            "a=1=2",
+            "--meta",
+            "b=",
+            "--health",
+            "warning",
+        ];
+        let instance = args(&line).instance("n").unwrap();
+        let expected = v1::Instance {
+            namespace: "n".into(),
+            service: "web".into(),
+            id: "web-1".into(),
+            endpoints: vec![
+                v1::Endpoint { name: String::new(), host: "10.0.0.1".into(), port: 80 },
+                v1::Endpoint { name: "grpc".into(), host: "::1".into(), port: 81 },
+            ],
+            weight: Some(0),
+            zone: "eu".into(),
+            metadata: [("a", "1=2"), ("b", "")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+            health: v1::Health::Warning.into(),
+            admin: v1::Admin::Enabled.into(),
+            reason: "quorate service register".into(),
+            ..v1::Instance::default()
+        };
+        assert_eq!(instance, expected);
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_named() {
+        let missing = |line: &[&str]| args(line).instance("n").unwrap_err().to_string();
+        assert_eq!(missing(&["web"]), "--id is missing");
+        assert!(missing(&["web", "--id", "a"]).starts_with("--address is missing"));
+        let error = refused(&["web", "--address", "10.0.0.1"]);
+        assert!(error.contains("'10.0.0.1' for '--address") && error.contains("name=host:port"));
+        assert!(refused(&["web", "--weight", "65536"]).contains("allowed: 0..=65535"));
+        assert!(refused(&["web", "--session-ttl", "10ms"]).contains("allowed: 1s..=3600s"));
+        assert!(refused(&["web", "--meta", "a"]).contains("expected KEY=VALUE"));
+        assert!(refused(&["web", "--health", "unknown"]).contains("passing, warning, critical"));
+    }
+
+    #[test]
+    fn standard_input_describes_an_instance() {
+        let instance =
+            r#"{"service": "s", "id": "i", "endpoints": [{"host": "h", "port": 1}], "session": 7}"#;
+        let dash = || args(&["-", "--session-ttl", "5s"]);
+        let bare = dash().with_json(instance, "n").unwrap();
+        assert_eq!((bare.namespace.as_str(), bare.service.as_str(), bare.session), ("n", "s", 0));
+        let answer = format!(r#"{{"revision": 3, "instance": {instance}}}"#);
+        assert_eq!(dash().with_json(&answer, "n").unwrap(), bare);
+        let error = dash().with_json(r#"{"service": 1}"#, "n").unwrap_err();
+        assert_eq!(error.code(), options::exit::USAGE);
+        assert!(error.to_string().starts_with("standard input: invalid type"), "{error}");
+        let error = args(&["-", "--id", "x"]).with_json(instance, "n").unwrap_err();
+        assert!(error.to_string().starts_with("with - every field"), "{error}");
+    }
+}

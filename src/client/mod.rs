@@ -1,0 +1,53 @@
+//! The client: what a program links to talk to a cluster.
+//!
+//! A [`Client`] knows some nodes, learns which of them leads and sends writes there; it repeats what
+//! may be repeated on other nodes until the call's deadline. A [`Session`] is kept alive in the
+//! background; it carries ephemeral instances and makes writes exactly once.
+//!
+//! ```no_run
+//! use quorate::client::{Client, Options, SessionOptions};
+//! use quorate::proto::v1;
+//!
+//! # async fn example() -> Result<(), quorate::error::Error> {
+//! let client = Client::connect(Options::new(["10.0.0.1:7650", "10.0.0.2:7650"]))?;
+//! let session = client.session(SessionOptions::default()).await?;
+//! let instance = v1::Instance {
+//!     service: "orders".into(),
+//!     id: "orders-1".into(),
+//!     endpoints: vec![v1::Endpoint { name: "grpc".into(), host: "10.0.1.7".into(), port: 8080 }],
+//!     session: session.id(),
+//!     ..Default::default()
+//! };
+//! client.register(instance, Some(&session)).await?;
+//!
+//! let found = client
+//!     .list_instances(v1::ListInstancesRequest {
+//!         service: "orders".into(),
+//!         filter: Some(v1::InstanceFilter { healthy_only: true, ..Default::default() }),
+//!         ..Default::default()
+//!     })
+//!     .await?;
+//! println!("{} instances", found.instances.len());
+//! # Ok(())
+//! # }
+//! ```
+
+mod cluster;
+mod connection;
+mod options;
+mod registry;
+mod remote;
+mod request;
+mod session;
+mod stream;
+mod watch;
+
+#[cfg(test)]
+mod tests;
+
+pub use cluster::{DownloadError, SnapshotInfo};
+pub use connection::Client;
+pub use options::{Options, ReadFrom};
+pub use session::{Session, SessionOptions, SessionState, Ticket};
+pub use stream::{Answer, Call, Pipeline, Pipelined, StreamHandle, Submission};
+pub use watch::{Watch, WatchRange, WatchUpdate};

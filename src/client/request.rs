@@ -1,0 +1,201 @@
+//! What the client knows about each call of the public API: its path, where it goes and whether it
+//! may be sent twice; and the codec that encodes a request without giving it away, so that a
+//! repetition costs no copy.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use prost::Message;
+use tonic::Status;
+use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+
+use crate::proto::v1;
+
+/// Which node a call prefers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// Writes and keep-alives: the leader would get them anyhow.
+    Leader,
+    /// As [`ReadFrom`](super::ReadFrom) says.
+    Fresh,
+    /// Round all nodes.
+    Anywhere,
+}
+
+/// One kind of call.
+pub trait Request: Message + 'static {
+    type Response: Message + Default + 'static;
+    const PATH: &'static str;
+
+    fn route(&self) -> Route;
+
+    /// True when it changes nothing, so that an error about it never leaves a doubt.
+    fn is_read(&self) -> bool {
+        false
+    }
+
+    /// True when sending it twice has the effect of sending it once.
+    fn is_repeatable(&self) -> bool;
+
+    /// Where the exactly-once id goes, in writes.
+    fn request_id(&mut self) -> Option<&mut Option<v1::RequestId>> {
+        None
+    }
+}
+
+macro_rules! reads {
+    ($($request:ident => $response:ident, $path:literal;)*) => {$(
+        impl Request for v1::$request {
+            type Response = v1::$response;
+            const PATH: &'static str = concat!("/quorate.v1.", $path);
+            fn route(&self) -> Route {
+                match self.consistency() {
+                    v1::Consistency::Stale => Route::Anywhere,
+                    v1::Consistency::Unspecified | v1::Consistency::Linearizable => Route::Fresh,
+                }
+            }
+            fn is_read(&self) -> bool {
+                true
+            }
+            fn is_repeatable(&self) -> bool {
+                true
+            }
+        }
+    )*};
+}
+
+macro_rules! writes {
+    ($($request:ident => $response:ident, $path:literal;)*) => {$(
+        impl Request for v1::$request {
+            type Response = v1::$response;
+            const PATH: &'static str = concat!("/quorate.v1.", $path);
+            fn route(&self) -> Route {
+                Route::Leader
+            }
+            fn is_repeatable(&self) -> bool {
+                carries_id(&self.request_id)
+            }
+            fn request_id(&mut self) -> Option<&mut Option<v1::RequestId>> {
+                Some(&mut self.request_id)
+            }
+        }
+    )*};
+}
+
+/// Calls without an id and without a consistency; the flags say read and repeatable.
+macro_rules! others {
+    ($($request:ident => $response:ident, $path:literal, $route:ident, $read:literal, $repeatable:literal;)*) => {$(
+        impl Request for v1::$request {
+            type Response = v1::$response;
+            const PATH: &'static str = concat!("/quorate.v1.", $path);
+            fn route(&self) -> Route {
+                Route::$route
+            }
+            fn is_read(&self) -> bool {
+                $read
+            }
+            fn is_repeatable(&self) -> bool {
+                $repeatable
+            }
+        }
+    )*};
+}
+
+reads! {
+    GetInstanceRequest => GetInstanceResponse, "Registry/GetInstance";
+    ListInstancesRequest => ListInstancesResponse, "Registry/ListInstances";
+    GetServiceRequest => GetServiceResponse, "Registry/GetService";
+    ListServicesRequest => ListServicesResponse, "Registry/ListServices";
+    ListNamespacesRequest => ListNamespacesResponse, "Registry/ListNamespaces";
+    ListSessionsRequest => ListSessionsResponse, "Sessions/List";
+    MembersRequest => MembersResponse, "Cluster/Members";
+}
+
+writes! {
+    RegisterRequest => RegisterResponse, "Registry/Register";
+    DeregisterRequest => DeregisterResponse, "Registry/Deregister";
+    UpdateInstanceRequest => UpdateInstanceResponse, "Registry/UpdateInstance";
+    PutServiceRequest => PutServiceResponse, "Registry/PutService";
+    DeleteServiceRequest => DeleteServiceResponse, "Registry/DeleteService";
+    PutNamespaceRequest => PutNamespaceResponse, "Registry/PutNamespace";
+    DeleteNamespaceRequest => DeleteNamespaceResponse, "Registry/DeleteNamespace";
+}
+
+others! {
+    WatchRequest => WatchResponse, "Registry/Watch", Anywhere, true, true;
+    // Opening twice leaves a session that nobody keeps alive: it ends by itself.
+    OpenSessionRequest => OpenSessionResponse, "Sessions/Open", Leader, false, true;
+    KeepAliveRequest => KeepAliveResponse, "Sessions/KeepAlive", Leader, true, true;
+    // The id of a session is never used again, so closing it twice closes nothing else.
+    CloseSessionRequest => CloseSessionResponse, "Sessions/Close", Leader, false, true;
+    StatusRequest => StatusResponse, "Cluster/Status", Anywhere, true, true;
+    AddLearnerRequest => AddLearnerResponse, "Cluster/AddLearner", Leader, false, false;
+    PromoteRequest => PromoteResponse, "Cluster/Promote", Leader, false, false;
+    RemoveRequest => RemoveResponse, "Cluster/Remove", Leader, false, false;
+    TransferLeaderRequest => TransferLeaderResponse, "Cluster/TransferLeader", Leader, false, false;
+    SnapshotRequest => SnapshotResponse, "Cluster/Snapshot", Anywhere, true, true;
+    DigestRequest => DigestResponse, "Cluster/Digest", Anywhere, true, true;
+}
+
+pub fn carries_id(id: &Option<v1::RequestId>) -> bool {
+    id.as_ref().is_some_and(|id| id.session != 0)
+}
+
+/// Encodes a shared request and decodes its response.
+pub struct SharedCodec<R>(PhantomData<fn(R)>);
+
+impl<R> Default for SharedCodec<R> {
+    fn default() -> Self {
+        SharedCodec(PhantomData)
+    }
+}
+
+/// Most messages are a few hundred bytes; the 8 KiB that are reserved by default for each call cost
+/// more than the rare second step of a large one.
+const BUFFER: usize = 1024;
+const YIELD_AT: usize = 32 * 1024;
+
+impl<R: Request> Codec for SharedCodec<R> {
+    type Encode = Arc<R>;
+    type Decode = R::Response;
+    type Encoder = SharedEncoder<R>;
+    type Decoder = PlainDecoder<R::Response>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        SharedEncoder(PhantomData)
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        PlainDecoder(PhantomData)
+    }
+}
+
+pub struct SharedEncoder<R>(PhantomData<fn(R)>);
+
+impl<R: Request> Encoder for SharedEncoder<R> {
+    type Item = Arc<R>;
+    type Error = Status;
+
+    fn encode(&mut self, item: Arc<R>, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        item.encode(buf).map_err(|e| Status::internal(e.to_string()))
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(BUFFER, YIELD_AT)
+    }
+}
+
+pub struct PlainDecoder<M>(pub PhantomData<fn() -> M>);
+
+impl<M: Message + Default> Decoder for PlainDecoder<M> {
+    type Item = M;
+    type Error = Status;
+
+    fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<M>, Status> {
+        M::decode(buf).map(Some).map_err(|e| Status::internal(e.to_string()))
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(BUFFER, YIELD_AT)
+    }
+}

@@ -1,0 +1,267 @@
+//! Watching a range: a snapshot, then every change, over as many connections as it takes.
+//!
+//! Invariant: `revision` is the revision up to which everything was handed out. It is what a broken
+//! watch resumes after, on another node; what comes again at or below it is dropped.
+
+use std::fmt;
+use std::sync::Arc;
+
+use futures::{Stream, stream};
+use tokio::time::{Instant, sleep_until, timeout};
+use tonic::Streaming;
+
+use super::connection::Client;
+use super::remote::{Failure, Remote, failure};
+use super::request::Route;
+use crate::error::Error;
+use crate::limits;
+use crate::proto::v1::{WatchEvent, WatchRequest, WatchResponse};
+
+/// What is watched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WatchRange {
+    /// One service: its settings and its instances.
+    Service { namespace: String, service: String },
+    /// Every service of a namespace.
+    Namespace { namespace: String },
+}
+
+/// What a watcher learns, in this order only: a snapshot or the revision it resumed after, then what
+/// followed.
+#[derive(Debug, Clone, PartialEq)]
+pub enum WatchUpdate {
+    /// The whole range at `revision`: what the watcher knew before is void. Comes first, and again
+    /// when the nodes no longer hold the changes since the watcher was last connected.
+    Snapshot { revision: u64, events: Vec<WatchEvent> },
+    /// All changes of the range up to `revision`, in order.
+    Changes { revision: u64, events: Vec<WatchEvent> },
+    /// Nothing has changed up to `revision`.
+    Bookmark { revision: u64 },
+}
+
+impl WatchUpdate {
+    /// With this revision a later watch can resume, see [`Client::watch_after`].
+    pub fn revision(&self) -> u64 {
+        match self {
+            WatchUpdate::Snapshot { revision, .. }
+            | WatchUpdate::Changes { revision, .. }
+            | WatchUpdate::Bookmark { revision } => *revision,
+        }
+    }
+}
+
+/// A watch. It goes on through the loss of nodes and connections; only an error that will not pass,
+/// such as a name that is not allowed, ends it.
+pub struct Watch {
+    client: Client,
+    range: WatchRange,
+    revision: u64,
+    source: Option<Source>,
+    attempt: u32,
+    /// Not to connect before.
+    pause_until: Option<Instant>,
+    avoid: Option<Arc<Remote>>,
+    /// Since when every snapshot that was offered is older than `revision`.
+    behind_since: Option<Instant>,
+    finished: bool,
+}
+
+struct Source {
+    node: Arc<Remote>,
+    messages: Streaming<WatchResponse>,
+    /// A snapshot that has begun: its revision and what came of it.
+    partial: Option<(u64, Vec<WatchEvent>)>,
+}
+
+/// What one message amounts to.
+enum Step {
+    Update(WatchUpdate),
+    Nothing,
+    /// The node is not usable for this watch now.
+    Leave(&'static str),
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch")
+            .field("range", &self.range)
+            .field("revision", &self.revision)
+            .field("node", &self.node())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// Watches from now on: begins with a snapshot. Connects on the first [`Watch::next`].
+    pub fn watch(&self, range: WatchRange) -> Watch {
+        self.watch_after(range, 0)
+    }
+
+    /// Resumes: the changes after `revision`, or a snapshot when the nodes no longer hold them.
+    pub fn watch_after(&self, range: WatchRange, revision: u64) -> Watch {
+        Watch {
+            client: self.clone(),
+            range,
+            revision,
+            source: None,
+            attempt: 0,
+            pause_until: None,
+            avoid: None,
+            behind_since: None,
+            finished: false,
+        }
+    }
+}
+
+impl Watch {
+    /// Revision up to which everything was handed out; 0 = nothing was.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Address of the node that is listened to now.
+    pub fn node(&self) -> Option<&str> {
+        self.source.as_ref().map(|source| source.node.address.as_str())
+    }
+
+    /// The next update; None after the error that ended the watch. Dropping the future loses
+    /// nothing.
+    pub async fn next(&mut self) -> Option<Result<WatchUpdate, Error>> {
+        while !self.finished {
+            let outcome = match &mut self.source {
+                None => self.connect().await,
+                Some(source) => {
+                    match timeout(limits::WATCH_SILENCE, source.messages.message()).await {
+                        Ok(Ok(Some(message))) => match self.take(message) {
+                            Step::Update(update) => {
+                                self.attempt = 0;
+                                return Some(Ok(update));
+                            }
+                            Step::Nothing => Ok(()),
+                            Step::Leave(why) => self.leave(why),
+                        },
+                        Ok(Ok(None)) => self.leave("ended by the node"),
+                        Ok(Err(status)) => self.failed(failure(&status)),
+                        Err(_) => self.failed(Failure {
+                            error: Error::Timeout { definite: true },
+                            silent: true,
+                        }),
+                    }
+                }
+            };
+            if let Err(error) = outcome {
+                self.finished = true;
+                self.source = None;
+                return Some(Err(error));
+            }
+        }
+        None
+    }
+
+    /// The same as a stream.
+    pub fn into_stream(self) -> impl Stream<Item = Result<WatchUpdate, Error>> + Send {
+        stream::unfold(self, |mut watch| async move {
+            let item = watch.next().await?;
+            Some((item, watch))
+        })
+    }
+
+    async fn connect(&mut self) -> Result<(), Error> {
+        if let Some(until) = self.pause_until {
+            sleep_until(until).await;
+            self.pause_until = None;
+        }
+        let (namespace, service) = match &self.range {
+            WatchRange::Service { namespace, service } => (namespace.clone(), service.clone()),
+            WatchRange::Namespace { namespace } => (namespace.clone(), String::new()),
+        };
+        let request = WatchRequest { namespace, service, after_revision: self.revision };
+        let node = self.client.pick(Route::Anywhere, self.avoid.as_ref());
+        let patience = self.client.options().attempt_timeout;
+        match node.server_stream(request, patience).await {
+            Ok(messages) => {
+                self.source = Some(Source { node, messages, partial: None });
+                Ok(())
+            }
+            Err(failure) => {
+                self.avoid = Some(node);
+                self.failed(failure)
+            }
+        }
+    }
+
+    /// Looks for another node, unless the error will not pass.
+    fn failed(&mut self, failure: Failure) -> Result<(), Error> {
+        if let Some(source) = self.source.take() {
+            self.avoid = Some(source.node);
+        }
+        if let Some(node) = &self.avoid {
+            self.client.note(node, &failure);
+        }
+        let error = failure.error;
+        if !error.retryable() && !matches!(error, Error::WatchLagged { .. }) {
+            return Err(error);
+        }
+        tracing::debug!(revision = self.revision, %error, "watch interrupted");
+        self.pause();
+        Ok(())
+    }
+
+    fn leave(&mut self, why: &'static str) -> Result<(), Error> {
+        tracing::debug!(revision = self.revision, why, "watch interrupted");
+        if let Some(source) = self.source.take() {
+            self.avoid = Some(source.node);
+        }
+        if self.behind_since.is_some_and(|since| since.elapsed() > limits::WATCH_BEHIND) {
+            return Err(Error::internal(format!(
+                "every node is behind revision {} that was seen before: was the cluster restored \
+                 from a backup? begin a new watch",
+                self.revision
+            )));
+        }
+        self.pause();
+        Ok(())
+    }
+
+    fn pause(&mut self) {
+        self.pause_until = Some(Instant::now() + self.client.backoff(self.attempt));
+        self.attempt += 1;
+    }
+
+    fn take(&mut self, message: WatchResponse) -> Step {
+        let Some(source) = &mut self.source else { return Step::Nothing };
+        let revision = message.revision;
+        if message.snapshot {
+            if revision < self.revision {
+                // Going back in time is worse than waiting for a node that has caught up.
+                self.behind_since.get_or_insert_with(Instant::now);
+                return Step::Leave("the node is behind what was seen before");
+            }
+            let mut events = match source.partial.take() {
+                Some((begun, events)) if begun == revision => events,
+                Some(_) | None => Vec::new(),
+            };
+            events.extend(message.events);
+            if message.more {
+                source.partial = Some((revision, events));
+                return Step::Nothing;
+            }
+            self.revision = revision;
+            self.behind_since = None;
+            return Step::Update(WatchUpdate::Snapshot { revision, events });
+        }
+        if source.partial.is_some() {
+            return Step::Leave("a snapshot was not completed");
+        }
+        if revision <= self.revision {
+            return Step::Nothing;
+        }
+        self.revision = revision;
+        self.behind_since = None;
+        if message.bookmark {
+            Step::Update(WatchUpdate::Bookmark { revision })
+        } else {
+            Step::Update(WatchUpdate::Changes { revision, events: message.events })
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The leader's loop over sessions and orphaned instances. It holds no truth: deadlines live in the
+//! memory of the leader alone, on its monotonic clock, and are restarted in full by the next one;
+//! what it decides becomes a command in the log.
+//!
+//! Invariants: a session is expired only after its whole TTL passed on this leader's clock without
+//! an acknowledged keep-alive, and only under the term in which that was decided; once its expiry is
+//! proposed it takes no more keep-alives.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::{Leadership, Node};
+use crate::error::Error;
+use crate::proto::v1::Consistency;
+use crate::runtime::{self, Instant};
+use crate::state::{Command, InstanceName, Op, Reply};
+
+/// How often deadlines are looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// A tick that comes this late means that the process was stopped: clients could not reach it either,
+/// so what it slept is added to every deadline.
+const STALLED: Duration = Duration::from_secs(1);
+/// Sessions or instances in one command.
+const BATCH: usize = 1_000;
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Default)]
+pub struct Keeper {
+    watch: Mutex<Option<Watch>>,
+}
+
+/// What the leader of one term knows of its sessions.
+#[derive(Debug)]
+struct Watch {
+    term: u64,
+    sessions: BTreeMap<u64, Deadline>,
+    due: BTreeSet<(Instant, u64)>,
+    /// The greatest session id seen; ids grow, so newer ones are the new ones.
+    newest: u64,
+}
+
+#[derive(Debug)]
+struct Deadline {
+    at: Instant,
+    ttl: Duration,
+    expiring: bool,
+}
+
+impl Watch {
+    fn set(&mut self, session: u64, at: Instant, ttl: Duration) {
+        if let Some(old) = self.sessions.insert(session, Deadline { at, ttl, expiring: false }) {
+            self.due.remove(&(old.at, session));
+        }
+        self.due.insert((at, session));
+    }
+
+    fn forget(&mut self, session: u64) {
+        if let Some(old) = self.sessions.remove(&session) {
+            self.due.remove(&(old.at, session));
+        }
+    }
+}
+
+impl Keeper {
+    fn watch(&self) -> MutexGuard<'_, Option<Watch>> {
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Restarts the TTLs of sessions. The caller has just confirmed that this node leads `term`.
+    pub fn renew(&self, node: &Node, term: u64, sessions: &[u64]) -> Vec<Result<u64, Error>> {
+        let now = Instant::now();
+        let ttls: Vec<Option<u64>> = node.read(|state| {
+            sessions
+                .iter()
+                .map(|id| state.session(*id).map(|session| session.record.ttl_ms))
+                .collect()
+        });
+        let mut watch = self.watch();
+        let Some(watch) = watch.as_mut().filter(|watch| watch.term == term) else {
+            // The new leader has not looked at its sessions yet; it will give each a full TTL.
+            let error = Error::NoLeader { leader: None, definite: true };
+            return sessions.iter().map(|_| Err(error.clone())).collect();
+        };
+        let renew = |(id, ttl_ms): (&u64, Option<u64>)| {
+            let Some(ttl_ms) = ttl_ms else {
+                return Err(Error::SessionExpired { session: *id });
+            };
+            if watch.sessions.get(id).is_some_and(|deadline| deadline.expiring) {
+                return Err(Error::SessionExpired { session: *id });
+            }
+            let ttl = Duration::from_millis(ttl_ms);
+            watch.set(*id, now + ttl, ttl);
+            Ok(ttl_ms)
+        };
+        sessions.iter().zip(ttls).map(renew).collect()
+    }
+
+    /// Starts or goes on with the watch of `term`: sessions not seen yet get a full TTL from now.
+    fn look(&self, node: &Node, term: u64, slept: Duration) {
+        let now = Instant::now();
+        let mut watch = self.watch();
+        if watch.as_ref().is_none_or(|watch| watch.term != term) {
+            let empty = Watch { term, sessions: BTreeMap::new(), due: BTreeSet::new(), newest: 0 };
+            *watch = Some(empty);
+        }
+        let Some(watch) = watch.as_mut() else { return };
+        if slept > STALLED {
+            let all: Vec<_> =
+                watch.sessions.iter().map(|(id, d)| (*id, d.at + slept, d.ttl)).collect();
+            for (id, at, ttl) in all {
+                watch.set(id, at, ttl);
+            }
+        }
+        let new: Vec<(u64, u64)> = node.read(|state| {
+            let new = state.sessions_after(watch.newest);
+            new.map(|(session, _)| (session.id, session.ttl_ms)).collect()
+        });
+        for (id, ttl_ms) in new {
+            watch.newest = id;
+            if !watch.sessions.contains_key(&id) {
+                let ttl = Duration::from_millis(ttl_ms);
+                watch.set(id, now + ttl, ttl);
+            }
+        }
+    }
+
+    /// Sessions whose TTL has passed; they take no more keep-alives.
+    fn overdue(&self, node: &Node) -> Vec<u64> {
+        let now = Instant::now();
+        let mut watch = self.watch();
+        let Some(watch) = watch.as_mut() else { return Vec::new() };
+        let due: Vec<u64> =
+            watch.due.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect();
+        let mut overdue = Vec::new();
+        for id in due {
+            if node.read(|state| state.session(id).is_none()) {
+                watch.forget(id);
+            } else if overdue.len() < BATCH
+                && let Some(deadline) = watch.sessions.get_mut(&id)
+            {
+                deadline.expiring = true;
+                overdue.push(id);
+            }
+        }
+        overdue
+    }
+
+    fn stop(&self) {
+        *self.watch() = None;
+    }
+}
+
+/// Runs the keeper until the node is dropped.
+pub async fn run(node: Node) {
+    let mut last = Instant::now();
+    // The term whose state this node is known to have in full.
+    let mut ready = None;
+    loop {
+        runtime::sleep(TICK).await;
+        let slept = last.elapsed().saturating_sub(TICK);
+        last = Instant::now();
+        let Leadership::Leader { term } = node.leadership() else {
+            node.keeper().stop();
+            ready = None;
+            continue;
+        };
+        if ready != Some(term) {
+            // Everything committed before this term must be applied before sessions are counted.
+            if node.barrier(Consistency::Linearizable, TIMEOUT).await.is_err() {
+                continue;
+            }
+            ready = Some(term);
+            last = Instant::now();
+        }
+        node.keeper().look(&node, term, slept);
+        let overdue = node.keeper().overdue(&node);
+        if !overdue.is_empty() {
+            expire(&node, term, overdue).await;
+        }
+        reap(&node).await;
+    }
+}
+
+async fn expire(node: &Node, term: u64, sessions: Vec<u64>) {
+    tracing::info!(count = sessions.len(), first = sessions.first(), "sessions expired");
+    let op = Op::ExpireSessions { term, sessions };
+    if let Err(error) = node.propose_here(&Command { request: None, op }, TIMEOUT).await {
+        // Still marked as expiring: they take no keep-alive, and the next tick proposes them again.
+        tracing::info!(%error, "the expiry of sessions was not proposed");
+    }
+}
+
+/// Deregisters instances that have been orphans for longer than their service allows.
+async fn reap(node: &Node) {
+    let now_ms = node.clock().wall_ms();
+    let instances: Vec<InstanceName> = node.read(|state| {
+        state
+            .orphans()
+            .filter(|(_, due_ms)| *due_ms <= now_ms)
+            .take(BATCH)
+            .map(|(instance, _)| InstanceName {
+                namespace: instance.namespace.to_string(),
+                service: instance.service.to_string(),
+                id: instance.id.to_string(),
+            })
+            .collect()
+    });
+    if instances.is_empty() {
+        return;
+    }
+    let op = Op::Reap { instances };
+    match node.propose_here(&Command { request: None, op }, TIMEOUT).await {
+        Ok(outcome) => {
+            if let Ok(Reply::Reaped { removed }) = outcome.result {
+                tracing::info!(removed, "orphaned instances deregistered");
+            }
+        }
+        Err(error) => tracing::info!(%error, "the removal of orphans was not proposed"),
+    }
+}

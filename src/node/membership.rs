@@ -1,0 +1,269 @@
+//! Membership changes and leader transfer. Asked of any node, carried out by the leader.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use openraft::ChangeMembers;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::errors::{ClientWriteError, RaftError};
+
+use super::wire::{Admin, AdminReply, WireError};
+use super::{AGAIN, Leadership, MemberStatus, Node};
+use crate::error::Error;
+use crate::raft::codec;
+use crate::raft::network::Method;
+use crate::raft::types::{Member, NodeId, Types};
+use crate::runtime::{self, Instant};
+
+/// A learner may be promoted when it lacks at most this many entries.
+const CAUGHT_UP: u64 = 1_000;
+
+impl Node {
+    /// The members as this node knows them; pair with a barrier for the committed ones.
+    pub fn members(&self) -> Vec<MemberStatus> {
+        let metrics = self.raft().server_metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+        let leader = metrics.current_leader;
+        let members = membership.nodes().map(|(id, member)| MemberStatus {
+            id: *id,
+            peer_address: member.peer_address.clone(),
+            client_address: self
+                .client_address(*id)
+                .unwrap_or_else(|| member.client_address.clone()),
+            learner: !voters.contains(id),
+            leader: leader == Some(*id),
+        });
+        members.collect()
+    }
+
+    pub async fn add_learner(
+        &self,
+        id: NodeId,
+        member: Member,
+        timeout: Duration,
+    ) -> Result<Vec<MemberStatus>, Error> {
+        self.administer(Admin::AddLearner { id, member }, timeout).await?;
+        Ok(self.members())
+    }
+
+    pub async fn promote(&self, id: NodeId, timeout: Duration) -> Result<Vec<MemberStatus>, Error> {
+        self.administer(Admin::Promote { id }, timeout).await?;
+        Ok(self.members())
+    }
+
+    pub async fn remove(&self, id: NodeId, timeout: Duration) -> Result<Vec<MemberStatus>, Error> {
+        self.administer(Admin::Remove { id }, timeout).await?;
+        Ok(self.members())
+    }
+
+    /// Makes another voter lead; answers which. None = the one whose log is longest.
+    pub async fn transfer_leader(
+        &self,
+        to: Option<NodeId>,
+        timeout: Duration,
+    ) -> Result<NodeId, Error> {
+        match self.administer(Admin::TransferLeader { to }, timeout).await? {
+            AdminReply::Leader(leader) => Ok(leader),
+            AdminReply::Done | AdminReply::Description(_) => {
+                Err(Error::internal("unexpected answer to a leader transfer"))
+            }
+        }
+    }
+
+    /// Carries out a change here or at the leader.
+    async fn administer(&self, admin: Admin, timeout: Duration) -> Result<AdminReply, Error> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let result = match self.leadership() {
+                Leadership::Leader { .. } => {
+                    match runtime::timeout(left, self.administer_here(admin.clone())).await {
+                        Ok(result) => result,
+                        Err(_) => return Err(Error::Timeout { definite: false }),
+                    }
+                }
+                Leadership::Follower { leader, address, .. } => {
+                    let payload = codec::to_bytes(&admin);
+                    let call = self.peers().call(leader, &address, Method::Admin, payload, left);
+                    match runtime::timeout(left, call).await {
+                        Ok(Ok(answer)) => {
+                            let reply: Result<Result<AdminReply, WireError>, _> =
+                                codec::from_bytes("administration", &answer);
+                            reply.map_err(Error::internal)?.map_err(Error::from)
+                        }
+                        Ok(Err(error)) => Err(Error::Connection {
+                            message: error.to_string(),
+                            definite: matches!(
+                                error,
+                                crate::raft::network::PeerError::Unreachable(_)
+                            ),
+                        }),
+                        Err(_) => return Err(Error::Timeout { definite: false }),
+                    }
+                }
+                Leadership::Unknown => Err(self.no_leader()),
+            };
+            match result {
+                // Nothing was done yet: wait for the next leader.
+                Err(error @ Error::NoLeader { .. })
+                    if error.definite() && Instant::now() < deadline =>
+                {
+                    runtime::sleep(AGAIN).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Carries out a change as the leader.
+    pub(super) async fn administer_here(&self, admin: Admin) -> Result<AdminReply, Error> {
+        match admin {
+            Admin::Describe => Ok(AdminReply::Description(self.describe())),
+            Admin::AddLearner { id, member } => {
+                if id == 0 || id > i64::MAX as u64 {
+                    return Err(Error::invalid("id", id.to_string(), "1..=9223372036854775807"));
+                }
+                if self.members().iter().any(|known| known.id == id) {
+                    return Err(Error::Membership {
+                        why: format!("node {id} is a member already"),
+                    });
+                }
+                if self.peers().has_met(id) {
+                    let why = format!(
+                        "node {id} was a member before; an id is never used again, choose a new one"
+                    );
+                    return Err(Error::Membership { why });
+                }
+                let write = self.raft().add_learner(id, member, false).await;
+                write.map_err(|error| self.refused(error))?;
+                Ok(AdminReply::Done)
+            }
+            Admin::Promote { id } => {
+                match self.members().iter().find(|member| member.id == id) {
+                    None => {
+                        let why = format!("node {id} is not a member; add it as a learner first");
+                        return Err(Error::Membership { why });
+                    }
+                    Some(member) if !member.learner => {
+                        let why = format!("node {id} is a voter already");
+                        return Err(Error::Membership { why });
+                    }
+                    Some(_) => {}
+                }
+                let lag = self.lag(id);
+                if lag.is_none_or(|lag| lag > CAUGHT_UP) {
+                    let behind =
+                        lag.map_or("everything".to_owned(), |lag| format!("{lag} entries"));
+                    let why = format!("node {id} has not caught up: it lacks {behind}");
+                    return Err(Error::Membership { why });
+                }
+                let change = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
+                let write = self.raft().change_membership(change, true).await;
+                write.map_err(|error| self.refused(error))?;
+                Ok(AdminReply::Done)
+            }
+            Admin::Remove { id } => {
+                let members = self.members();
+                let Some(member) = members.iter().find(|member| member.id == id) else {
+                    return Err(Error::NotFound { kind: "member".into(), name: id.to_string() });
+                };
+                if !member.learner && members.iter().filter(|m| !m.learner).count() == 1 {
+                    return Err(Error::Membership { why: format!("node {id} is the last voter") });
+                }
+                if id == self.id() {
+                    // Another node finishes the change: a leader that removes itself would leave
+                    // the cluster without one until an election.
+                    self.hand_over(Duration::from_secs(2)).await;
+                    return Err(Error::NoLeader { leader: None, definite: true });
+                }
+                let ids = BTreeSet::from([id]);
+                let change = if member.learner {
+                    ChangeMembers::RemoveNodes(ids)
+                } else {
+                    ChangeMembers::RemoveVoters(ids)
+                };
+                let write = self.raft().change_membership(change, false).await;
+                write.map_err(|error| self.refused(error))?;
+                Ok(AdminReply::Done)
+            }
+            Admin::TransferLeader { to } => {
+                let members = self.members();
+                if let Some(to) = to
+                    && !members.iter().any(|member| member.id == to && !member.learner)
+                {
+                    return Err(Error::Membership { why: format!("node {to} is not a voter") });
+                }
+                let Some(to) = to.or_else(|| self.successor()) else {
+                    return Err(Error::Membership { why: "there is no other voter".to_owned() });
+                };
+                if to == self.id() {
+                    return Ok(AdminReply::Leader(to));
+                }
+                self.transfer(to, Duration::from_secs(5)).await?;
+                Ok(AdminReply::Leader(to))
+            }
+        }
+    }
+
+    /// How many entries a member lacks, as the leader knows it.
+    fn lag(&self, id: NodeId) -> Option<u64> {
+        let metrics = self.raft().metrics();
+        let metrics = metrics.borrow_watched();
+        let last = metrics.last_log_index.unwrap_or(0);
+        let replication: &BTreeMap<NodeId, _> = metrics.replication.as_ref()?;
+        let matched = replication.get(&id)?.as_ref()?.index;
+        Some(last.saturating_sub(matched))
+    }
+
+    /// The other voter whose log is longest.
+    fn successor(&self) -> Option<NodeId> {
+        let voters = self.members().into_iter().filter(|m| !m.learner && m.id != self.id());
+        voters.map(|m| m.id).min_by_key(|id| self.lag(*id).unwrap_or(u64::MAX))
+    }
+
+    /// Transfers leadership and waits until the other node leads.
+    async fn transfer(&self, to: NodeId, timeout: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + timeout;
+        let mut asked: Option<Instant> = None;
+        while self.leader_id() != Some(to) {
+            if Instant::now() >= deadline {
+                let why = format!("node {to} did not take over in {timeout:?}");
+                return Err(Error::Membership { why });
+            }
+            // Asked again after a while: the first message may be lost.
+            if asked.is_none_or(|at| at.elapsed() > Duration::from_secs(1))
+                && matches!(self.leadership(), Leadership::Leader { .. })
+            {
+                asked = Some(Instant::now());
+                self.raft().trigger().transfer_leader(to).await.map_err(Error::internal)?;
+            }
+            runtime::sleep(AGAIN).await;
+        }
+        Ok(())
+    }
+
+    /// Lets another node lead, if this one does and there is another.
+    pub(super) async fn hand_over(&self, timeout: Duration) {
+        if !matches!(self.leadership(), Leadership::Leader { .. }) {
+            return;
+        }
+        let Some(to) = self.successor() else { return };
+        if let Err(error) = self.transfer(to, timeout).await {
+            tracing::warn!(%error, "leadership was not handed over");
+        }
+    }
+
+    fn refused(&self, error: RaftError<Types, ClientWriteError<Types>>) -> Error {
+        match error {
+            RaftError::Fatal(fatal) => Error::internal(fatal),
+            RaftError::APIError(ClientWriteError::ForwardToLeader(_)) => self.no_leader(),
+            RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => Error::LeaderChanged,
+            RaftError::APIError(
+                error @ (ClientWriteError::ChangeMembershipError(_)
+                | ClientWriteError::PreconditionFailed(_)),
+            ) => Error::Membership { why: error.to_string() },
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! How openraft reaches its peers: over [`Peers`], which is gRPC in production and a simulated
+//! network in tests. Replication, control messages (heartbeats, votes) and snapshots travel on
+//! connections of their own, so that none waits behind another.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt as _, Stream, StreamExt as _};
+use openraft::errors::{
+    NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
+};
+use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::{OptionalSend, alias};
+use serde::{Deserialize, Serialize};
+
+use super::codec::{self, Malformed};
+use super::machine::SnapshotFile;
+use super::types::{Member, NodeId, SnapshotMeta, StoredMembership, Types, Vote};
+use crate::runtime;
+
+/// Bytes of one chunk of a snapshot on the wire.
+const SNAPSHOT_CHUNK_BYTES: usize = 1024 * 1024;
+/// openraft's own pause after a failure only runs once the transport has polled the requests; without
+/// this one a peer that refuses connections is asked tens of thousands of times a second.
+const REFUSED_PAUSE: Duration = Duration::from_millis(50);
+
+/// What is asked of a peer in one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Method {
+    Append,
+    Vote,
+    PreVote,
+    TransferLeader,
+    ReadIndex,
+    KeepAlive,
+    Admin,
+    Digest,
+}
+
+/// What a stream between peers is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Channel {
+    /// Log replication.
+    Append,
+    /// Commands forwarded to the leader.
+    Forward,
+}
+
+/// Why a peer did not answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PeerError {
+    /// No connection; the request was certainly not carried out.
+    #[error("unreachable: {0}")]
+    Unreachable(String),
+    /// The connection broke or the deadline passed; the request may have been carried out.
+    #[error("no answer: {0}")]
+    NoAnswer(String),
+    /// The peer is not the node that was meant, or does not know this one.
+    #[error("refused: {0}")]
+    Refused(String),
+}
+
+impl From<Malformed> for PeerError {
+    fn from(error: Malformed) -> Self {
+        PeerError::NoAnswer(error.to_string())
+    }
+}
+
+/// The other members, seen from one node. Every call ends within its timeout.
+pub trait Peers: Send + Sync + Debug + 'static {
+    /// One request, one answer.
+    fn call(
+        &self,
+        to: NodeId,
+        address: &str,
+        method: Method,
+        payload: Bytes,
+        timeout: Duration,
+    ) -> BoxFuture<'static, Result<Bytes, PeerError>>;
+
+    /// A stream of requests, answered in order. Ends when `input` ends or the connection breaks.
+    fn stream(
+        &self,
+        to: NodeId,
+        address: &str,
+        channel: Channel,
+        input: BoxStream<'static, Bytes>,
+    ) -> BoxFuture<'static, Result<BoxStream<'static, Result<Bytes, PeerError>>, PeerError>>;
+
+    /// Whether this node has ever talked to a node of that number.
+    fn has_met(&self, _node: NodeId) -> bool {
+        false
+    }
+
+    /// Ships a snapshot: its head, then the file; the answer comes once it is installed.
+    fn snapshot(
+        &self,
+        to: NodeId,
+        address: &str,
+        head: Bytes,
+        chunks: BoxStream<'static, Bytes>,
+        timeout: Duration,
+    ) -> BoxFuture<'static, Result<Bytes, PeerError>>;
+}
+
+/// What travels before the bytes of a snapshot.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SnapshotHead {
+    pub vote: Vote,
+    pub last_log_id: Option<super::types::LogId>,
+    pub membership: StoredMembership,
+    /// Bytes of the file.
+    pub bytes: u64,
+}
+
+impl SnapshotHead {
+    pub fn meta(&self) -> SnapshotMeta {
+        SnapshotMeta { last_log_id: self.last_log_id, last_membership: self.membership.clone() }
+    }
+}
+
+/// Makes openraft's connections.
+#[derive(Debug, Clone)]
+pub struct Network {
+    id: NodeId,
+    peers: Arc<dyn Peers>,
+}
+
+impl Network {
+    pub fn new(id: NodeId, peers: Arc<dyn Peers>) -> Self {
+        Network { id, peers }
+    }
+
+    fn link(&self, target: NodeId, node: &Member, pipelined: bool) -> Link {
+        Link {
+            id: self.id,
+            target,
+            address: node.peer_address.clone(),
+            peers: self.peers.clone(),
+            pipelined,
+        }
+    }
+}
+
+impl RaftNetworkFactory<Types> for Network {
+    type Network = Link;
+
+    async fn new_client(&mut self, target: NodeId, node: &Member) -> Link {
+        self.link(target, node, true)
+    }
+
+    /// Heartbeats are unary: openraft would open and close a stream for each.
+    async fn new_heartbeat_client(&mut self, target: NodeId, node: &Member) -> Link {
+        self.link(target, node, false)
+    }
+}
+
+/// One peer, as openraft sees it.
+#[derive(Debug)]
+pub struct Link {
+    id: NodeId,
+    target: NodeId,
+    address: String,
+    peers: Arc<dyn Peers>,
+    pipelined: bool,
+}
+
+impl Link {
+    async fn call(
+        &self,
+        method: Method,
+        kind: RPCTypes,
+        payload: Bytes,
+        option: &RPCOption,
+    ) -> Result<Bytes, RPCError<Types>> {
+        let timeout = option.hard_ttl();
+        let call = self.peers.call(self.target, &self.address, method, payload, timeout);
+        match runtime::timeout(timeout, call).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(rpc_error(error)),
+            Err(_) => {
+                Err(Timeout { action: kind, id: self.id, target: self.target, timeout }.into())
+            }
+        }
+    }
+}
+
+fn rpc_error(error: PeerError) -> RPCError<Types> {
+    match error {
+        PeerError::Unreachable(_) | PeerError::Refused(_) => {
+            RPCError::Unreachable(Unreachable::new(&error))
+        }
+        PeerError::NoAnswer(_) => RPCError::Network(NetworkError::new(&error)),
+    }
+}
+
+fn decoded<T>(result: Result<T, Malformed>) -> Result<T, RPCError<Types>> {
+    result.map_err(|error| RPCError::Network(NetworkError::new(&error)))
+}
+
+impl RaftNetworkV2<Types> for Link {
+    type SnapshotData = SnapshotFile;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<Types>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+        let payload = codec::encode_append(&request);
+        let answer = self.call(Method::Append, RPCTypes::AppendEntries, payload, &option).await?;
+        decoded(codec::from_bytes("append response", &answer))
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<
+        's,
+        Result<BoxStream<'s, Result<StreamAppendResult<Types>, RPCError<Types>>>, RPCError<Types>>,
+    >
+    where
+        S: Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
+    {
+        if !self.pipelined {
+            return openraft::network::stream_append_sequential(self, input, option);
+        }
+        async move {
+            let input = input.map(|request| codec::encode_append(&request)).boxed();
+            let open = self.peers.stream(self.target, &self.address, Channel::Append, input);
+            match runtime::timeout(option.hard_ttl(), open).await {
+                Ok(Ok(answers)) => Ok(answers
+                    .map(|answer| match answer {
+                        Ok(bytes) => decoded(codec::decode_append_result(bytes)),
+                        Err(error) => Err(rpc_error(error)),
+                    })
+                    .boxed()),
+                Ok(Err(error)) => {
+                    runtime::sleep(REFUSED_PAUSE).await;
+                    Err(rpc_error(error))
+                }
+                Err(_) => Err(Timeout {
+                    action: RPCTypes::AppendEntries,
+                    id: self.id,
+                    target: self.target,
+                    timeout: option.hard_ttl(),
+                }
+                .into()),
+            }
+        }
+        .boxed()
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        let payload = codec::to_bytes(&request);
+        let answer = self.call(Method::Vote, RPCTypes::Vote, payload, &option).await?;
+        decoded(codec::from_bytes("vote response", &answer))
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        let payload = codec::to_bytes(&request);
+        let answer = self.call(Method::PreVote, RPCTypes::Vote, payload, &option).await?;
+        decoded(codec::from_bytes("pre-vote response", &answer))
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: alias::SnapshotOf<Types, SnapshotFile>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        let file = snapshot.snapshot;
+        let head = SnapshotHead {
+            vote,
+            last_log_id: snapshot.meta.last_log_id,
+            membership: snapshot.meta.last_membership,
+            bytes: file.meta.bytes,
+        };
+        let timeout = option.hard_ttl();
+        let call = self.peers.snapshot(
+            self.target,
+            &self.address,
+            codec::to_bytes(&head),
+            file.chunks(SNAPSHOT_CHUNK_BYTES),
+            timeout,
+        );
+        let call = runtime::timeout(timeout, call);
+        let answer = match futures::future::select(std::pin::pin!(cancel), call.boxed()).await {
+            futures::future::Either::Left((closed, _)) => return Err(closed.into()),
+            futures::future::Either::Right((answer, _)) => answer,
+        };
+        match answer {
+            Ok(Ok(bytes)) => Ok(decoded(codec::from_bytes("snapshot response", &bytes))?),
+            Ok(Err(error)) => Err(rpc_error(error).into()),
+            Err(_) => Err(StreamingError::Timeout(Timeout {
+                action: RPCTypes::InstallSnapshot,
+                id: self.id,
+                target: self.target,
+                timeout,
+            })),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<Types>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
+        let payload = codec::to_bytes(&request);
+        let answer =
+            self.call(Method::TransferLeader, RPCTypes::TransferLeader, payload, &option).await?;
+        decoded(codec::from_bytes("transfer response", &answer))
+    }
+}
+
+impl SnapshotFile {
+    /// The bytes of the file in chunks. Ends early when the file cannot be read, which the receiver
+    /// notices by its size and digest.
+    pub fn chunks(&self, chunk_bytes: usize) -> BoxStream<'static, Bytes> {
+        let (disk, name, total) = (self.disk.clone(), self.meta.name.clone(), self.meta.bytes);
+        let state = (disk, name, None, 0u64);
+        futures::stream::unfold(state, move |(disk, name, file, offset)| async move {
+            if offset >= total {
+                return None;
+            }
+            let length = (total - offset).min(chunk_bytes as u64);
+            runtime::blocking(move || {
+                let file = match file {
+                    Some(file) => file,
+                    None => disk.open(&name).ok()?,
+                };
+                let mut chunk = vec![0; usize::try_from(length).ok()?];
+                file.read_at(offset, &mut chunk).ok()?;
+                Some((Bytes::from(chunk), (disk, name, Some(file), offset + length)))
+            })
+            .await
+        })
+        .boxed()
+    }
+}

@@ -1,0 +1,257 @@
+//! Backups: what a snapshot file holds, and a new cluster made from one. A restored node begins as a
+//! member of a cluster that has never met the old one: the state is the file's, but cluster id, node
+//! id, members, terms and log are new.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::limits::WAL_SEGMENT_BYTES;
+use crate::raft::codec;
+use crate::raft::machine::raft_meta;
+use crate::raft::types::{LeaderId, LogId, Member, Membership, StoredMembership};
+use crate::store::data_dir::{self, DataDir};
+use crate::store::disk::{Disk, File, RealDisk};
+use crate::store::image::{Point, Tally};
+use crate::store::snapshot::{self, Head, Reader, SnapshotMeta};
+use crate::store::wal::{OpenError, WalCore, WalOptions, Write};
+
+/// Why a backup cannot be read or restored.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{path}: {source}", path = path.display())]
+    Snapshot { path: PathBuf, source: snapshot::Error },
+    #[error("data directory: {0}")]
+    DataDir(#[from] data_dir::Error),
+    #[error("{path} is not empty; a backup is restored into a new directory", path = path.display())]
+    NotEmpty { path: PathBuf },
+    #[error("the log: {0}")]
+    Log(#[from] OpenError),
+    #[error("{path}: {source}", path = path.display())]
+    Io { path: PathBuf, source: io::Error },
+}
+
+/// What a whole backup file holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backup {
+    pub meta: SnapshotMeta,
+    /// Term of the last entry in it.
+    pub term: u64,
+    /// Number and peer address of the members at that entry.
+    pub members: Vec<(u64, String)>,
+}
+
+/// The node that a backup becomes.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    /// Absent or empty; holds the node afterwards.
+    pub data_dir: &'a Path,
+    pub cluster_id: &'a str,
+    pub node_id: u64,
+    /// Number and peer address of every member of the new cluster.
+    pub members: &'a [(u64, String)],
+    /// Wall clock.
+    pub now_ms: u64,
+}
+
+/// Reads a backup file completely and checks every byte of it.
+pub fn inspect(path: &Path) -> Result<Backup, Error> {
+    let (disk, name) = backup_disk(path)?;
+    let failed = |source| Error::Snapshot { path: path.to_owned(), source };
+    let meta = snapshot::verify(&disk, &name).map_err(failed)?;
+    let raft =
+        raft_meta(&meta.point).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+    let members =
+        raft.last_membership.nodes().map(|(id, member)| (*id, member.peer_address.clone()));
+    Ok(Backup {
+        term: raft.last_log_id.map_or(0, |log_id| log_id.leader_id.term),
+        members: members.collect(),
+        meta,
+    })
+}
+
+/// Makes a data directory of a new cluster from a backup. Every node of the new cluster restores the
+/// same file with the same members; then all are started.
+///
+/// The result is what a node would hold that has applied everything up to the file's index, made its
+/// snapshot there and purged its log: the file, written anew under the new cluster id and with the new
+/// members, and a log that begins behind it. All nodes agree on that index, since its log id is the
+/// same on all: leader 0 of term 0, as in the first entry of any cluster. Terms begin anew, so no
+/// vote of the old cluster counts.
+///
+/// The directory appears complete or not at all: it is built under another name beside it.
+pub fn restore(path: &Path, target: &Target<'_>) -> Result<SnapshotMeta, Error> {
+    let backup = inspect(path)?;
+    let failed = |at: &Path| {
+        let path = at.to_owned();
+        move |source| Error::Io { path, source }
+    };
+    refuse_used(target.data_dir)?;
+    let building = building(target.data_dir)?;
+    match fs::remove_dir_all(&building) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(&building)(error)),
+    }
+    let mut dir = DataDir::open(&building, target.cluster_id, target.node_id, target.now_ms)?;
+    let meta = write_parts(path, &backup, target, &dir)?;
+    dir.seal()?;
+    drop(dir);
+    fs::rename(&building, target.data_dir).map_err(failed(target.data_dir))?;
+    let parent = parent(target.data_dir);
+    fs::File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed(parent))?;
+    Ok(meta)
+}
+
+/// Log and snapshot of the restored node.
+fn write_parts(
+    path: &Path,
+    backup: &Backup,
+    target: &Target<'_>,
+    dir: &DataDir,
+) -> Result<SnapshotMeta, Error> {
+    let disk = |path: PathBuf| RealDisk::open(&path).map_err(|source| Error::Io { path, source });
+    let point = point(backup.meta.point.index, target.members);
+    let log: Arc<dyn Disk> = Arc::new(disk(dir.log())?);
+    let options =
+        WalOptions { segment_bytes: WAL_SEGMENT_BYTES, create: true, log_id: rand::random() };
+    let (mut core, _) = WalCore::open(log, options)?;
+    let purged = Write::Purged { index: point.index, log_id: point.log_id.clone() };
+    core.stage(&purged)
+        .and_then(|()| core.close())
+        .map_err(|source| Error::Io { path: dir.log(), source })?;
+
+    let (source, name) = backup_disk(path)?;
+    let failed = |source| Error::Snapshot { path: path.to_owned(), source };
+    let reader = Reader::open(&source, &name).map_err(failed)?;
+    let head = Head {
+        cluster_id: target.cluster_id.to_owned(),
+        point,
+        revision: backup.meta.revision,
+        now_ms: backup.meta.now_ms,
+    };
+    let tally = Tally { records: backup.meta.records, digest: backup.meta.digest };
+    snapshot::write(&disk(dir.snapshots())?, &head, reader, Some(tally)).map_err(failed)
+}
+
+/// Where the new cluster begins.
+fn point(index: u64, members: &[(u64, String)]) -> Point {
+    let log_id = LogId { leader_id: LeaderId { term: 0, node_id: 0 }, index };
+    let voters = members.iter().map(|(id, _)| *id).collect();
+    let nodes = members.iter().map(|(id, peer_address)| {
+        let peer_address = peer_address.clone();
+        // As at the beginning of any cluster: each member tells its own to the others.
+        (*id, Member { peer_address, client_address: String::new() })
+    });
+    let nodes: BTreeMap<u64, Member> = nodes.collect();
+    let membership = Membership::new(vec![voters], nodes).expect("every voter is among the nodes");
+    let membership = StoredMembership::new(Some(log_id), membership);
+    Point { index, log_id: codec::encode_log_id(&log_id), membership: codec::to_bytes(&membership) }
+}
+
+fn refuse_used(path: &Path) -> Result<(), Error> {
+    match fs::read_dir(path) {
+        Ok(mut entries) => match entries.next() {
+            None => Ok(()),
+            Some(_) => Err(Error::NotEmpty { path: path.to_owned() }),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(Error::Io { path: path.to_owned(), source }),
+    }
+}
+
+/// The directory's name while it is being made; what an interrupted restore left has it too.
+fn building(path: &Path) -> Result<PathBuf, Error> {
+    let Some(name) = path.file_name() else {
+        let source = io::Error::new(io::ErrorKind::InvalidInput, "not the name of a directory");
+        return Err(Error::Io { path: path.to_owned(), source });
+    };
+    let mut building = name.to_owned();
+    building.push(".restoring");
+    Ok(path.with_file_name(building))
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) | None => Path::new("."),
+    }
+}
+
+fn backup_disk(path: &Path) -> Result<(BackupDisk, String), Error> {
+    let name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
+    let Some(name) = name else {
+        let source = io::Error::new(io::ErrorKind::InvalidInput, "not the name of a file");
+        return Err(Error::Io { path: path.to_owned(), source });
+    };
+    Ok((BackupDisk(parent(path).to_owned()), name))
+}
+
+/// The directory of a backup, which may be anybody's: files in it are only read.
+#[derive(Debug)]
+struct BackupDisk(PathBuf);
+
+#[derive(Debug)]
+struct BackupFile(fs::File);
+
+fn read_only<T>() -> io::Result<T> {
+    Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "a backup is only read"))
+}
+
+impl Disk for BackupDisk {
+    fn list(&self) -> io::Result<Vec<String>> {
+        read_only()
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        Ok(Arc::new(BackupFile(fs::File::open(self.0.join(name))?)))
+    }
+
+    fn create(&self, _: &str) -> io::Result<Arc<dyn File>> {
+        read_only()
+    }
+
+    fn rename(&self, _: &str, _: &str) -> io::Result<()> {
+        read_only()
+    }
+
+    fn remove(&self, _: &str) -> io::Result<()> {
+        read_only()
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        read_only()
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        read_only()
+    }
+}
+
+impl File for BackupFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(buf, offset)
+    }
+
+    fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        read_only()
+    }
+
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        read_only()
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        read_only()
+    }
+}
+
+#[cfg(test)]
+mod tests;

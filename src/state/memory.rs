@@ -1,0 +1,368 @@
+//! The tables in memory, their indexes and counts. Every write to a record goes through a function of
+//! this file and yields its [`Change`], so that no write can be forgotten by the image or a watcher.
+//! What a command may write is decided in `registry` and `session`.
+//!
+//! Invariants:
+//! - an instance has a holder (see [`Instance::holder`]) only while that session lives;
+//! - `held` and `orphans` are exactly what the instances' fields say; so are all counts;
+//! - a service without settings has instances; a service's namespace exists;
+//! - names are shared: the key of a map, the records below it and the indexes hold one `Arc<str>`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::registry::share_reason;
+use super::table::{Change, Instance, Key, Namespace, Record, Service, Session, StoredReply};
+use crate::limits;
+
+#[derive(Debug)]
+pub(super) struct Tables {
+    pub namespaces: BTreeMap<Arc<str>, NamespaceTable>,
+    pub ledger: Ledger,
+}
+
+#[derive(Debug)]
+pub(super) struct NamespaceTable {
+    /// The default namespace has a record in the image only after it was put: until then its
+    /// revisions are 0.
+    pub record: Arc<Namespace>,
+    pub services: BTreeMap<Arc<str>, ServiceTable>,
+}
+
+#[derive(Debug)]
+pub(super) struct ServiceTable {
+    pub name: Arc<ServiceName>,
+    /// None: it exists through its instances only.
+    pub settings: Option<Arc<Service>>,
+    pub instances: BTreeMap<Arc<str>, Arc<Instance>>,
+    /// Instances that can take calls.
+    pub healthy: usize,
+    /// Instances that are not disabled.
+    pub visible: usize,
+}
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ServiceName {
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+}
+
+/// Sessions, who holds what, and how much there is of everything.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    pub sessions: BTreeMap<u64, SessionEntry>,
+    /// The instances of live sessions.
+    held: BTreeSet<Held>,
+    /// The instances whose session has expired.
+    pub orphans: BTreeSet<(Arc<ServiceName>, Arc<str>)>,
+    pub instances: u64,
+    pub services: u64,
+    pub replies: u64,
+}
+
+/// A live session with what hangs on it.
+#[derive(Debug)]
+pub struct SessionEntry {
+    pub record: Arc<Session>,
+    /// How many instances it keeps alive.
+    pub instances: usize,
+    /// Stored replies by sequence: at most [`limits::SESSION_IN_FLIGHT`].
+    pub(super) replies: BTreeMap<u64, Arc<StoredReply>>,
+    /// The greatest `lowest_unacknowledged` of the stored replies. No reply below it is stored.
+    pub(super) lowest: u64,
+}
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Held {
+    session: u64,
+    /// None only in the bound before the first instance of a session.
+    service: Option<Arc<ServiceName>>,
+    id: Arc<str>,
+}
+
+impl Default for Tables {
+    fn default() -> Self {
+        let name: Arc<str> = limits::DEFAULT_NAMESPACE.into();
+        let record = Arc::new(Namespace {
+            name: name.clone(),
+            description: String::new(),
+            create_revision: 0,
+            mod_revision: 0,
+        });
+        let services = BTreeMap::new();
+        Tables {
+            namespaces: BTreeMap::from([(name, NamespaceTable { record, services })]),
+            ledger: Ledger::default(),
+        }
+    }
+}
+
+impl Tables {
+    pub fn service(&self, namespace: &str, name: &str) -> Option<&ServiceTable> {
+        self.namespaces.get(namespace)?.services.get(name)
+    }
+
+    pub fn put_namespace_record(&mut self, record: Namespace) -> Change {
+        let record = Arc::new(record);
+        let key = Key::Namespace { name: record.name.clone() };
+        match self.namespaces.get_mut(&*record.name) {
+            Some(namespace) => namespace.record = record.clone(),
+            None => {
+                let table = NamespaceTable { record: record.clone(), services: BTreeMap::new() };
+                self.namespaces.insert(record.name.clone(), table);
+            }
+        }
+        Change { key, record: Some(Record::Namespace(record)) }
+    }
+
+    /// The namespace exists, has no services and is not the default one.
+    pub fn remove_namespace_record(&mut self, name: &str) -> Change {
+        let gone = self.namespaces.remove(name).expect("asked for by its key");
+        assert!(gone.services.is_empty(), "{name} still had {} services", gone.services.len());
+        Change { key: Key::Namespace { name: gone.record.name.clone() }, record: None }
+    }
+
+    /// None when there is no such instance.
+    pub fn remove_instance(&mut self, namespace: &str, service: &str, id: &str) -> Option<Change> {
+        let namespace = self.namespaces.get_mut(namespace)?;
+        let table = namespace.services.get_mut(service)?;
+        let gone = table.instances.remove(id)?;
+        table.count(Some(&gone), None);
+        self.ledger.follow(&table.name, Some(&gone), None);
+        namespace.prune(&mut self.ledger, service);
+        Some(Change { key: instance_key(&gone), record: None })
+    }
+
+    /// All records but Meta, in the order of their keys.
+    pub fn records(&self) -> impl Iterator<Item = (Key, Record)> + '_ {
+        let tables = || self.namespaces.values().flat_map(|n| n.services.values());
+        let namespaces = self
+            .namespaces
+            .values()
+            .filter(|table| table.record.mod_revision > 0)
+            .map(|table| &table.record)
+            .map(|r| (Key::Namespace { name: r.name.clone() }, Record::Namespace(r.clone())));
+        let services = tables()
+            .filter_map(|table| table.settings.as_ref())
+            .map(|record| (service_key(record), Record::Service(record.clone())));
+        let instances = tables()
+            .flat_map(|table| table.instances.values())
+            .map(|record| (instance_key(record), Record::Instance(record.clone())));
+        let sessions = self.ledger.sessions.values().map(|entry| {
+            (Key::Session { id: entry.record.id }, Record::Session(entry.record.clone()))
+        });
+        let replies = self.ledger.sessions.values().flat_map(|entry| {
+            entry.replies.iter().map(|(sequence, reply)| {
+                let key = Key::Reply { session: entry.record.id, sequence: *sequence };
+                (key, Record::Reply(reply.clone()))
+            })
+        });
+        namespaces.chain(services).chain(instances).chain(sessions).chain(replies)
+    }
+
+    /// Takes a record of [`Tables::records`]; the order of the keys puts a namespace before its
+    /// services, and a session before its replies.
+    pub fn restore(&mut self, key: Key, record: Record) {
+        assert!(record.is_of(&key), "restoring {key:?}, which has the record {record:?}");
+        let parent =
+            "restored in the order of the keys, so that a parent comes before its children";
+        // The change of each write is dropped: the records come from where changes go.
+        match (key, record) {
+            (Key::Namespace { .. }, Record::Namespace(record)) => {
+                self.put_namespace_record(Arc::unwrap_or_clone(record));
+            }
+            (Key::Service { .. }, Record::Service(record)) => {
+                let namespace = self.namespaces.get_mut(&*record.namespace).expect(parent);
+                let table = namespace.service_mut(&mut self.ledger, &record.name);
+                let mut record = Arc::unwrap_or_clone(record);
+                record.namespace = table.name.namespace.clone();
+                record.name = table.name.name.clone();
+                table.put_settings(record);
+            }
+            (Key::Instance { .. }, Record::Instance(record)) => {
+                let namespace = self.namespaces.get_mut(&*record.namespace).expect(parent);
+                let table = namespace.service_mut(&mut self.ledger, &record.service);
+                let mut record = Arc::unwrap_or_clone(record);
+                record.namespace = table.name.namespace.clone();
+                record.service = table.name.name.clone();
+                share_reason(&mut record.reason);
+                table.put_instance(&mut self.ledger, record);
+            }
+            (Key::Session { .. }, Record::Session(record)) => {
+                self.ledger.put_session(Arc::unwrap_or_clone(record));
+            }
+            (Key::Reply { session, sequence }, Record::Reply(record)) => {
+                let entry = self.ledger.sessions.get_mut(&session).expect(parent);
+                entry.lowest = entry.lowest.max(record.lowest_unacknowledged);
+                entry.replies.insert(sequence, record);
+                self.ledger.replies += 1;
+            }
+            (key, record) => unreachable!("{key:?} does not go with {record:?}"),
+        }
+    }
+
+    /// After the last record: instances come before the sessions that hold them.
+    pub fn assert_restored(&self) {
+        let held: usize = self.ledger.sessions.values().map(|entry| entry.instances).sum();
+        assert_eq!(held, self.ledger.held.len(), "instances of sessions, and instances held");
+    }
+}
+
+impl NamespaceTable {
+    /// The service, which comes into being without settings and must get settings or an instance
+    /// before the command is over.
+    pub fn service_mut(&mut self, ledger: &mut Ledger, service: &str) -> &mut ServiceTable {
+        if !self.services.contains_key(service) {
+            let name: Arc<str> = service.into();
+            let namespace = self.record.name.clone();
+            let table = ServiceTable {
+                name: Arc::new(ServiceName { namespace, name: name.clone() }),
+                settings: None,
+                instances: BTreeMap::new(),
+                healthy: 0,
+                visible: 0,
+            };
+            self.services.insert(name, table);
+            ledger.services += 1;
+        }
+        self.services.get_mut(service).expect("it was there or has just been inserted")
+    }
+
+    /// A service without settings and instances does not exist.
+    pub fn prune(&mut self, ledger: &mut Ledger, service: &str) {
+        let Some(table) = self.services.get(service) else { return };
+        if table.settings.is_none() && table.instances.is_empty() {
+            self.services.remove(service);
+            ledger.services -= 1;
+        }
+    }
+}
+
+impl ServiceTable {
+    /// `record` holds the names of this table.
+    pub fn put_settings(&mut self, record: Service) -> Change {
+        let record = Arc::new(record);
+        self.settings = Some(record.clone());
+        Change { key: service_key(&record), record: Some(Record::Service(record)) }
+    }
+
+    /// None when it has no settings. The caller prunes.
+    pub fn remove_settings(&mut self) -> Option<Change> {
+        self.settings.take().map(|gone| Change { key: service_key(&gone), record: None })
+    }
+
+    /// `record` holds the names of this table, and the id of its predecessor if there is one.
+    pub fn put_instance(&mut self, ledger: &mut Ledger, record: Instance) -> Change {
+        let record = Arc::new(record);
+        let old = match self.instances.get_mut(&*record.id) {
+            Some(slot) => Some(std::mem::replace(slot, record.clone())),
+            None => self.instances.insert(record.id.clone(), record.clone()),
+        };
+        self.count(old.as_deref(), Some(&record));
+        ledger.follow(&self.name, old.as_deref(), Some(&record));
+        Change { key: instance_key(&record), record: Some(Record::Instance(record)) }
+    }
+
+    fn count(&mut self, old: Option<&Instance>, new: Option<&Instance>) {
+        let one = |instance: Option<&Instance>, is: fn(&Instance) -> bool| {
+            usize::from(instance.is_some_and(is))
+        };
+        self.healthy += one(new, Instance::is_healthy);
+        self.healthy -= one(old, Instance::is_healthy);
+        self.visible += one(new, Instance::is_visible);
+        self.visible -= one(old, Instance::is_visible);
+    }
+}
+
+impl Ledger {
+    pub fn put_session(&mut self, record: Session) -> Change {
+        let id = record.id;
+        let record = Arc::new(record);
+        // A new session holds nothing yet; a restored one may.
+        let instances = self.held_by(id).count();
+        let lowest = 0;
+        let entry =
+            SessionEntry { record: record.clone(), instances, replies: BTreeMap::new(), lowest };
+        let before = self.sessions.insert(id, entry);
+        assert!(before.is_none(), "session {id} was there: {before:?}");
+        Change { key: Key::Session { id }, record: Some(Record::Session(record)) }
+    }
+
+    /// Removes a session that exists and whose instances are gone or orphaned, and its stored replies.
+    pub fn remove_session(&mut self, id: u64, changes: &mut Vec<Change>) {
+        let gone = self.sessions.remove(&id).expect("asked for by its id");
+        assert_eq!(gone.instances, 0, "instances that session {id} still held");
+        self.replies -= gone.replies.len() as u64;
+        for sequence in gone.replies.into_keys() {
+            changes.push(Change { key: Key::Reply { session: id, sequence }, record: None });
+        }
+        changes.push(Change { key: Key::Session { id }, record: None });
+    }
+
+    /// The instances of a live session, by service and id.
+    pub fn held_by(&self, session: u64) -> impl Iterator<Item = (&Arc<ServiceName>, &Arc<str>)> {
+        let first = Held { session, service: None, id: Arc::default() };
+        self.held
+            .range(first..)
+            .take_while(move |held| held.session == session)
+            .filter_map(|held| Some((held.service.as_ref()?, &held.id)))
+    }
+
+    /// Keeps indexes and counts when an instance of `service` is put or removed.
+    fn follow(
+        &mut self,
+        service: &Arc<ServiceName>,
+        old: Option<&Instance>,
+        new: Option<&Instance>,
+    ) {
+        self.instances += u64::from(new.is_some());
+        self.instances -= u64::from(old.is_some());
+
+        let holder = |instance: Option<&Instance>| instance.and_then(Instance::holder);
+        if holder(old) != holder(new) {
+            if let (Some(old), Some(session)) = (old, holder(old)) {
+                let was = self.held.remove(&Held::new(session, service, &old.id));
+                assert!(was, "{service:?} {:?} was not held by session {session}", old.id);
+                self.count_held(session, |instances| instances - 1);
+            }
+            if let (Some(new), Some(session)) = (new, holder(new)) {
+                self.held.insert(Held::new(session, service, &new.id));
+                self.count_held(session, |instances| instances + 1);
+            }
+        }
+
+        let orphan = |instance: Option<&Instance>| {
+            instance.filter(|i| i.orphaned_at_ms.is_some()).map(|i| i.id.clone())
+        };
+        match (orphan(old), orphan(new)) {
+            (None, Some(id)) => _ = self.orphans.insert((service.clone(), id)),
+            (Some(id), None) => _ = self.orphans.remove(&(service.clone(), id)),
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+    }
+
+    fn count_held(&mut self, session: u64, change: fn(usize) -> usize) {
+        // While a state is restored the session comes later and counts for itself.
+        if let Some(entry) = self.sessions.get_mut(&session) {
+            entry.instances = change(entry.instances);
+        }
+    }
+}
+
+impl Held {
+    fn new(session: u64, service: &Arc<ServiceName>, id: &Arc<str>) -> Self {
+        Held { session, service: Some(service.clone()), id: id.clone() }
+    }
+}
+
+pub(super) fn service_key(record: &Service) -> Key {
+    Key::Service { namespace: record.namespace.clone(), name: record.name.clone() }
+}
+
+pub(super) fn instance_key(record: &Instance) -> Key {
+    Key::Instance {
+        namespace: record.namespace.clone(),
+        service: record.service.clone(),
+        id: record.id.clone(),
+    }
+}

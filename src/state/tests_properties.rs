@@ -1,0 +1,854 @@
+//! Properties over random histories: the state against the naive model, replicas that were given one
+//! log in different cuts, the changes against the records, and a state restored half-way. Beside them:
+//! no bytes whatever make `apply` panic.
+//!
+//! The seed is fixed, so that a failure can be repeated; `PROPTEST_RNG_SEED=n` and `PROPTEST_CASES=n`
+//! choose another and more.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
+
+use super::tests_model::{Model, name_of};
+use super::*;
+
+const SEED: u64 = 7;
+
+pub(super) fn check<S: Strategy>(name: &str, strategy: S, test: impl Fn(S::Value)) {
+    let mut config = Config { failure_persistence: None, ..Config::default() };
+    let seed = match config.rng_seed {
+        RngSeed::Fixed(seed) => seed,
+        RngSeed::Random => SEED,
+    };
+    config.rng_seed = RngSeed::Fixed(seed);
+    let cases = config.cases;
+    let run = TestRunner::new(config).run(&strategy, |value| {
+        test(value);
+        Ok(())
+    });
+    let again = format!(
+        "again: PROPTEST_RNG_SEED={seed} PROPTEST_CASES={cases} cargo test --lib state::{name}"
+    );
+    match run {
+        Ok(()) => {}
+        Err(TestError::Fail(why, least)) => panic!("{why}\nleast input: {least:#?}\n{again}"),
+        Err(TestError::Abort(why)) => panic!("{why}\n{again}"),
+    }
+}
+
+// ---- histories ----
+
+/// A history before it is known which sessions and revisions there will be.
+#[derive(Debug, Clone)]
+struct Sketch(Vec<EntrySketch>);
+
+#[derive(Debug, Clone)]
+struct EntrySketch {
+    term: u64,
+    /// Relative to the entry before.
+    at_ms: i64,
+    commands: Vec<CommandSketch>,
+}
+
+#[derive(Debug, Clone)]
+struct CommandSketch {
+    request: Option<RequestSketch>,
+    op: OpSketch,
+}
+
+#[derive(Debug, Clone)]
+struct RequestSketch {
+    session: Pick,
+    sequence: Sequence,
+    lowest: Lowest,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Pick {
+    /// One of the live sessions.
+    Live(usize),
+    /// One of all sessions that ever were.
+    Any(usize),
+    Unknown,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Sequence {
+    /// After the greatest stored one, this many further on.
+    Next(u64),
+    /// Before the greatest stored one, by this many.
+    Again(u64),
+    Zero,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Lowest {
+    Zero,
+    /// Below the write's own sequence by this many.
+    Below(u64),
+    Above,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Expect {
+    Any,
+    Current,
+    Other(u64),
+}
+
+#[derive(Debug, Clone)]
+enum OpSketch {
+    Open { ttl_ms: u64 },
+    Close(Pick),
+    Expire { sessions: Vec<Pick>, other_term: bool },
+    Reap(Vec<InstanceName>),
+    ReapOrphans,
+    Register { registration: Registration, session: Option<Pick> },
+    Deregister { name: InstanceName, expect: Expect },
+    Update { patch: InstancePatch, expect: Expect },
+    PutService { settings: ServiceSettings, expect: Expect },
+    DeleteService { namespace: String, name: String },
+    PutNamespace { name: String, description: String },
+    DeleteNamespace { name: String },
+    Bytes(Vec<u8>),
+}
+
+const NAMESPACES: [&str; 3] = ["default", "n", "o"];
+const SERVICES: [&str; 3] = ["a", "ab", "b"];
+
+fn namespace() -> impl Strategy<Value = String> {
+    prop_oneof![12 => Just("default"), 4 => Just("n"), 1 => Just("o")].prop_map(String::from)
+}
+
+fn service() -> impl Strategy<Value = String> {
+    prop_oneof![3 => Just("a"), 1 => Just("ab"), 1 => Just("b")].prop_map(String::from)
+}
+
+fn instance() -> impl Strategy<Value = InstanceName> {
+    (namespace(), service(), select(vec!["x", "y", "z"]))
+        .prop_map(|(namespace, service, id)| InstanceName { namespace, service, id: id.to_owned() })
+}
+
+fn text(texts: &[&'static str]) -> impl Strategy<Value = String> + use<> {
+    select(texts.to_vec()).prop_map(String::from)
+}
+
+fn metadata() -> impl Strategy<Value = Vec<(String, String)>> {
+    let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    select(vec![
+        vec![],
+        vec![pair("k", "1")],
+        vec![pair("k", "2")],
+        vec![pair("j", "1"), pair("k", "1")],
+    ])
+}
+
+fn health() -> impl Strategy<Value = Health> {
+    select(vec![Health::Passing, Health::Passing, Health::Warning, Health::Critical])
+}
+
+fn admin() -> impl Strategy<Value = Admin> {
+    select(vec![Admin::Enabled, Admin::Enabled, Admin::Draining, Admin::Disabled])
+}
+
+fn pick() -> impl Strategy<Value = Pick> {
+    prop_oneof![
+        16 => (0..8usize).prop_map(Pick::Live),
+        3 => (0..8usize).prop_map(Pick::Any),
+        1 => Just(Pick::Unknown),
+    ]
+}
+
+fn expect() -> impl Strategy<Value = Expect> {
+    prop_oneof![
+        5 => Just(Expect::Any),
+        3 => Just(Expect::Current),
+        1 => (0..20u64).prop_map(Expect::Other),
+    ]
+}
+
+fn registration() -> impl Strategy<Value = OpSketch> {
+    let endpoints = (0..2u16).prop_map(|n| {
+        vec![Endpoint { name: "grpc".into(), host: format!("10.0.0.{n}"), port: 80 + n }]
+    });
+    let fields = (
+        instance(),
+        endpoints,
+        0..3u32,
+        text(&["", "", "z1"]),
+        metadata(),
+        health(),
+        admin(),
+        text(&["", "", "", "by hand"]),
+        text(&["", "", "", "ring"]),
+        proptest::option::weighted(0.7, pick()),
+    );
+    fields.prop_map(
+        |(name, endpoints, weight, zone, metadata, health, admin, reason, hash_key, session)| {
+            let registration = Registration {
+                name,
+                endpoints,
+                weight,
+                zone,
+                metadata,
+                health,
+                admin,
+                reason,
+                hash_key,
+                session: None,
+            };
+            OpSketch::Register { registration, session }
+        },
+    )
+}
+
+fn update() -> impl Strategy<Value = OpSketch> {
+    let fields = (
+        instance(),
+        proptest::option::of(0..3u32),
+        proptest::option::of(admin()),
+        proptest::option::of(health()),
+        text(&["", "", "noted"]),
+        proptest::option::weighted(0.2, metadata()),
+        expect(),
+    );
+    fields.prop_map(|(name, weight, admin, health, reason, metadata, expect)| {
+        let expected_mod_revision = None;
+        let patch =
+            InstancePatch { name, weight, admin, health, reason, metadata, expected_mod_revision };
+        OpSketch::Update { patch, expect }
+    })
+}
+
+fn put_service() -> impl Strategy<Value = OpSketch> {
+    let fields = (
+        namespace(),
+        service(),
+        select(vec![0, 34, 50, 100]),
+        select(vec![1_000, 30_000]),
+        text(&["", "ring_hash"]),
+        metadata(),
+        expect(),
+    );
+    fields.prop_map(|(namespace, name, protect, after, policy, metadata, expect)| {
+        let settings = ServiceSettings {
+            namespace,
+            name,
+            protect_threshold_percent: protect,
+            deregister_after_ms: after,
+            policy,
+            policy_parameters: metadata.clone(),
+            metadata,
+            expected_mod_revision: None,
+        };
+        OpSketch::PutService { settings, expect }
+    })
+}
+
+fn command() -> impl Strategy<Value = CommandSketch> {
+    let op = prop_oneof![
+        6 => (1_000..3_000u64).prop_map(|ttl_ms| OpSketch::Open { ttl_ms }),
+        2 => pick().prop_map(OpSketch::Close),
+        4 => (vec(pick(), 0..3), proptest::bool::weighted(0.2))
+            .prop_map(|(sessions, other_term)| OpSketch::Expire { sessions, other_term }),
+        2 => vec(instance(), 0..4).prop_map(OpSketch::Reap),
+        3 => Just(OpSketch::ReapOrphans),
+        30 => registration(),
+        6 => (instance(), expect())
+            .prop_map(|(name, expect)| OpSketch::Deregister { name, expect }),
+        15 => update(),
+        6 => put_service(),
+        4 => (namespace(), service())
+            .prop_map(|(namespace, name)| OpSketch::DeleteService { namespace, name }),
+        6 => (namespace(), text(&["", "said"]))
+            .prop_map(|(name, description)| OpSketch::PutNamespace { name, description }),
+        3 => namespace().prop_map(|name| OpSketch::DeleteNamespace { name }),
+        1 => vec(any::<u8>(), 0..20).prop_map(OpSketch::Bytes),
+    ];
+    let sequence = prop_oneof![
+        4 => Just(Sequence::Next(1)),
+        2 => (1..4u64).prop_map(Sequence::Next),
+        4 => (0..4u64).prop_map(Sequence::Again),
+        1 => Just(Sequence::Zero),
+    ];
+    let lowest = prop_oneof![
+        5 => Just(Lowest::Zero),
+        16 => (0..4u64).prop_map(Lowest::Below),
+        1 => Just(Lowest::Above),
+    ];
+    let request = (pick(), sequence, lowest)
+        .prop_map(|(session, sequence, lowest)| RequestSketch { session, sequence, lowest });
+    (proptest::option::weighted(0.35, request), op)
+        .prop_map(|(request, op)| CommandSketch { request, op })
+}
+
+/// What most histories begin with, so that not half of the commands fall on empty ground.
+const PEOPLE: [fn() -> OpSketch; 4] = [
+    || OpSketch::Open { ttl_ms: 1_000 },
+    || OpSketch::Open { ttl_ms: 2_000 },
+    || OpSketch::Open { ttl_ms: 3_000 },
+    || OpSketch::PutNamespace { name: "n".into(), description: "said".into() },
+];
+
+fn history(entries: usize) -> impl Strategy<Value = Sketch> {
+    let term = prop_oneof![9 => Just(1u64), 1 => Just(2u64)];
+    let at_ms = prop_oneof![6 => 0..2_000i64, 2 => 0..40_000i64, 1 => -3_000..0i64];
+    let entry = (term, at_ms, vec(command(), 1..6))
+        .prop_map(|(term, at_ms, commands)| EntrySketch { term, at_ms, commands });
+    (proptest::bool::weighted(0.8), vec(entry, 1..entries)).prop_map(|(peopled, mut entries)| {
+        if peopled {
+            let commands = PEOPLE.map(|op| CommandSketch { request: None, op: op() }).to_vec();
+            entries.insert(0, EntrySketch { term: 1, at_ms: 0, commands });
+        }
+        Sketch(entries)
+    })
+}
+
+/// A log entry that owns its commands.
+#[derive(Debug, Clone)]
+struct Logged {
+    term: u64,
+    at_ms: u64,
+    commands: Vec<Vec<u8>>,
+}
+
+impl Logged {
+    fn apply_to(&self, state: &mut State) -> Applied {
+        let commands = self.commands.iter().map(Vec::as_slice).collect();
+        state.apply(&Entry { term: self.term, at_ms: self.at_ms, commands })
+    }
+}
+
+/// Gives the sketch its numbers by letting the model live through it; with the model's outcomes.
+fn fill_in(sketch: &Sketch) -> Vec<(Logged, Vec<Outcome>, Model)> {
+    let mut model = Model::default();
+    let mut opened: Vec<u64> = Vec::new();
+    let mut at_ms = 100_000u64;
+    let mut log = Vec::new();
+    for entry in &sketch.0 {
+        at_ms = at_ms.saturating_add_signed(entry.at_ms);
+        let (mut commands, mut outcomes) = (Vec::new(), Vec::new());
+        for sketch in &entry.commands {
+            let bytes = sketch.fill_in(&model, &opened, entry.term);
+            let outcome = model.apply(&bytes, entry.term, at_ms);
+            if let Ok(Reply::SessionOpened { session, .. }) = outcome.result {
+                opened.push(session);
+            }
+            commands.push(bytes);
+            outcomes.push(outcome);
+        }
+        log.push((Logged { term: entry.term, at_ms, commands }, outcomes, model.clone()));
+    }
+    log
+}
+
+impl CommandSketch {
+    fn fill_in(&self, model: &Model, opened: &[u64], term: u64) -> Vec<u8> {
+        let session = |pick: Pick| {
+            let (live, any) = (model.sessions.iter().map(|s| s.id), opened.iter().copied());
+            let session = match pick {
+                Pick::Live(n) => live.cycle().nth(n),
+                Pick::Any(n) => any.cycle().nth(n),
+                Pick::Unknown => None,
+            };
+            session.unwrap_or(1_000_000)
+        };
+        let revision = |expect: Expect, current: u64| match expect {
+            Expect::Any => None,
+            Expect::Current => Some(current),
+            Expect::Other(other) => Some(other),
+        };
+        let op = match self.op.clone() {
+            OpSketch::Open { ttl_ms } => Op::OpenSession { ttl_ms, client: "c".into() },
+            OpSketch::Close(pick) => Op::CloseSession { session: session(pick) },
+            OpSketch::Expire { sessions, other_term } => Op::ExpireSessions {
+                term: term + u64::from(other_term),
+                sessions: sessions.into_iter().map(session).collect(),
+            },
+            OpSketch::Reap(instances) => Op::Reap { instances },
+            OpSketch::ReapOrphans => {
+                Op::Reap { instances: model.orphans().into_iter().map(|(name, _)| name).collect() }
+            }
+            OpSketch::Register { mut registration, session: pick } => {
+                registration.session = pick.map(session);
+                Op::Register(Box::new(registration))
+            }
+            OpSketch::Deregister { name, expect } => {
+                let expected_mod_revision = revision(expect, model.instance_revision(&name));
+                Op::Deregister { name, expected_mod_revision }
+            }
+            OpSketch::Update { mut patch, expect } => {
+                patch.expected_mod_revision =
+                    revision(expect, model.instance_revision(&patch.name));
+                Op::UpdateInstance(Box::new(patch))
+            }
+            OpSketch::PutService { mut settings, expect } => {
+                let current = model.settings_revision(&settings.namespace, &settings.name);
+                settings.expected_mod_revision = revision(expect, current);
+                Op::PutService(Box::new(settings))
+            }
+            OpSketch::DeleteService { namespace, name } => Op::DeleteService { namespace, name },
+            OpSketch::PutNamespace { name, description } => Op::PutNamespace { name, description },
+            OpSketch::DeleteNamespace { name } => Op::DeleteNamespace { name },
+            OpSketch::Bytes(bytes) => return bytes,
+        };
+        let request = self.request.as_ref().map(|sketch| {
+            let session = session(sketch.session);
+            let stored = model.replies.iter().filter(|reply| reply.0 == session);
+            let greatest = stored.map(|reply| reply.1).max().unwrap_or(0);
+            let sequence = match sketch.sequence {
+                Sequence::Next(n) => greatest + n,
+                Sequence::Again(n) => greatest.saturating_sub(n).max(1),
+                Sequence::Zero => 0,
+            };
+            let lowest_unacknowledged = match sketch.lowest {
+                Lowest::Zero => 0,
+                Lowest::Below(n) => sequence.saturating_sub(n),
+                Lowest::Above => sequence + 1,
+            };
+            RequestId { session, sequence, lowest_unacknowledged }
+        });
+        Command { request, op }.encode().unwrap()
+    }
+}
+
+fn bytes_of(state: &State) -> Vec<(Vec<u8>, Vec<u8>)> {
+    state.records().map(|(key, record)| (key.encode(), record.encode())).collect()
+}
+
+/// Through the bytes, as an image or a snapshot does it.
+fn restored(state: &State) -> State {
+    let records = bytes_of(state).into_iter().map(|(key, value)| {
+        let key = Key::decode(&key)?;
+        let record = Record::decode(&key, &value)?;
+        Ok((key, record))
+    });
+    State::restore::<Corrupt>(records).unwrap()
+}
+
+/// Everything that can be read must be the same.
+fn assert_reads_alike(state: &State, model: &Model) {
+    let filters = ["", "z1"].into_iter().flat_map(|zone| {
+        [vec![], vec![("k".to_owned(), "1".to_owned())]].into_iter().flat_map(move |metadata| {
+            [false, true].map(|healthy_only| {
+                let (zone, metadata) = (zone.to_owned(), metadata.clone());
+                Filter { healthy_only, zone, metadata }
+            })
+        })
+    });
+    let filters: Vec<Filter> = filters.collect();
+    let mut services_in_all = 0;
+    for namespace in NAMESPACES {
+        let expected = model.services(namespace);
+        services_in_all += expected.len() as u64;
+        let (page, more) = state.services(namespace, "", "", 100);
+        assert!(!more);
+        let views: Vec<_> = page
+            .iter()
+            .map(|view| {
+                let set = view.settings.mod_revision > 0;
+                (view.settings.name.to_string(), set, view.instances, view.healthy)
+            })
+            .collect();
+        assert_eq!(views, expected, "services of {namespace}");
+        for (prefix, after, limit) in [("a", "", 1), ("a", "a", 2), ("", "a", 1), ("b", "a", 1)] {
+            let mut names: Vec<&str> = expected
+                .iter()
+                .map(|service| &*service.0)
+                .filter(|name| name.starts_with(prefix) && *name > after)
+                .collect();
+            let rest = names.len() > limit;
+            names.truncate(limit);
+            let (page, more) = state.services(namespace, prefix, after, limit);
+            let found: Vec<&str> = page.iter().map(|view| &*view.settings.name).collect();
+            assert_eq!((found, more), (names, rest), "{namespace}: {prefix} {after} {limit}");
+        }
+        for service in SERVICES {
+            for filter in &filters {
+                let (ids, protected) = model.discover(namespace, service, filter);
+                let found = state.discover(namespace, service, filter);
+                let found_ids: Vec<String> =
+                    found.instances.iter().map(|i| i.id.to_string()).collect();
+                assert_eq!((found_ids, found.protected), (ids, protected), "{filter:?}");
+                assert_eq!(found.service, state.service(namespace, service));
+            }
+            for instance in state.instances(namespace, service) {
+                let same = state.instance(namespace, service, &instance.id).unwrap();
+                assert_eq!(*instance, same);
+            }
+        }
+    }
+    let orphans: Vec<_> = state.orphans().map(|(i, due)| (name_of(i), due)).collect();
+    assert_eq!(orphans, model.orphans());
+    let held = |id| {
+        let own = |i: &&Instance| i.session == Some(id) && i.orphaned_at_ms.is_none();
+        model.instances.iter().filter(own).count()
+    };
+    let sessions: Vec<_> = state.sessions().map(|(s, n)| ((**s).clone(), n)).collect();
+    let expected: Vec<_> = model.sessions.iter().map(|s| (s.clone(), held(s.id))).collect();
+    assert_eq!(sessions, expected);
+    for session in &model.sessions {
+        let entry = state.session(session.id).unwrap();
+        assert_eq!((&*entry.record, entry.instances), (session, held(session.id)));
+        assert_eq!(entry.lowest, model.lowest(session.id));
+    }
+    let counts = Counts {
+        instances: model.instances.len() as u64,
+        services: services_in_all,
+        sessions: model.sessions.len() as u64,
+        namespaces: state.namespaces().count() as u64,
+        replies: model.replies.len() as u64,
+    };
+    assert_eq!(state.counts(), counts);
+}
+
+#[test]
+fn behaves_like_the_model() {
+    check("tests_properties::behaves_like_the_model", history(40), |sketch| {
+        let mut state = State::default();
+        for (entry, outcomes, model) in fill_in(&sketch) {
+            let before = state.revision();
+            let applied = entry.apply_to(&mut state);
+            assert_eq!(applied.outcomes, outcomes, "answers to {entry:?}");
+            assert_eq!(bytes_of(&state), model.records(), "records after {entry:?}");
+            assert_reads_alike(&state, &model);
+
+            assert_eq!(applied.meta, state.meta());
+            let mut revision = before;
+            for event in &applied.events {
+                assert!(!event.changes.is_empty());
+                assert_eq!(event.at_ms, model.now_ms);
+                let replies_only =
+                    event.changes.iter().all(|change| matches!(change.key, Key::Reply { .. }));
+                revision += u64::from(!replies_only);
+                assert_eq!(event.revision, revision, "{event:?}");
+            }
+            assert_eq!(revision, state.revision(), "each revision has its event");
+        }
+    });
+}
+
+#[test]
+fn the_cut_into_entries_does_not_matter() {
+    let strategy = (history(30), vec(1..4usize, 1..8));
+    check("tests_properties::the_cut_into_entries_does_not_matter", strategy, |(sketch, cuts)| {
+        let (mut whole, mut single, mut cut) =
+            (State::default(), State::default(), State::default());
+        let mut lengths = cuts.iter().cycle();
+        for (entry, _, _) in fill_in(&sketch) {
+            let expected = entry.apply_to(&mut whole);
+            let pieces = |state: &mut State, length: &mut dyn FnMut() -> usize| {
+                let mut got = Applied { outcomes: vec![], events: vec![], meta: state.meta() };
+                let mut rest = &entry.commands[..];
+                while !rest.is_empty() {
+                    let (piece, after) = rest.split_at(length().min(rest.len()));
+                    let piece = Logged { commands: piece.to_vec(), ..entry.clone() };
+                    let applied = piece.apply_to(state);
+                    got.outcomes.extend(applied.outcomes);
+                    got.events.extend(applied.events);
+                    got.meta = applied.meta;
+                    rest = after;
+                }
+                got
+            };
+            assert_eq!(pieces(&mut single, &mut || 1), expected);
+            assert_eq!(pieces(&mut cut, &mut || *lengths.next().unwrap()), expected);
+        }
+        assert_eq!(bytes_of(&single), bytes_of(&whole));
+        assert_eq!(bytes_of(&cut), bytes_of(&whole));
+        assert_eq!(single.digest(), whole.digest());
+    });
+}
+
+#[test]
+fn the_changes_make_up_the_records() {
+    check("tests_properties::the_changes_make_up_the_records", history(40), |sketch| {
+        let mut state = State::default();
+        let mut image = BTreeMap::new();
+        for (entry, _, _) in fill_in(&sketch) {
+            let applied = entry.apply_to(&mut state);
+            for change in applied.events.iter().flat_map(|event| &event.changes) {
+                assert_ne!(change.key, Key::Meta);
+                let key = change.key.encode();
+                match &change.record {
+                    Some(record) => image.insert(key, record.encode()),
+                    None => Some(image.remove(&key).expect("what is removed was there")),
+                };
+            }
+            image.insert(Key::Meta.encode(), Record::Meta(applied.meta).encode());
+        }
+        let image: Vec<_> = image.into_iter().collect();
+        assert_eq!(bytes_of(&state), image);
+
+        let digest = image
+            .iter()
+            .fold(0u64, |digest, (key, value)| digest.wrapping_add(record_hash(key, value)));
+        assert_eq!(state.digest(), (digest, image.len() as u64));
+    });
+}
+
+#[test]
+fn a_restored_state_goes_on_alike() {
+    let strategy = (history(40), 0..40usize);
+    check("tests_properties::a_restored_state_goes_on_alike", strategy, |(sketch, at)| {
+        let log = fill_in(&sketch);
+        let (before, after) = log.split_at(at.min(log.len()));
+        let mut state = State::default();
+        for (entry, _, _) in before {
+            entry.apply_to(&mut state);
+        }
+        let mut copy = restored(&state);
+        assert_eq!(copy.counts(), state.counts());
+        for (entry, _, model) in after {
+            assert_eq!(entry.apply_to(&mut copy), entry.apply_to(&mut state));
+            assert_reads_alike(&copy, model);
+        }
+        assert_eq!(bytes_of(&copy), bytes_of(&state));
+        assert_eq!(bytes_of(&restored(&copy)), bytes_of(&state));
+    });
+}
+
+/// A property over histories in which nothing happens holds for nothing.
+#[test]
+fn histories_reach_every_answer() {
+    let config = Config { rng_seed: RngSeed::Fixed(SEED), ..Config::default() };
+    let mut runner = TestRunner::new(config);
+    let mut seen = BTreeMap::<String, usize>::new();
+    for _ in 0..200 {
+        let sketch = history(40).new_tree(&mut runner).unwrap().current();
+        for (_, outcomes, model) in fill_in(&sketch) {
+            for outcome in outcomes {
+                let duplicate = if outcome.duplicate { "again " } else { "" };
+                let shown = match &outcome.result {
+                    Ok(Reply::InstanceUpdated(_)) => "InstanceUpdated".to_owned(),
+                    Ok(reply) => {
+                        // Whether it did anything is the part of an answer that matters here.
+                        let shown = format!("{reply:?}");
+                        let nothing = [": false", ": 0 ", "expired: 0", "removed: 0"];
+                        let name = shown.split(' ').next().unwrap().to_owned();
+                        let idle = nothing.iter().any(|part| shown.contains(part));
+                        format!("{name}{}", if idle { " (nothing)" } else { "" })
+                    }
+                    Err(refusal) => format!("{refusal:?}").split(' ').next().unwrap().to_owned(),
+                };
+                *seen.entry(format!("{duplicate}{shown}")).or_default() += 1;
+            }
+            let orphans = model.orphans().len();
+            *seen.entry(format!("{orphans} orphans")).or_default() += 1;
+        }
+    }
+    let expected = [
+        "1 orphans",
+        "2 orphans",
+        "again InstanceUpdated",
+        "again NotFound",
+        "again Registered",
+        "again SessionOpened",
+        "CompareFailed",
+        "Deregistered",
+        "Deregistered (nothing)",
+        "InUse",
+        "InstanceUpdated",
+        "Invalid",
+        "NamespaceDeleted",
+        "NamespaceDeleted (nothing)",
+        "NamespacePut",
+        "NamespacePut (nothing)",
+        "NotFound",
+        "OwnedByAnother",
+        "Reaped",
+        "Reaped (nothing)",
+        "Registered",
+        "Registered (nothing)",
+        "SequenceForgotten",
+        "ServiceDeleted",
+        "ServiceDeleted (nothing)",
+        "ServicePut",
+        "ServicePut (nothing)",
+        "SessionClosed",
+        "SessionClosed (nothing)",
+        "SessionExpired",
+        "SessionOpened",
+        "SessionsExpired",
+        "SessionsExpired (nothing)",
+        "StaleTerm",
+        "Undecodable",
+    ];
+    for name in expected {
+        let count = seen.get(name).copied().unwrap_or(0);
+        assert!(count >= 10, "{name}: {count} times in {seen:#?}");
+    }
+}
+
+// ---- wild input ----
+
+/// Few of everything, so that commands meet, and none of it within the limits.
+fn wild_text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        6 => text(&["default", "", "a", "a\0", "a\0b", "\u{10FFFF}"]),
+        1 => any::<String>(),
+    ]
+}
+
+fn wild_number() -> impl Strategy<Value = u64> {
+    prop_oneof![4 => 0..6u64, 1 => any::<u64>(), 1 => Just(u64::MAX)]
+}
+
+fn wild_pairs() -> impl Strategy<Value = Vec<(String, String)>> {
+    vec((wild_text(), wild_text()), 0..3)
+}
+
+fn wild_name() -> impl Strategy<Value = InstanceName> {
+    (wild_text(), wild_text(), wild_text()).prop_map(|(namespace, service, id)| InstanceName {
+        namespace,
+        service,
+        id,
+    })
+}
+
+fn wild_op() -> impl Strategy<Value = Op> {
+    let endpoint = (wild_text(), wild_text(), any::<u16>())
+        .prop_map(|(name, host, port)| Endpoint { name, host, port });
+    let register = (
+        (wild_name(), vec(endpoint, 0..3), any::<u32>(), wild_text(), wild_pairs()),
+        (health(), admin(), wild_text(), wild_text(), proptest::option::of(wild_number())),
+    )
+        .prop_map(|(a, b)| {
+            let (
+                (name, endpoints, weight, zone, metadata),
+                (health, admin, reason, hash_key, session),
+            ) = (a, b);
+            Op::Register(Box::new(Registration {
+                name,
+                endpoints,
+                weight,
+                zone,
+                metadata,
+                health,
+                admin,
+                reason,
+                hash_key,
+                session,
+            }))
+        });
+    let update = (
+        wild_name(),
+        (any::<Option<u32>>(), proptest::option::of(admin()), proptest::option::of(health())),
+        wild_text(),
+        proptest::option::of(wild_pairs()),
+        proptest::option::of(wild_number()),
+    )
+        .prop_map(
+            |(name, (weight, admin, health), reason, metadata, expected_mod_revision)| {
+                Op::UpdateInstance(Box::new(InstancePatch {
+                    name,
+                    weight,
+                    admin,
+                    health,
+                    reason,
+                    metadata,
+                    expected_mod_revision,
+                }))
+            },
+        );
+    let put_service = (
+        (wild_text(), wild_text(), any::<u32>(), wild_number(), wild_text()),
+        (wild_pairs(), wild_pairs(), proptest::option::of(wild_number())),
+    )
+        .prop_map(|(a, b)| {
+            let (namespace, name, protect_threshold_percent, deregister_after_ms, policy) = a;
+            let (policy_parameters, metadata, expected_mod_revision) = b;
+            Op::PutService(Box::new(ServiceSettings {
+                namespace,
+                name,
+                protect_threshold_percent,
+                deregister_after_ms,
+                policy,
+                policy_parameters,
+                metadata,
+                expected_mod_revision,
+            }))
+        });
+    prop_oneof![
+        4 => (wild_number(), wild_text())
+            .prop_map(|(ttl_ms, client)| Op::OpenSession { ttl_ms, client }),
+        1 => wild_number().prop_map(|session| Op::CloseSession { session }),
+        2 => (wild_number(), vec(wild_number(), 0..4))
+            .prop_map(|(term, sessions)| Op::ExpireSessions { term, sessions }),
+        1 => vec(wild_name(), 0..4).prop_map(|instances| Op::Reap { instances }),
+        8 => register,
+        2 => (wild_name(), proptest::option::of(wild_number())).prop_map(
+            |(name, expected_mod_revision)| Op::Deregister { name, expected_mod_revision }
+        ),
+        4 => update,
+        2 => put_service,
+        1 => (wild_text(), wild_text())
+            .prop_map(|(namespace, name)| Op::DeleteService { namespace, name }),
+        3 => (wild_text(), wild_text())
+            .prop_map(|(name, description)| Op::PutNamespace { name, description }),
+        1 => wild_text().prop_map(|name| Op::DeleteNamespace { name }),
+    ]
+}
+
+pub(super) fn wild_command() -> impl Strategy<Value = Command> {
+    let request = (wild_number(), wild_number(), wild_number()).prop_map(
+        |(session, sequence, lowest_unacknowledged)| RequestId {
+            session,
+            sequence,
+            lowest_unacknowledged,
+        },
+    );
+    (proptest::option::of(request), wild_op()).prop_map(|(request, op)| Command { request, op })
+}
+
+/// Bytes of a command with some of them changed, cut off or added.
+fn wild_bytes() -> impl Strategy<Value = Vec<u8>> {
+    let damage = vec((any::<proptest::sample::Index>(), any::<u8>(), 0..4u8), 0..3);
+    let damaged = (wild_command(), damage).prop_map(|(command, damage)| {
+        let mut bytes = command.encode().unwrap();
+        for (at, byte, how) in damage {
+            if bytes.is_empty() {
+                break;
+            }
+            let at = at.index(bytes.len());
+            match how {
+                0 => bytes.truncate(at),
+                1 => bytes.insert(at, byte),
+                2 => bytes[at] = byte,
+                _ => bytes[at] ^= 1 << (byte % 8),
+            }
+        }
+        bytes
+    });
+    let headed = vec(any::<u8>(), 0..64).prop_map(|mut bytes| {
+        bytes.insert(0, COMMAND_VERSION);
+        bytes
+    });
+    prop_oneof![8 => damaged, 1 => headed, 1 => vec(any::<u8>(), 0..64)]
+}
+
+#[test]
+fn no_bytes_make_it_panic() {
+    let entry = (wild_number(), wild_number(), vec(wild_bytes(), 0..5))
+        .prop_map(|(term, at_ms, commands)| Logged { term, at_ms, commands });
+    check("tests_properties::no_bytes_make_it_panic", vec(entry, 1..20), |log| {
+        let mut state = State::default();
+        let mut model = Model::default();
+        for entry in &log {
+            let outcomes: Vec<_> = entry
+                .commands
+                .iter()
+                .map(|bytes| model.apply(bytes, entry.term, entry.at_ms))
+                .collect();
+            model.now_ms = model.now_ms.max(entry.at_ms);
+            assert_eq!(entry.apply_to(&mut state).outcomes, outcomes);
+            assert_eq!(bytes_of(&state), model.records());
+        }
+        assert_eq!(bytes_of(&restored(&state)), bytes_of(&state));
+    });
+}

@@ -1,0 +1,333 @@
+//! The image in sled and in memory: a model beside them, long values, digests, and damaged files.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::image::{Image, ImageStore, MemoryStore, Point, Tally, Write, verify};
+use super::sled_image::{SledImage, guarded};
+use super::sled_store::SledStore;
+use super::testing::{World, point, writes};
+use crate::limits::IMAGE_CHUNK_BYTES;
+
+type Model = BTreeMap<Vec<u8>, Vec<u8>>;
+
+fn scan(image: &dyn Image) -> Model {
+    let rows: Vec<_> = image.scan().map(Result::unwrap).collect();
+    assert!(rows.is_sorted_by(|a, b| a.0 < b.0), "not in key order");
+    rows.into_iter().collect()
+}
+
+fn tally(model: &Model) -> (u64, u64) {
+    let mut tally = Tally::default();
+    model.iter().for_each(|(key, value)| tally.add(key, value));
+    (tally.records, tally.digest)
+}
+
+/// sled lets go of its file a little after the handle is dropped.
+fn open_raw(dir: &Path) -> sled::Db {
+    let mut tries = 0;
+    loop {
+        match sled::open(dir) {
+            Err(error) if tries < 2_000 && error.to_string().contains("acquire lock") => tries += 1,
+            result => return result.unwrap(),
+        }
+        std::thread::park_timeout(std::time::Duration::from_millis(10));
+    }
+}
+
+/// Rows that sled holds, chunks and meta included.
+fn raw_rows(dir: &Path) -> usize {
+    open_raw(dir).len()
+}
+
+fn write(image: &mut dyn Image, changes: &[Write], index: u64) {
+    image.write(&mut changes.iter().cloned(), &point(index)).unwrap();
+}
+
+#[test]
+fn values_of_all_lengths_come_back_and_shrink_and_grow_without_a_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    let chunk = IMAGE_CHUNK_BYTES;
+    let lengths =
+        [0, 1, chunk - 1, chunk, chunk + 1, 2 * chunk, 5 * chunk + 7, 1_200_000, 3 * chunk, 0, 9];
+    let mut image = SledImage::open(&path).unwrap();
+    for (index, length) in (1..).zip(lengths) {
+        let value: Vec<u8> = (0..length).map(|i| (i * 7 + length) as u8).collect();
+        // Its neighbours begin with the same bytes, and with what could be a chunk number.
+        let neighbours =
+            [(b"key".to_vec(), Some(vec![1])), (b"key2\0\x01".to_vec(), Some(vec![2]))];
+        write(&mut image, &[(b"key2".to_vec(), Some(value.clone()))], index);
+        write(&mut image, &neighbours, index);
+        assert_eq!(scan(&image)[&b"key2".to_vec()], value);
+        assert_eq!(verify(&image).unwrap().records, 3);
+        drop(image);
+        let chunks = length.max(1).div_ceil(chunk);
+        assert_eq!(raw_rows(&path), 1 + 2 + chunks, "length {length}");
+        image = SledImage::open(&path).unwrap();
+        assert_eq!(scan(&image)[&b"key2".to_vec()], value);
+        assert_eq!(image.meta().unwrap().point, point(index));
+        verify(&image).unwrap();
+    }
+    write(&mut image, &[(b"key2".to_vec(), Some(vec![0; 9 * chunk]))], 50);
+    write(&mut image, &[(b"key2".to_vec(), None), (b"never was".to_vec(), None)], 51);
+    drop(image);
+    assert_eq!(raw_rows(&path), 3);
+    assert!(fs::read_dir(path.join("blobs")).unwrap().next().is_none(), "sled made a blob");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Random changes in random batches; after each one, and after reopening, the image is the model.
+    #[test]
+    fn the_image_is_the_model(
+        batches in prop::collection::vec(
+            prop::collection::btree_map(
+                prop::collection::vec(0u8..4, 0..4),
+                prop::option::weighted(0.7, (any::<u8>(), prop_oneof![0usize..40, 4_000usize..13_000])),
+                0..12,
+            ),
+            1..12,
+        ),
+        reopen in any::<u16>(),
+        reset_at in prop::option::of(0usize..12),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        let mut sled = SledImage::open(&path).unwrap();
+        let mut memory = MemoryStore::default().open().unwrap();
+        let mut model = Model::new();
+        for (number, batch) in batches.into_iter().enumerate() {
+            if reset_at == Some(number) {
+                sled.reset().unwrap();
+                memory.reset().unwrap();
+                prop_assert!(sled.meta().is_none() && memory.meta().is_none());
+                sled.fill(&mut model.clone().into_iter()).unwrap();
+                memory.fill(&mut model.clone().into_iter()).unwrap();
+                prop_assert!(sled.meta().is_none() && memory.meta().is_none());
+            }
+            let batch: Vec<Write> = batch
+                .into_iter()
+                .map(|(key, value)| (key, value.map(|(byte, length)| vec![byte; length])))
+                .collect();
+            for (key, value) in batch.clone() {
+                match value {
+                    Some(value) => model.insert(key, value),
+                    None => model.remove(&key),
+                };
+            }
+            let index = number as u64;
+            let meta = sled.write(&mut batch.clone().into_iter(), &point(index)).unwrap();
+            prop_assert_eq!((meta.records, meta.digest), tally(&model));
+            prop_assert_eq!(&meta, &memory.write(&mut batch.into_iter(), &point(index)).unwrap());
+            if reopen & (1 << number) != 0 {
+                drop(sled);
+                sled = SledImage::open(&path).unwrap();
+            }
+            prop_assert_eq!(sled.meta(), Some(meta));
+            prop_assert_eq!(&scan(&sled), &model);
+            prop_assert_eq!(&scan(&*memory), &model);
+        }
+        verify(&sled).unwrap();
+        drop(sled);
+        let chunks: usize =
+            model.values().map(|value| value.len().max(1).div_ceil(IMAGE_CHUNK_BYTES)).sum();
+        prop_assert_eq!(raw_rows(&path), 1 + chunks);
+    }
+}
+
+#[test]
+fn the_digest_is_the_states() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut image = SledImage::open(dir.path().join("image")).unwrap();
+    let mut world = World::new(1);
+    world.long_values = true;
+    for entry in world.entries(60) {
+        let meta = image.write(&mut writes(&entry).into_iter(), &entry.point).unwrap();
+        world.assert_meta(&meta);
+    }
+    assert_eq!(world.state.digest(), {
+        let meta = verify(&image).unwrap();
+        (meta.digest, meta.records)
+    });
+}
+
+/// A refill that a crash interrupts leaves an image without a meta, which takes no writes.
+#[test]
+fn half_a_refill_is_no_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    let mut image = SledImage::open(&path).unwrap();
+    write(&mut image, &[(b"old".to_vec(), Some(b"value".to_vec()))], 1);
+    image.reset().unwrap();
+    image.fill(&mut vec![(b"new".to_vec(), vec![1; 9_000])].into_iter()).unwrap();
+    drop(image);
+
+    let mut image = SledImage::open(&path).unwrap();
+    assert!(image.meta().is_none());
+    assert!(verify(&image).is_err());
+    assert!(image.write(&mut std::iter::empty(), &point(2)).is_err());
+    image.reset().unwrap();
+    assert!(scan(&image).is_empty());
+    write(&mut image, &[], 2);
+    assert_eq!(verify(&image).unwrap().records, 0);
+}
+
+/// A crash while the old directory of a reset is away and the new one is not there, or both are.
+#[test]
+fn a_reset_can_be_interrupted() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = SledStore::new(dir.path());
+    let mut image = store.open().unwrap();
+    write(&mut *image, &[(b"old".to_vec(), Some(b"value".to_vec()))], 1);
+    drop(image);
+    let discarded = dir.path().join("image.discarded");
+    fs::rename(store.dir(), &discarded).unwrap();
+    let image = store.open().unwrap();
+    assert!(image.meta().is_none() && !discarded.exists());
+    store.confirm().unwrap();
+    drop(image);
+
+    copy_dir(&store.dir(), &discarded);
+    let mut image = store.open().unwrap();
+    assert!(image.meta().is_none() && !discarded.exists());
+    write(&mut *image, &[(b"new".to_vec(), Some(b"value".to_vec()))], 2);
+    copy_dir(&store.dir(), &discarded);
+    image.reset().unwrap();
+    assert!(scan(&*image).is_empty() && !discarded.exists());
+}
+
+#[test]
+fn a_value_that_was_changed_behind_its_back_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    let mut image = SledImage::open(&path).unwrap();
+    let rows = [(b"a".to_vec(), Some(vec![7; 10_000])), (b"b".to_vec(), Some(vec![8; 3]))];
+    write(&mut image, &rows, 1);
+    drop(image);
+
+    type Tamper = fn(&sled::Db);
+    let tampered: [(&str, Tamper); 5] = [
+        ("another value", |db| drop(db.insert(b"rb", b"\0\0\x08\x08\x09").unwrap())),
+        ("a record less", |db| drop(db.remove(b"rb").unwrap())),
+        ("a record more", |db| drop(db.insert(b"rc", b"\0\0\x08").unwrap())),
+        ("a chunk less", |db| drop(db.remove(b"ca\0\x01").unwrap())),
+        ("a shorter chunk", |db| drop(db.insert(b"ca\0\x01", b"\x07").unwrap())),
+    ];
+    for (what, tamper) in tampered {
+        let copy = tempfile::tempdir().unwrap();
+        let path = copy_dir(&path, &copy.path().join("image"));
+        let db = open_raw(&path);
+        tamper(&db);
+        drop(db);
+        assert!(verify(&SledImage::open(&path).unwrap()).is_err(), "{what}");
+    }
+    let copy = tempfile::tempdir().unwrap();
+    let copied = copy_dir(&path, &copy.path().join("image"));
+    let db = open_raw(&copied);
+    let mut meta = db.get(b"m").unwrap().unwrap().to_vec();
+    meta[1] ^= 1;
+    db.insert(b"m", meta).unwrap();
+    drop(db);
+    assert!(SledImage::open(&copied).is_err(), "another index in the meta");
+    verify(&SledImage::open(&path).unwrap()).unwrap();
+}
+
+/// A change over a damaged record must not make the digest right again.
+#[test]
+fn overwriting_a_damaged_record_does_not_hide_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    let mut image = SledImage::open(&path).unwrap();
+    write(&mut image, &[(b"a".to_vec(), Some(vec![1])), (b"b".to_vec(), Some(vec![2]))], 1);
+    drop(image);
+    let db = open_raw(&path);
+    db.insert(b"rb", b"\0\0\x03").unwrap();
+    drop(db);
+    let mut image = SledImage::open(&path).unwrap();
+    write(&mut image, &[(b"b".to_vec(), Some(vec![4]))], 2);
+    assert!(verify(&image).is_err());
+}
+
+#[test]
+fn a_panic_in_sled_is_damage() {
+    let texts: [fn() -> sled::Result<()>; 2] = [|| panic!("a text"), || panic!("{} text", 1)];
+    for (panic, text) in texts.into_iter().zip(["a text", "1 text"]) {
+        assert!(guarded(panic).unwrap_err().to_string().ends_with(text));
+    }
+}
+
+#[test]
+fn images_are_set_aside_and_the_oldest_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = SledStore::new(dir.path());
+    for number in 1..=4 {
+        let mut image = store.open().unwrap();
+        assert!(image.meta().is_none());
+        image.write(&mut std::iter::empty(), &point(number)).unwrap();
+        drop(image);
+        assert_eq!(store.set_aside().unwrap(), format!("image.damaged-{number}"));
+        assert!(!store.dir().exists());
+    }
+    let kept: Vec<u64> = store.damaged().unwrap().into_iter().map(|(number, _)| number).collect();
+    assert_eq!(kept, [3, 4]);
+}
+
+#[test]
+fn an_opening_that_ends_the_process_is_not_tried_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = SledStore::new(dir.path());
+    // Opened, and never confirmed.
+    for _ in 0..2 {
+        drop(store.open().unwrap());
+    }
+    let error = store.open().unwrap_err().to_string();
+    assert!(error.contains("the process ended 2 times"), "{error}");
+    store.set_aside().unwrap();
+    drop(store.open().unwrap());
+    store.confirm().unwrap();
+    drop(store.open().unwrap());
+}
+
+#[test]
+fn a_memory_image_can_lose_its_last_write() {
+    let store = MemoryStore::default();
+    let mut world = World::new(3);
+    let mut image = store.clone().open().unwrap();
+    let mut before = Point::default();
+    for entry in world.entries(20) {
+        if let Some(meta) = image.meta() {
+            before = meta.point;
+        }
+        image.write(&mut writes(&entry).into_iter(), &entry.point).unwrap();
+    }
+    let newer = store.clone().open().unwrap();
+    assert!(image.reset().is_err(), "the image of a process that is gone takes no writes");
+    store.lose_last_write();
+    let meta = verify(&*newer).unwrap();
+    assert_eq!(meta.point, before);
+    world.assert_meta(&meta);
+    let mut newer = newer;
+    newer.reset().unwrap();
+    store.lose_last_write();
+    assert_eq!(verify(&*newer).unwrap(), meta);
+}
+
+pub fn copy_dir(from: &Path, to: &Path) -> std::path::PathBuf {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+    to.to_owned()
+}

@@ -1,0 +1,278 @@
+//! Puts the state together again at start-up, from the image and the snapshot files. Whatever is
+//! damaged is set aside and reported; the newest copy that is whole is the state.
+
+use std::convert::Infallible;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::checkpoint::Error;
+use super::disk::Disk;
+use super::image::{self, Image, ImageMeta, ImageStore, Point, Row, Tally};
+use super::snapshot::{self, Reader, SnapshotMeta};
+use crate::limits::SNAPSHOTS_SET_ASIDE;
+use crate::state::{Key, Meta, Record, State};
+
+/// Where the state of a start came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// There was neither an image nor a snapshot.
+    Empty,
+    Image,
+    /// Name of the file.
+    Snapshot(String),
+}
+
+/// What a start found.
+#[derive(Debug)]
+pub struct Recovery {
+    pub state: State,
+    /// Up to where the state goes. None: nothing was applied. The log must hold what follows; see
+    /// [`Recovery::covers`].
+    pub point: Option<Point>,
+    pub origin: Origin,
+    /// The newest snapshot that is whole: what may be sent to other members.
+    pub snapshot: Option<SnapshotMeta>,
+    /// What was unusual, one sentence each: for the log, at level warn.
+    pub report: Vec<String>,
+}
+
+impl Recovery {
+    /// Checks that the log goes on where the state ends. `first` is the log's first index, or the one
+    /// after what was purged when the log is empty; None = the log never had an entry. The first entry
+    /// of a cluster has index 0.
+    pub fn covers(&self, first: Option<u64>) -> Result<(), String> {
+        let next = self.point.as_ref().map_or(0, |point| point.index + 1);
+        match first {
+            Some(first) if first > next => Err(format!(
+                "the log begins at index {first}, the state lacks everything from {next}: this node \
+                 has lost committed entries"
+            )),
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+/// The image, as new as the state that is returned with it.
+pub(super) fn recover(
+    mut store: Box<dyn ImageStore>,
+    disk: &dyn Disk,
+    cluster_id: &str,
+) -> Result<(Box<dyn Image>, Recovery), Error> {
+    let mut report = Vec::new();
+    let io = |what: &str| {
+        let what = what.to_owned();
+        move |source| Error::Io { what, source }
+    };
+    if snapshot::clean_tmp(disk).map_err(io("cleaning the snapshot directory"))? {
+        report.push("removed files of an interrupted snapshot or transfer".to_owned());
+    }
+
+    let (mut image, from_image) = match open_image(&mut *store) {
+        Ok(opened) => opened,
+        Err(image::Error::Io(error)) if error.kind() == io::ErrorKind::ResourceBusy => {
+            return Err(image::Error::Io(error).into());
+        }
+        Err(error) => {
+            let place = store.set_aside().map_err(io("setting the image aside"))?;
+            report.push(format!("{error}; set aside as {place}, rebuilding it"));
+            (store.open()?, None)
+        }
+    };
+    let image_index = from_image.as_ref().map(|(meta, _)| meta.point.index);
+
+    let newest = newest_snapshot(disk, cluster_id, image_index, &mut report)?;
+    let newest_meta = newest.as_ref().map(|found| found.meta.clone());
+    let (state, point, origin) = match (from_image, newest) {
+        (_, Some(Found { meta, state: Some(state) })) => {
+            report.push(match image_index {
+                Some(index) => {
+                    format!("the image ends at {index}: rebuilt from the newer {}", meta.name)
+                }
+                None => format!("there was no complete image: built from {}", meta.name),
+            });
+            refill(&mut *image, disk, &meta)?;
+            (state, Some(meta.point), Origin::Snapshot(meta.name))
+        }
+        (Some((meta, state)), _) => (state, Some(meta.point), Origin::Image),
+        (None, _) => {
+            image.reset()?;
+            (State::default(), None, Origin::Empty)
+        }
+    };
+    store.confirm().map_err(io("confirming the image"))?;
+    Ok((image, Recovery { state, point, origin, snapshot: newest_meta, report }))
+}
+
+/// The image and its state; no state when nothing was written, or a refill was interrupted.
+type Opened = (Box<dyn Image>, Option<(ImageMeta, State)>);
+
+fn open_image(store: &mut dyn ImageStore) -> Result<Opened, image::Error> {
+    let image = store.open()?;
+    let Some(meta) = image.meta() else { return Ok((image, None)) };
+    let (tally, records) = read_all(image.scan()).map_err(|error| match error {
+        LoadError::Source(error) => error,
+        LoadError::Content(why) => image::Error::damaged(why),
+    })?;
+    tally.check(meta.records, meta.digest).map_err(image::Error::damaged)?;
+    let state = restore(records).map_err(image::Error::damaged)?;
+    Ok((image, Some((meta, state))))
+}
+
+enum LoadError<E> {
+    Source(E),
+    Content(String),
+}
+
+/// Records that were read and are not compared with anything yet.
+type Records = Vec<(Key, Record)>;
+
+fn read_all<E>(
+    rows: impl Iterator<Item = Result<Row, E>>,
+) -> Result<(Tally, Records), LoadError<E>> {
+    let mut tally = Tally::default();
+    let mut records = Vec::new();
+    for row in rows {
+        let (key, value) = row.map_err(LoadError::Source)?;
+        tally.add(&key, &value);
+        records.push(decode(&key, &value).map_err(LoadError::Content)?);
+    }
+    Ok((tally, records))
+}
+
+/// The state of records whose bytes were found right. That they contradict each other would be a
+/// defect of ours, and no reason to fail at every start when there is another copy.
+fn restore(records: Records) -> Result<State, String> {
+    let records = records.into_iter().map(Ok::<_, Infallible>);
+    match catch_unwind(AssertUnwindSafe(|| State::restore(records))) {
+        Ok(Ok(state)) => Ok(state),
+        Err(_) => Err("its records contradict each other".to_owned()),
+    }
+}
+
+fn decode(key: &[u8], value: &[u8]) -> Result<(Key, Record), String> {
+    let key = Key::decode(key).map_err(|error| error.to_string())?;
+    let record = Record::decode(&key, value).map_err(|error| error.to_string())?;
+    Ok((key, record))
+}
+
+pub(super) fn first_meta(key: &[u8], value: &[u8]) -> Option<Meta> {
+    match decode(key, value) {
+        Ok((Key::Meta, Record::Meta(meta))) => Some(meta),
+        Ok(_) | Err(_) => None,
+    }
+}
+
+/// Replaces the image's content by that of a snapshot file. The image has no meta before the end.
+pub(super) fn refill(
+    image: &mut dyn Image,
+    disk: &dyn Disk,
+    meta: &SnapshotMeta,
+) -> Result<(), Error> {
+    image.reset()?;
+    let mut reader = Reader::open(disk, &meta.name)?;
+    let mut failure = None;
+    let mut rows = std::iter::from_fn(|| match reader.next_row() {
+        Ok(row) => row,
+        Err(error) => {
+            failure = Some(error);
+            None
+        }
+    });
+    image.fill(&mut rows)?;
+    if let Some(error) = failure {
+        return Err(error.into());
+    }
+    let written = image.write(&mut std::iter::empty(), &meta.point)?;
+    let tally = Tally { records: written.records, digest: written.digest };
+    Ok(tally.check(meta.records, meta.digest).map_err(image::Error::damaged)?)
+}
+
+/// Reads a snapshot once: the reader checks every byte, and fails at the end if not before.
+pub(super) fn load_snapshot(
+    disk: &dyn Disk,
+    name: &str,
+    cluster_id: &str,
+) -> Result<(SnapshotMeta, State), snapshot::Error> {
+    let damaged = |why: String| snapshot::Error::Damaged { name: name.to_owned(), offset: 0, why };
+    let mut reader = Reader::open(disk, name)?;
+    check_cluster(name, &reader.head().cluster_id, cluster_id)?;
+    let (_, records) = read_all(&mut reader).map_err(|error| match error {
+        LoadError::Source(error) => error,
+        LoadError::Content(why) => damaged(why),
+    })?;
+    let meta = reader.meta().expect("a reader that ended without an error has read the footer");
+    Ok((meta, restore(records).map_err(damaged)?))
+}
+
+fn check_snapshot(
+    disk: &dyn Disk,
+    name: &str,
+    cluster_id: &str,
+) -> Result<SnapshotMeta, snapshot::Error> {
+    let meta = snapshot::verify(disk, name)?;
+    check_cluster(name, &meta.cluster_id, cluster_id)?;
+    Ok(meta)
+}
+
+fn check_cluster(name: &str, found: &str, expected: &str) -> Result<(), snapshot::Error> {
+    if found == expected {
+        return Ok(());
+    }
+    let (name, found, expected) = (name.to_owned(), found.to_owned(), expected.to_owned());
+    Err(snapshot::Error::ForeignCluster { name, found, expected })
+}
+
+/// A snapshot that is whole, with its state when that is newer than the image's.
+struct Found {
+    meta: SnapshotMeta,
+    state: Option<State>,
+}
+
+/// The newest snapshot that is whole. Damaged ones are renamed, so that nobody takes them again;
+/// ones that cannot be read stay, for the next start may be able to.
+fn newest_snapshot(
+    disk: &dyn Disk,
+    cluster_id: &str,
+    image_index: Option<u64>,
+    report: &mut Vec<String>,
+) -> Result<Option<Found>, Error> {
+    let io = |source| Error::Io { what: "listing the snapshots".to_owned(), source };
+    for (index, name) in snapshot::list(disk).map_err(io)?.into_iter().rev() {
+        let newer = image_index.is_none_or(|image_index| index > image_index);
+        let found = if newer {
+            load_snapshot(disk, &name, cluster_id)
+                .map(|(meta, state)| Found { meta, state: Some(state) })
+        } else {
+            check_snapshot(disk, &name, cluster_id).map(|meta| Found { meta, state: None })
+        };
+        match found {
+            Ok(found) if found.meta.point.index == index => return Ok(Some(found)),
+            Ok(found) => {
+                let index = found.meta.point.index;
+                report.push(format!("snapshot {name} holds index {index}; set aside"));
+                set_aside(disk, &name)?;
+            }
+            Err(error @ snapshot::Error::Io { .. }) => {
+                report.push(format!("{error}; it is left out"));
+            }
+            // Written by a later release: not ours to judge.
+            Err(error @ snapshot::Error::Version { .. }) => return Err(error.into()),
+            Err(error) => {
+                report.push(format!("{error}; set aside"));
+                set_aside(disk, &name)?;
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn set_aside(disk: &dyn Disk, name: &str) -> Result<(), Error> {
+    let io = |source| Error::Io { what: format!("setting {name} aside"), source };
+    disk.rename(name, &format!("{name}.damaged")).map_err(io)?;
+    let mut aside = disk.list().map_err(io)?;
+    aside.retain(|name| name.ends_with(".damaged"));
+    for name in &aside[..aside.len().saturating_sub(SNAPSHOTS_SET_ASIDE)] {
+        disk.remove(name).map_err(io)?;
+    }
+    disk.sync_dir().map_err(io)
+}

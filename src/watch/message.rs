@@ -1,0 +1,222 @@
+//! What watchers get: the messages, and what a range holds.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+
+use super::Capacity;
+use crate::limits;
+use crate::state::{Change, Endpoint, Key, Record, ServiceView, State};
+
+/// What a watcher sees.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Range {
+    /// One service: its settings and its instances.
+    Service { namespace: String, service: String },
+    /// All services of a namespace and their instances.
+    Namespace { namespace: String },
+}
+
+/// One message to a watcher, shared by all who get it.
+#[derive(Debug)]
+pub struct Message {
+    /// With this message the watcher is complete up to this revision, unless more of a snapshot is to
+    /// come.
+    pub revision: u64,
+    pub kind: Kind,
+    /// Records in the order of their keys for a snapshot, changes in their order otherwise.
+    pub events: Box<[Change]>,
+    /// About the bytes of the events on the wire, never fewer.
+    pub(super) bytes: usize,
+    encoded: OnceLock<Bytes>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The whole range as it is at the revision; what the watcher knew before is void.
+    Snapshot { more: bool },
+    /// All changes of this one revision that fall in the range.
+    Changes,
+    /// No change up to the revision.
+    Bookmark,
+}
+
+/// A range at one revision, cut into messages.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    pub(super) revision: u64,
+    pub(super) messages: Vec<Arc<Message>>,
+}
+
+impl Range {
+    pub(super) fn namespace(&self) -> &str {
+        match self {
+            Range::Service { namespace, .. } | Range::Namespace { namespace } => namespace,
+        }
+    }
+
+    fn holds(&self, key: &Key) -> bool {
+        names(key).is_some_and(|(namespace, service)| match self {
+            Range::Service { namespace: n, service: s } => **namespace == **n && **service == **s,
+            Range::Namespace { namespace: n } => **namespace == **n,
+        })
+    }
+
+    /// Shows every record of the range, in the order of services.
+    fn visit(&self, state: &State, see: &mut impl FnMut(Change)) {
+        match self {
+            Range::Service { namespace, service } => {
+                if let Some(view) = state.service(namespace, service) {
+                    visit_service(state, &view, see);
+                }
+            }
+            Range::Namespace { namespace } => {
+                let mut after = String::new();
+                loop {
+                    let (views, more) = state.services(namespace, "", &after, limits::PAGE);
+                    for view in &views {
+                        visit_service(state, view, see);
+                    }
+                    match views.last() {
+                        Some(last) if more => after = last.settings.name.to_string(),
+                        Some(_) | None => break,
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn visit_service(state: &State, view: &ServiceView, see: &mut impl FnMut(Change)) {
+    let settings = &view.settings;
+    // A service that exists through its instances alone has no record.
+    if settings.create_revision > 0 {
+        see(Change {
+            key: Key::Service {
+                namespace: settings.namespace.clone(),
+                name: settings.name.clone(),
+            },
+            record: Some(Record::Service(settings.clone())),
+        });
+    }
+    for instance in state.instances(&settings.namespace, &settings.name) {
+        see(Change {
+            key: Key::Instance {
+                namespace: instance.namespace.clone(),
+                service: instance.service.clone(),
+                id: instance.id.clone(),
+            },
+            record: Some(Record::Instance(instance.clone())),
+        });
+    }
+}
+
+impl Message {
+    pub(super) fn new(revision: u64, kind: Kind, events: Box<[Change]>) -> Arc<Message> {
+        let bytes = events.iter().map(weigh).sum();
+        Arc::new(Message { revision, kind, events, bytes, encoded: OnceLock::new() })
+    }
+
+    /// The message as bytes: made by the first who asks, shared by all others.
+    pub fn encoded(&self, encode: impl FnOnce(&Message) -> Bytes) -> Bytes {
+        self.encoded.get_or_init(|| encode(self)).clone()
+    }
+
+    /// Namespace and name of the service when all events are of one.
+    pub(super) fn one_service(&self) -> Option<(&Arc<str>, &Arc<str>)> {
+        let first = names(&self.events.first()?.key);
+        self.events[1..].iter().all(|change| names(&change.key) == first).then_some(first)?
+    }
+
+    /// The part of the message that falls in the range.
+    pub(super) fn within(self: &Arc<Self>, range: &Range) -> Option<Arc<Message>> {
+        let count = self.events.iter().filter(|change| range.holds(&change.key)).count();
+        if count == 0 {
+            return None;
+        }
+        if count == self.events.len() {
+            return Some(self.clone());
+        }
+        let part = self.events.iter().filter(|change| range.holds(&change.key)).cloned().collect();
+        Some(Message::new(self.revision, self.kind, part))
+    }
+}
+
+impl Snapshot {
+    pub(super) fn of(range: &Range, state: &State, capacity: &Capacity) -> Snapshot {
+        let revision = state.revision();
+        let mut pieces: Vec<Vec<Change>> = vec![Vec::new()];
+        let mut bytes = 0;
+        range.visit(state, &mut |change| {
+            let weight = weigh(&change);
+            let piece = pieces.last_mut().expect("there is always one");
+            if piece.len() >= capacity.snapshot_events
+                || (!piece.is_empty() && bytes + weight > capacity.message_bytes)
+            {
+                pieces.push(vec![change]);
+                bytes = weight;
+            } else {
+                piece.push(change);
+                bytes += weight;
+            }
+        });
+        let last = pieces.len() - 1;
+        let messages = pieces
+            .into_iter()
+            .enumerate()
+            .map(|(i, piece)| {
+                Message::new(revision, Kind::Snapshot { more: i < last }, piece.into())
+            })
+            .collect();
+        Snapshot { revision, messages }
+    }
+}
+
+/// Namespace and service of a key that can be watched.
+pub(super) fn names(key: &Key) -> Option<(&Arc<str>, &Arc<str>)> {
+    match key {
+        Key::Service { namespace, name } => Some((namespace, name)),
+        Key::Instance { namespace, service, id: _ } => Some((namespace, service)),
+        Key::Meta | Key::Namespace { .. } | Key::Session { .. } | Key::Reply { .. } => None,
+    }
+}
+
+/// About the bytes of an event on the wire, never fewer: the texts, and for each field the most that
+/// its tag, its length or its number can take.
+fn weigh(change: &Change) -> usize {
+    const EVENT: usize = 16;
+    const TEXT: usize = 5;
+    const NUMBER: usize = 12;
+    let pairs = |pairs: &[(String, String)]| -> usize {
+        pairs.iter().map(|(key, value)| key.len() + value.len() + 3 * TEXT).sum()
+    };
+    let key = match &change.key {
+        Key::Service { namespace, name } => namespace.len() + name.len() + 2 * TEXT,
+        Key::Instance { namespace, service, id } => {
+            namespace.len() + service.len() + id.len() + 3 * TEXT
+        }
+        Key::Meta | Key::Namespace { .. } | Key::Session { .. } | Key::Reply { .. } => 0,
+    };
+    let record = match &change.record {
+        Some(Record::Service(service)) => {
+            service.policy.len()
+                + pairs(&service.policy_parameters)
+                + pairs(&service.metadata)
+                + TEXT
+                + 6 * NUMBER
+        }
+        Some(Record::Instance(instance)) => {
+            let endpoint = |e: &Endpoint| e.name.len() + e.host.len() + 4 * TEXT;
+            instance.endpoints.iter().map(endpoint).sum::<usize>()
+                + pairs(&instance.metadata)
+                + instance.zone.len()
+                + instance.reason.len()
+                + instance.hash_key.len()
+                + 3 * TEXT
+                + 9 * NUMBER
+        }
+        Some(Record::Meta(_) | Record::Namespace(_) | Record::Session(_) | Record::Reply(_))
+        | None => 0,
+    };
+    EVENT + key + record
+}

@@ -1,0 +1,28 @@
+//! Real processes: clusters of `quorate serve`, the command line, and a client of theirs, on a real
+//! file system and real sockets. Everything here goes through the public API: the built binary and
+//! the crate's client library or generated messages. One file per topic; `harness` starts, kills and
+//! cleans up, `load` writes and watches while the faults happen.
+//!
+//! No test asserts a speed, and none sleeps in the hope that something has happened by then: all wait
+//! for what they need, up to a generous deadline.
+
+#![cfg(feature = "server")]
+// Tests stop at what they did not expect, and run on real time and threads.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+
+mod harness;
+mod load;
+
+mod basics;
+mod cli;
+mod crashes;
+mod disk;
+mod exactly_once;
+mod http;
+mod limits;
+mod membership;
+mod pause;
+mod refusals;
+mod sessions;
+mod stop;
+mod watching;

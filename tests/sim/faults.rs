@@ -1,0 +1,246 @@
+//! The nemesis: what goes wrong in a run, when and for how long, drawn from the run's seed. Faults
+//! overlap; between them it is quiet now and then, so that operations succeed before, during and after.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quorate::raft::types::NodeId;
+use quorate::runtime::{self, Instant};
+use quorate::store::fault::{Crash, Faults};
+use rand::RngExt as _;
+use rand::rngs::StdRng;
+
+use crate::cluster::{End, NODES, World};
+use crate::network::CLIENTS;
+use crate::trace::trace;
+
+/// Clients that a partition may reach.
+const SOME_CLIENTS: u64 = 9;
+
+fn any(random: &mut StdRng) -> NodeId {
+    NODES[random.random_range(0..NODES.len())]
+}
+
+/// The leader more often than chance would have it.
+fn target(world: &World, random: &mut StdRng) -> NodeId {
+    let node = any(random);
+    match world.leader() {
+        Some(leader) if random.random_range(0..2) == 0 => leader,
+        Some(_) | None => node,
+    }
+}
+
+fn millis(random: &mut StdRng, range: std::ops::Range<u64>) -> Duration {
+    Duration::from_millis(random.random_range(range))
+}
+
+fn crash(random: &mut StdRng) -> End {
+    let crash = Crash::ALL[random.random_range(0..Crash::ALL.len())];
+    // sled promises little: its last write may be gone.
+    let image = crash != Crash::Kill && random.random_range(0..3) == 0;
+    End { crash, image }
+}
+
+/// Starts whoever is down and due, and ends the lives of those that gave up by themselves. Goes on
+/// to the end of the run.
+pub async fn revive(world: Arc<World>, mut random: StdRng) {
+    loop {
+        let aborted = std::mem::take(&mut *world.aborted.lock().expect("no task panicked here"));
+        for (id, _) in aborted {
+            let (end, rest) = (crash(&mut random), millis(&mut random, 20..800));
+            world.end(id, end, rest).await;
+        }
+        for id in NODES {
+            world.start_if_due(id);
+        }
+        runtime::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Does harm until `until`.
+pub async fn harm(world: Arc<World>, mut random: StdRng, until: Instant) {
+    while Instant::now() < until {
+        let pause = match random.random_range(0..4) {
+            0 => millis(&mut random, 1_000..2_500),
+            _ => millis(&mut random, 50..900),
+        };
+        runtime::sleep(pause).await;
+        let (kind, own) = (random.random_range(0..100u32), world.fork_random());
+        // Each fault has a task of its own, so that they overlap.
+        world.harness.spawn(fault(world.clone(), kind, own));
+    }
+}
+
+async fn fault(world: Arc<World>, kind: u32, mut random: StdRng) {
+    let random = &mut random;
+    match kind {
+        0..22 => {
+            let (id, end, rest) =
+                (target(&world, random), crash(random), millis(random, 20..2_500));
+            world.end(id, end, rest).await;
+        }
+        22..27 => {
+            for id in NODES {
+                let (end, rest) = (crash(random), millis(random, 20..1_500));
+                world.end(id, end, rest).await;
+            }
+        }
+        27..50 => partition(&world, random).await,
+        50..58 => lossy(&world, random).await,
+        58..66 => {
+            let id = target(&world, random);
+            let length = millis(random, 200..2_500);
+            trace!(world, "nemesis pauses {id}");
+            world.oracle().counts.pauses += 1;
+            world.pause(id);
+            if length > Duration::from_secs(2) {
+                runtime::sleep(Duration::from_secs(2)).await;
+                world.network.reset(id);
+            }
+            runtime::sleep(length.saturating_sub(Duration::from_secs(2))).await;
+            if length <= Duration::from_secs(2) {
+                runtime::sleep(length).await;
+            }
+            trace!(world, "nemesis resumes {id}");
+            world.resume(id);
+        }
+        66..72 => {
+            let id = target(&world, random);
+            let length = millis(random, 200..2_000);
+            trace!(world, "nemesis holds what {id} sends");
+            world.oracle().counts.pauses += 1;
+            world.network.hold(id, Instant::now() + length);
+        }
+        72..79 => transfer(&world, random).await,
+        79..84 => {
+            let id = any(random);
+            let shift = random.random_range(-60_000..60_000);
+            trace!(world, "nemesis turns the clock of {id} by {shift}");
+            world.shift_clock(id, shift);
+        }
+        84..89 => {
+            let id = target(&world, random);
+            let time = world.sync_time(id);
+            let most = random.random_range(20..600);
+            trace!(world, "nemesis slows the syncs of {id} to {most}");
+            time.set(most / 4, most);
+            runtime::sleep(millis(random, 300..2_500)).await;
+            time.set(0, 3);
+        }
+        89..92 => {
+            let id = any(random);
+            trace!(world, "nemesis asks {id} for a snapshot");
+            if let Some((scope, node)) = world.running(id) {
+                scope.spawn(async move {
+                    // Whether there is anything to make one of is not the point.
+                    drop(node.snapshot().await);
+                });
+            }
+        }
+        92..94 => {
+            let id = any(random);
+            trace!(world, "nemesis resets the connections of {id}");
+            world.network.reset(id);
+        }
+        _ => sabotage(&world, random).await,
+    }
+}
+
+async fn partition(world: &World, random: &mut StdRng) {
+    let mut links: Vec<(u64, u64)> = Vec::new();
+    let one = target(world, random);
+    let others: Vec<NodeId> = NODES.into_iter().filter(|id| *id != one).collect();
+    let both = |a: u64, b: u64| [(a, b), (b, a)];
+    match random.random_range(0..6) {
+        // Alone, but for some clients.
+        0 | 1 => {
+            links.extend(others.iter().flat_map(|other| both(one, *other)));
+            let clients = (0..SOME_CLIENTS).filter(|_| random.random_range(0..3) == 0);
+            links.extend(clients.flat_map(|client| both(one, CLIENTS + client)));
+        }
+        // Deaf.
+        2 => links.extend(others.iter().map(|other| (*other, one))),
+        // Mute.
+        3 => links.extend(others.iter().map(|other| (one, *other))),
+        // One link: the other two do not see each other.
+        4 => links.extend(both(others[0], others[1])),
+        // One link in one direction.
+        _ => links.push((one, others[random.random_range(0..others.len())])),
+    }
+    trace!(world, "nemesis cuts {links:?}");
+    world.oracle().counts.partitions += 1;
+    for (from, to) in &links {
+        world.network.cut(*from, *to);
+    }
+    runtime::sleep(millis(random, 100..4_000)).await;
+    trace!(world, "nemesis joins {links:?}");
+    for (from, to) in &links {
+        world.network.join(*from, *to);
+    }
+}
+
+async fn lossy(world: &World, random: &mut StdRng) {
+    let id = any(random);
+    let one_in = random.random_range(2..10);
+    let slow = (random.random_range(0..2) == 0).then(|| random.random_range(10..300));
+    trace!(world, "nemesis makes {id} lossy: 1 in {one_in}, slow {slow:?}");
+    let peers = NODES.into_iter().chain(CLIENTS..CLIENTS + SOME_CLIENTS).filter(|to| *to != id);
+    let links: Vec<_> = peers.flat_map(|peer| [(id, peer), (peer, id)]).collect();
+    for (from, to) in &links {
+        world.network.lose(*from, *to, Some(one_in));
+    }
+    world.network.slow_down(id, slow);
+    runtime::sleep(millis(random, 300..3_000)).await;
+    for (from, to) in &links {
+        world.network.lose(*from, *to, None);
+    }
+    world.network.slow_down(id, None);
+}
+
+async fn transfer(world: &Arc<World>, random: &mut StdRng) {
+    let (from, to) = (any(random), any(random));
+    let to = (random.random_range(0..3) > 0).then_some(to);
+    trace!(world, "nemesis asks {from} to let {to:?} lead");
+    let Some((scope, node)) = world.running(from) else { return };
+    let told = world.clone();
+    scope.spawn(async move {
+        let result = node.transfer_leader(to, Duration::from_secs(3)).await;
+        trace!(told, "{to:?} leads: {result:?}");
+        if result.is_ok() {
+            told.oracle().counts.transfers += 1;
+        }
+    });
+}
+
+/// A call to a disk of a node fails soon, or the power goes off in the middle of its work.
+async fn sabotage(world: &World, random: &mut StdRng) {
+    let id = target(world, random);
+    let (kind, ahead) = (random.random_range(0..5), random.random_range(0..12));
+    let of_log = random.random_range(0..3) > 0;
+    trace!(world, "nemesis spoils a disk of {id}: log {of_log}, {kind}, in {ahead} calls");
+    world.sabotage(id, |log, snapshots| {
+        let disk = if of_log { log } else { snapshots };
+        let (counts, faults) = (disk.counts(), disk.faults());
+        disk.set_faults(match kind {
+            0 => Faults { fail_write: Some(counts.writes + ahead), ..faults },
+            1 | 2 => Faults { fail_sync: Some(counts.syncs + ahead), ..faults },
+            3 if of_log => Faults { power_off_at: Some(counts.calls + ahead), ..faults },
+            3 => Faults { fail_sync_dir: Some(counts.dir_syncs + ahead / 2), ..faults },
+            _ if of_log => Faults { power_off_at: Some(counts.calls + ahead), ..faults },
+            _ => Faults { capacity: Some(0), ..faults },
+        });
+    });
+    runtime::sleep(Duration::from_secs(2)).await;
+    world.repair(id);
+}
+
+/// Nothing is wrong any more, and whoever was down comes back.
+pub fn heal(world: &World) {
+    trace!(world, "nemesis heals everything");
+    world.network.heal();
+    for id in NODES {
+        world.resume(id);
+        world.sync_time(id).set(0, 3);
+        world.repair(id);
+    }
+}

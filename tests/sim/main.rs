@@ -1,0 +1,198 @@
+//! The simulation: three nodes, their clients and everything that can go wrong, in one thread, on
+//! virtual time, from one seed. The code from [`quorate::node`] down is production's; disks, network,
+//! clocks and chance are the simulation's.
+//!
+//! - `cargo test --test sim` runs a few seeds, repeats one, and lets planted bugs be caught.
+//! - `QUORATE_SIM_SEEDS=0..1000 cargo test --test sim seeds` runs more; `QUORATE_SIM_SECONDS` says how
+//!   long things go wrong in each.
+//! - A failure prints the command that repeats it. `QUORATE_SIM_TRACE=<file>` writes down what happens.
+
+#![allow(clippy::unwrap_used)]
+
+mod cluster;
+mod faults;
+mod journal;
+mod network;
+mod oracle;
+mod plant;
+mod run;
+mod trace;
+mod workload;
+
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use oracle::Counts;
+use plant::Plant;
+use run::{Report, Setup, repeat, run};
+
+/// Seeds of a plain `cargo test`.
+const SEEDS: Range<u64> = 0..8;
+const SECONDS: u64 = 20;
+
+fn setup(seed: u64, plant: Plant) -> Setup {
+    let seconds = number("QUORATE_SIM_SECONDS").unwrap_or(SECONDS);
+    Setup { seed, plant, faults: Duration::from_secs(seconds) }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text} is not a number")))
+}
+
+/// `A..B`
+fn seeds() -> Range<u64> {
+    let Ok(text) = std::env::var("QUORATE_SIM_SEEDS") else { return SEEDS };
+    let range = text.split_once("..").and_then(|(a, b)| Some(a.parse().ok()?..b.parse().ok()?));
+    range.unwrap_or_else(|| panic!("QUORATE_SIM_SEEDS={text} is not of the form A..B"))
+}
+
+/// Runs seeds on all cores; one in a hundred runs twice.
+fn run_all(seeds: Range<u64>) -> (Counts, Vec<String>, Duration) {
+    let next = AtomicU64::new(seeds.start);
+    let total = Mutex::new((Counts::default(), Vec::new(), Duration::ZERO));
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end {
+                break;
+            }
+            let setup = setup(seed, Plant::None);
+            let report = run(&setup);
+            let mut failure = failure(&setup, &report);
+            if seed % 100 == 99 {
+                let again = run(&setup);
+                if again.hash != report.hash {
+                    failure = Some(format!("seed {seed} gave two traces; {}", repeat(&setup)));
+                }
+            }
+            let mut total = total.lock().unwrap();
+            total.0.add(&report.counts);
+            total.2 += report.took;
+            if let Some(failure) = failure {
+                eprintln!("{failure}");
+                total.1.push(failure);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(work);
+        }
+    });
+    total.into_inner().unwrap()
+}
+
+fn failure(setup: &Setup, report: &Report) -> Option<String> {
+    let first = report.violations.first()?;
+    Some(format!("seed {} after {:?}: {first}\n{}", report.seed, report.took, repeat(setup)))
+}
+
+#[test]
+fn seeds_hold_every_promise() {
+    let (counts, failures, virtual_time) = run_all(seeds());
+    println!("{virtual_time:?} of virtual time: {counts:?}");
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    // A run in which nothing went wrong proves nothing.
+    let Counts { acknowledged, duplicates, reads, watch_messages, keep_alives, expired, .. } =
+        counts;
+    let Counts { kills, power_losses, partitions, pauses, leaders, snapshots, installs, .. } =
+        counts;
+    for (what, count) in [
+        ("acknowledged writes", acknowledged),
+        ("retries answered from memory", duplicates),
+        ("reads", reads),
+        ("watch messages", watch_messages),
+        ("keep-alives", keep_alives),
+        ("expired sessions", expired),
+        ("kills", kills),
+        ("power losses", power_losses),
+        ("partitions", partitions),
+        ("pauses", pauses),
+        ("leaders", leaders),
+        ("snapshots", snapshots),
+        ("installed snapshots", installs),
+    ] {
+        assert!(count > 0, "no {what} in {counts:?}");
+    }
+}
+
+#[test]
+fn one_seed_gives_one_trace() {
+    let setup = setup(1, Plant::None);
+    let (first, second) = (run(&setup), run(&setup));
+    assert!(first.events > 10_000, "{}", first.events);
+    assert_eq!((first.hash, first.events), (second.hash, second.events), "{}", repeat(&setup));
+    let other = run(&Setup { seed: 2, ..setup });
+    assert_ne!(first.hash, other.hash, "another seed gives another trace");
+}
+
+/// `QUORATE_SIM_SEED=N`, and `QUORATE_SIM_PLANT` for a planted bug.
+#[test]
+fn one_seed_from_the_environment() {
+    let Some(seed) = number("QUORATE_SIM_SEED") else { return };
+    let plant = match std::env::var("QUORATE_SIM_PLANT") {
+        Ok(name) => *Plant::ALL.iter().find(|plant| format!("{plant:?}") == name).unwrap(),
+        Err(_) => Plant::None,
+    };
+    let setup = setup(seed, plant);
+    let report = run(&setup);
+    println!("{report:#?}");
+    if let Some(failure) = failure(&setup, &report) {
+        panic!("{failure}");
+    }
+}
+
+/// The oracle is believed because it catches each of these within a few seeds.
+fn is_caught(plant: Plant, within: u64) {
+    for seed in 0..within {
+        let report = run(&setup(seed, plant));
+        if let Some(first) = report.violations.first() {
+            println!("{plant:?} fell at seed {seed} after {:?}: {first}", report.took);
+            return;
+        }
+    }
+    panic!("{plant:?} was not caught within {within} seeds");
+}
+
+#[test]
+fn planted_acknowledgement_before_the_sync_is_caught() {
+    is_caught(Plant::AckBeforeSync, 10);
+}
+
+#[test]
+fn planted_ignored_syncs_are_caught() {
+    is_caught(Plant::SyncIgnored, 10);
+}
+
+#[test]
+fn planted_loss_of_votes_is_caught() {
+    is_caught(Plant::VoteLost, 10);
+}
+
+#[test]
+fn planted_read_without_an_index_is_caught() {
+    is_caught(Plant::ReadWithoutIndex, 10);
+}
+
+#[test]
+fn planted_double_application_is_caught() {
+    is_caught(Plant::RetryForgotten, 10);
+}
+
+#[test]
+fn planted_loss_of_replies_in_a_snapshot_is_caught() {
+    is_caught(Plant::RepliesLostInSnapshot, 10);
+}
+
+#[test]
+fn planted_keep_alive_of_a_follower_is_caught() {
+    is_caught(Plant::KeepAliveNotForwarded, 10);
+}
+
+#[test]
+fn planted_gap_in_a_watch_is_caught() {
+    is_caught(Plant::WatchSkips, 10);
+}

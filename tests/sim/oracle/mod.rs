@@ -1,0 +1,133 @@
+//! Knows what must hold, and says when it does not. One file per promise; all of them lean on the
+//! [`history`]: the one order of changes that the first node to apply each entry has made.
+
+pub mod history;
+pub mod reads;
+pub mod replicas;
+pub mod sessions;
+pub mod watches;
+pub mod writes;
+
+use history::History;
+use replicas::Replicas;
+use sessions::Sessions;
+use writes::Writes;
+
+/// What one run has seen so far. A violation ends the run.
+#[derive(Debug, Default)]
+pub struct Oracle {
+    pub history: History,
+    pub replicas: Replicas,
+    pub writes: Writes,
+    pub sessions: Sessions,
+    /// The greatest revision that any client knows of: each linearizable call that begins later must
+    /// see it.
+    pub floor: u64,
+    pub violations: Vec<String>,
+    pub counts: Counts,
+}
+
+/// What took place: a run in which nothing happened proves nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub acknowledged: u64,
+    /// Writes whose outcome their client never learned.
+    pub unknown: u64,
+    /// Acknowledged writes that the state had carried out before, on an earlier attempt.
+    pub duplicates: u64,
+    pub reads: u64,
+    pub stale_reads: u64,
+    pub watch_messages: u64,
+    pub watch_snapshots: u64,
+    pub watch_lags: u64,
+    pub sessions: u64,
+    pub keep_alives: u64,
+    pub expired: u64,
+    pub kills: u64,
+    pub power_losses: u64,
+    pub disk_failures: u64,
+    pub partitions: u64,
+    pub pauses: u64,
+    pub transfers: u64,
+    pub leaders: u64,
+    pub snapshots: u64,
+    pub purges: u64,
+    pub installs: u64,
+    pub cuts: u64,
+    pub rebuilds: u64,
+}
+
+impl Counts {
+    pub fn add(&mut self, other: &Counts) {
+        let Counts {
+            acknowledged,
+            unknown,
+            duplicates,
+            reads,
+            stale_reads,
+            watch_messages,
+            watch_snapshots,
+            watch_lags,
+            sessions,
+            keep_alives,
+            expired,
+            kills,
+            power_losses,
+            disk_failures,
+            partitions,
+            pauses,
+            transfers,
+            leaders,
+            snapshots,
+            purges,
+            installs,
+            cuts,
+            rebuilds,
+        } = other;
+        for (sum, more) in [
+            (&mut self.acknowledged, acknowledged),
+            (&mut self.unknown, unknown),
+            (&mut self.duplicates, duplicates),
+            (&mut self.reads, reads),
+            (&mut self.stale_reads, stale_reads),
+            (&mut self.watch_messages, watch_messages),
+            (&mut self.watch_snapshots, watch_snapshots),
+            (&mut self.watch_lags, watch_lags),
+            (&mut self.sessions, sessions),
+            (&mut self.keep_alives, keep_alives),
+            (&mut self.expired, expired),
+            (&mut self.kills, kills),
+            (&mut self.power_losses, power_losses),
+            (&mut self.disk_failures, disk_failures),
+            (&mut self.partitions, partitions),
+            (&mut self.pauses, pauses),
+            (&mut self.transfers, transfers),
+            (&mut self.leaders, leaders),
+            (&mut self.snapshots, snapshots),
+            (&mut self.purges, purges),
+            (&mut self.installs, installs),
+            (&mut self.cuts, cuts),
+            (&mut self.rebuilds, rebuilds),
+        ] {
+            *sum += more;
+        }
+    }
+}
+
+impl Oracle {
+    /// Notes a violation.
+    pub fn violated(&mut self, what: String) {
+        self.violations.push(what);
+    }
+
+    fn check(&mut self, result: Result<(), String>) {
+        if let Err(what) = result {
+            self.violated(what);
+        }
+    }
+
+    /// A client has learned that the state was at this revision.
+    pub fn seen(&mut self, revision: u64) {
+        self.floor = self.floor.max(revision);
+    }
+}

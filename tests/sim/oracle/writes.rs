@@ -1,0 +1,203 @@
+//! An acknowledged write took place, once, at the revision it was told, in real-time order; a write
+//! that failed definitely did not take place.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use quorate::state::{Change, InstanceName, Key, Op, Outcome, Record, Refusal, Reply, RequestId};
+
+use super::Oracle;
+
+#[derive(Debug, Default)]
+pub struct Writes {
+    /// Marks of writes that failed definitely.
+    failed: BTreeSet<String>,
+    /// Which request ids were acknowledged, at which revision.
+    acknowledged: BTreeMap<(u64, u64), u64>,
+}
+
+/// A write, from its first attempt to its answer.
+#[derive(Debug, Clone)]
+pub struct Write {
+    pub tag: String,
+    pub op: Op,
+    pub request: Option<RequestId>,
+    /// What was known to clients when it began.
+    pub floor: u64,
+    /// An earlier attempt may have taken place.
+    pub maybe: bool,
+}
+
+impl Write {
+    /// The session in which it was numbered has ended before this attempt: what became of an earlier
+    /// one is forgotten.
+    fn session_is_gone(&self, outcome: &Outcome) -> bool {
+        let Some(request) = &self.request else { return false };
+        let gone = Err(Refusal::SessionExpired { session: request.session });
+        outcome.result == gone
+    }
+}
+
+fn instance_key(name: &InstanceName) -> Key {
+    Key::Instance {
+        namespace: name.namespace.as_str().into(),
+        service: name.service.as_str().into(),
+        id: name.id.as_str().into(),
+    }
+}
+
+fn mod_revision(record: Option<&Record>) -> u64 {
+    match record {
+        Some(Record::Instance(instance)) => instance.mod_revision,
+        Some(Record::Service(service)) => service.mod_revision,
+        Some(Record::Meta(_) | Record::Namespace(_) | Record::Session(_) | Record::Reply(_))
+        | None => 0,
+    }
+}
+
+impl Oracle {
+    /// A client got the answer to its write.
+    pub fn acknowledged(&mut self, write: &Write, outcome: &Outcome) {
+        self.counts.acknowledged += 1;
+        self.counts.duplicates += u64::from(outcome.duplicate);
+        if write.session_is_gone(outcome) && !write.maybe {
+            self.writes.failed.insert(write.tag.clone());
+        }
+        let result = self.is_true(write, outcome);
+        self.check(result.map_err(|why| format!("write {write:?} got {outcome:?}: {why}")));
+        self.seen(outcome.revision);
+    }
+
+    fn is_true(&mut self, write: &Write, outcome: &Outcome) -> Result<(), String> {
+        let revision = outcome.revision;
+        if revision < write.floor {
+            return Err(format!("revision {} was known when it began", write.floor));
+        }
+        if revision > self.history.revision {
+            return Err(format!("no node has applied more than {}", self.history.revision));
+        }
+        if let Some(RequestId { session, sequence, .. }) = write.request {
+            if let Some(stored) = self.history.replies.get(&(session, sequence)) {
+                let forgotten = write.maybe && write.session_is_gone(outcome);
+                if !forgotten && (stored.revision, &stored.result) != (revision, &outcome.result) {
+                    return Err(format!("the answer that was stored is {stored:?}"));
+                }
+            } else if outcome.result.is_ok() && !matches!(write.op, Op::CloseSession { .. }) {
+                return Err("nothing was stored for its id".to_owned());
+            }
+            let before = self.writes.acknowledged.insert((session, sequence), revision);
+            if let Some(before) = before.filter(|before| *before != revision) {
+                return Err(format!("it was acknowledged at revision {before}"));
+            }
+        }
+        let key = match &write.op {
+            Op::Register(registration) => Some(instance_key(&registration.name)),
+            Op::UpdateInstance(patch) => Some(instance_key(&patch.name)),
+            Op::Deregister { name, .. } => Some(instance_key(name)),
+            Op::PutService(settings) => Some(Key::Service {
+                namespace: settings.namespace.as_str().into(),
+                name: settings.name.as_str().into(),
+            }),
+            Op::DeleteService { namespace, name } => Some(Key::Service {
+                namespace: namespace.as_str().into(),
+                name: name.as_str().into(),
+            }),
+            Op::OpenSession { .. }
+            | Op::CloseSession { .. }
+            | Op::ExpireSessions { .. }
+            | Op::Reap { .. }
+            | Op::PutNamespace { .. }
+            | Op::DeleteNamespace { .. } => None,
+        };
+        let history = &self.history;
+        let record = key.as_ref().and_then(|key| history.at(key, revision));
+        let gone = |key: Key| history.changes(revision).contains(&Change { key, record: None });
+        let new = |what: &str| {
+            if revision <= write.floor {
+                return Err(format!("revision {} was known when it began", write.floor));
+            }
+            match history.tags.get(&write.tag) {
+                Some(at) if *at == revision => Ok(()),
+                at => Err(format!("{what}, but its mark is at revision {at:?}")),
+            }
+        };
+        match &outcome.result {
+            Ok(Reply::Registered { mod_revision, .. }) if *mod_revision != revision => {
+                Err(format!("a registration with a new mark got revision {mod_revision}"))
+            }
+            Ok(Reply::Registered { .. }) => new("registered"),
+            Ok(Reply::InstanceUpdated(_)) => new("updated"),
+            Ok(Reply::ServicePut { .. }) => new("put"),
+            Ok(Reply::Deregistered { removed: true } | Reply::ServiceDeleted { removed: true }) => {
+                match key {
+                    Some(key) if gone(key.clone()) => Ok(()),
+                    _ => Err("nothing was removed at its revision".to_owned()),
+                }
+            }
+            Ok(Reply::Deregistered { removed: false }) => match record {
+                Some(record) => Err(format!("there was {record:?}")),
+                None => Ok(()),
+            },
+            Ok(Reply::SessionClosed { .. }) => match &write.op {
+                Op::CloseSession { session }
+                    if history.at(&Key::Session { id: *session }, revision).is_none() =>
+                {
+                    Ok(())
+                }
+                _ => Err("the session was there at its revision".to_owned()),
+            },
+            Ok(Reply::SessionOpened { session, .. }) => {
+                match history.at(&Key::Session { id: *session }, *session) {
+                    Some(_) => Ok(()),
+                    None => Err("there is no such session".to_owned()),
+                }
+            }
+            Ok(
+                Reply::ServiceDeleted { removed: false }
+                | Reply::SessionsExpired { .. }
+                | Reply::Reaped { .. }
+                | Reply::NamespacePut { .. }
+                | Reply::NamespaceDeleted { .. },
+            ) => Ok(()),
+            Err(Refusal::CompareFailed { current, .. }) => match mod_revision(record) == *current {
+                true => Ok(()),
+                false => Err(format!("there was {record:?}")),
+            },
+            Err(Refusal::NotFound { .. }) => match record {
+                Some(record) => Err(format!("there was {record:?}")),
+                None => Ok(()),
+            },
+            Err(Refusal::SessionExpired { session }) => {
+                match history.at(&Key::Session { id: *session }, revision) {
+                    Some(_) => Err("the session was there".to_owned()),
+                    None => Ok(()),
+                }
+            }
+            Err(Refusal::OwnedByAnother { .. } | Refusal::InUse { .. }) => Ok(()),
+            Err(
+                Refusal::Invalid { .. }
+                | Refusal::SequenceForgotten { .. }
+                | Refusal::TooManyInFlight { .. }
+                | Refusal::LimitReached { .. }
+                | Refusal::StaleTerm { .. }
+                | Refusal::Undecodable,
+            ) => Err("no client asked for anything of the kind".to_owned()),
+        }
+    }
+
+    /// A client has given up its write.
+    pub fn gave_up(&mut self, write: &Write) {
+        self.counts.unknown += u64::from(write.maybe);
+        if !write.maybe {
+            self.writes.failed.insert(write.tag.clone());
+        }
+    }
+
+    /// At the end: what failed definitely is not there.
+    pub fn failed_writes_are_not_there(&mut self) {
+        let there = self.writes.failed.iter().find_map(|tag| {
+            let revision = self.history.tags.get(tag)?;
+            Some(format!("write {tag} failed definitely and took place at revision {revision}"))
+        });
+        self.check(there.map_or(Ok(()), Err));
+    }
+}

@@ -1,0 +1,39 @@
+//! Bugs that are planted on purpose, each behind a seam that production code has anyway: a checker is
+//! believed after it has caught one.
+
+/// What is wrong in a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plant {
+    /// Nothing.
+    None,
+    /// The log says that a write is durable before it is synced.
+    AckBeforeSync,
+    /// Syncs of the log's disk do nothing.
+    SyncIgnored,
+    /// The log acknowledges votes and does not write them.
+    VoteLost,
+    /// A follower reads without asking the leader for a read index.
+    ReadWithoutIndex,
+    /// A retried write comes under a new id, as if none were remembered.
+    RetryForgotten,
+    /// A snapshot loses the stored replies when it is installed.
+    RepliesLostInSnapshot,
+    /// A follower answers keep-alives itself.
+    KeepAliveNotForwarded,
+    /// A watcher resumes one revision too late.
+    WatchSkips,
+}
+
+impl Plant {
+    pub const ALL: [Plant; 9] = [
+        Plant::None,
+        Plant::AckBeforeSync,
+        Plant::SyncIgnored,
+        Plant::VoteLost,
+        Plant::ReadWithoutIndex,
+        Plant::RetryForgotten,
+        Plant::RepliesLostInSnapshot,
+        Plant::KeepAliveNotForwarded,
+        Plant::WatchSkips,
+    ];
+}

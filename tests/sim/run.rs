@@ -1,0 +1,297 @@
+//! One run: a cluster, its clients and its nemesis, on virtual time, from one seed.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Once, mpsc};
+use std::time::Duration;
+
+use quorate::proto::v1::Consistency;
+use quorate::runtime::{self, Instant};
+use quorate::state::InstanceName;
+
+use crate::cluster::{NODES, World};
+use crate::faults;
+use crate::network::CLIENTS;
+use crate::oracle::Counts;
+use crate::plant::Plant;
+use crate::trace::{Trace, trace};
+use crate::workload;
+
+/// Real time after which a run hangs.
+const WATCHDOG: Duration = Duration::from_secs(300);
+/// Virtual time within which a healed cluster serves, and within which its nodes are equal.
+const SERVICE: Duration = Duration::from_secs(5);
+const EQUAL: Duration = Duration::from_secs(10);
+/// Virtual time after which a client's call has ended whatever happens.
+const CALLS: Duration = Duration::from_secs(20);
+/// Longest TTL of a session and the time that its expiry may take.
+const EXPIRY: Duration = Duration::from_secs(7);
+
+/// What is run.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    pub seed: u64,
+    pub plant: Plant,
+    /// How long things go wrong, in virtual time.
+    pub faults: Duration,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Report {
+    pub seed: u64,
+    pub hash: u64,
+    pub events: u64,
+    /// Empty: everything held.
+    pub violations: Vec<String>,
+    pub counts: Counts,
+    /// Virtual time.
+    pub took: Duration,
+}
+
+thread_local! {
+    /// Panics of this thread's tasks, which tokio would swallow.
+    static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    static RUNNING: RefCell<bool> = const { RefCell::new(false) };
+}
+
+/// A panic during a run is a finding; in production it would end the process.
+fn install_hook() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if RUNNING.with_borrow(|running| *running) {
+                let what = format!("{info}");
+                PANICS.with_borrow_mut(|panics| panics.push(what));
+            } else {
+                usual(info);
+            }
+        }));
+    });
+}
+
+/// Ends the process when a run does not come to its end: virtual time has stopped.
+struct Watchdog(#[allow(dead_code, reason = "its drop ends the thread")] mpsc::Sender<()>);
+
+impl Watchdog {
+    fn start(setup: &Setup) -> Watchdog {
+        let (sender, receiver) = mpsc::channel::<()>();
+        let setup = setup.clone();
+        std::thread::spawn(move || {
+            if receiver.recv_timeout(WATCHDOG) == Err(mpsc::RecvTimeoutError::Timeout) {
+                eprintln!("{setup:?} hangs after {WATCHDOG:?}\n{}", repeat(&setup));
+                std::process::exit(3);
+            }
+        });
+        Watchdog(sender)
+    }
+}
+
+/// The command that repeats a run.
+pub fn repeat(setup: &Setup) -> String {
+    let plant = match setup.plant {
+        Plant::None => String::new(),
+        plant => format!("QUORATE_SIM_PLANT={plant:?} "),
+    };
+    let seconds = setup.faults.as_secs();
+    format!(
+        "repeat with: {plant}QUORATE_SIM_SECONDS={seconds} QUORATE_SIM_SEED={} cargo test --test sim \
+         one_seed_from_the_environment -- --nocapture",
+        setup.seed
+    )
+}
+
+/// Runs a seed to its end.
+pub fn run(setup: &Setup) -> Report {
+    install_hook();
+    let watchdog = Watchdog::start(setup);
+    RUNNING.set(true);
+    PANICS.take();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime without drivers needs nothing that could be missing");
+    let report = runtime.block_on(async {
+        let file = std::env::var_os("QUORATE_SIM_TRACE")
+            .map(|path| File::create(path).expect("the trace file can be created"));
+        let world = World::new(setup.seed, setup.plant, Trace::new(file));
+        story(&world, setup).await;
+        let (hash, events) = world.trace.result();
+        let oracle = std::mem::take(&mut *world.oracle());
+        let violations = oracle.violations;
+        let took = world.now();
+        for id in NODES {
+            world.drop_life(id);
+        }
+        world.harness.kill();
+        Report { seed: setup.seed, hash, events, violations, counts: oracle.counts, took }
+    });
+    drop(runtime);
+    RUNNING.set(false);
+    PANICS.take();
+    drop(watchdog);
+    report
+}
+
+/// True when something was found, which ends the run.
+fn is_over(world: &World) -> bool {
+    for what in PANICS.take() {
+        world.violated(what);
+    }
+    !world.oracle().violations.is_empty()
+}
+
+/// Waits, unless something is found; false in that case.
+async fn pass(world: &World, time: Duration) -> bool {
+    let until = Instant::now() + time;
+    while Instant::now() < until {
+        runtime::sleep(Duration::from_millis(50)).await;
+        if is_over(world) {
+            return false;
+        }
+    }
+    true
+}
+
+async fn story(world: &Arc<World>, setup: &Setup) {
+    world.harness.spawn(faults::revive(world.clone(), world.fork_random()));
+    world.harness.spawn(count_leaders(world.clone()));
+    let tasks = workload::spawn(world);
+    if !pass(world, Duration::from_secs(2)).await {
+        return;
+    }
+    let until = Instant::now() + setup.faults;
+    let nemesis = world.harness.spawn(faults::harm(world.clone(), world.fork_random(), until));
+    if !pass(world, setup.faults).await {
+        return;
+    }
+    // Its last faults end by themselves; what they do after the healing is undone by a second one.
+    nemesis.abort();
+    faults::heal(world);
+    if !pass(world, Duration::from_secs(4)).await {
+        return;
+    }
+    faults::heal(world);
+    if !serves(world).await || !pass(world, Duration::from_secs(2)).await {
+        return;
+    }
+    world.busy.store(false, Ordering::Relaxed);
+    for task in tasks {
+        if runtime::timeout(CALLS, task).await.is_err() {
+            world.violated(format!("a client's call has not ended after {CALLS:?}"));
+            return;
+        }
+        if is_over(world) {
+            return;
+        }
+    }
+    if pass(world, EXPIRY).await {
+        ends_well(world).await;
+    }
+    is_over(world);
+}
+
+/// How often the leadership has changed.
+async fn count_leaders(world: Arc<World>) {
+    let mut known = None;
+    loop {
+        runtime::sleep(Duration::from_millis(20)).await;
+        if let Some(leader) = world.leader()
+            && known != Some(leader)
+        {
+            known = Some(leader);
+            trace!(world, "{leader} leads");
+            world.oracle().counts.leaders += 1;
+        }
+    }
+}
+
+/// Each node answers a linearizable read within bounded time.
+async fn serves(world: &Arc<World>) -> bool {
+    for id in NODES {
+        let give_up = Instant::now() + SERVICE;
+        loop {
+            let name = InstanceName {
+                namespace: "default".to_owned(),
+                service: "s0".to_owned(),
+                id: "i0".to_owned(),
+            };
+            let linearizable = Consistency::Linearizable;
+            let timeout = Duration::from_secs(1);
+            if workload::read_once(world, CLIENTS, id, linearizable, name, timeout).await {
+                break;
+            }
+            if is_over(world) {
+                return false;
+            }
+            if Instant::now() >= give_up {
+                let status = statuses(world);
+                world.violated(format!(
+                    "node {id} serves no linearizable read {SERVICE:?} after the healing: {status}"
+                ));
+                return false;
+            }
+        }
+    }
+    true
+}
+
+fn statuses(world: &World) -> String {
+    let mut text = String::new();
+    for id in NODES {
+        match world.running(id) {
+            Some((_, node)) => text += &format!("\n{:?}", node.status()),
+            None => text += &format!("\nnode {id} is down"),
+        }
+    }
+    text
+}
+
+/// All nodes are equal, and equal to what was applied.
+async fn ends_well(world: &Arc<World>) {
+    let give_up = Instant::now() + EQUAL;
+    let digests = loop {
+        let mut digests = Vec::new();
+        for id in NODES {
+            if let Some((_, node)) = world.running(id)
+                && let Ok(digest) = node.digest().await
+            {
+                digests.push((id, digest));
+            }
+        }
+        let index = |(_, (index, _, _)): &(u64, (u64, u64, u64))| *index;
+        let equal = digests.windows(2).all(|pair| index(&pair[0]) == index(&pair[1]));
+        if digests.len() == NODES.len() && equal {
+            break digests;
+        }
+        if Instant::now() >= give_up {
+            let status = statuses(world);
+            world.violated(format!("the nodes are not equal after {EQUAL:?}: {status}"));
+            return;
+        }
+        runtime::sleep(Duration::from_millis(50)).await;
+    };
+    trace!(world, "end {digests:?}");
+    for (id, (_, digest, records)) in digests {
+        world.oracle().ends_with(id, digest, records);
+    }
+    for id in NODES {
+        let Some((_, node)) = world.running(id) else { continue };
+        let sessions: Vec<u64> =
+            node.read(|state| state.sessions().map(|(session, _)| session.id).collect());
+        if !sessions.is_empty() {
+            world.violated(format!("sessions {sessions:?} have not expired on node {id}"));
+        }
+        let status = node.status();
+        world.oracle().counts.purges += u64::from(status.purged_index > 0);
+        let errors = status.errors;
+        if !errors.is_empty() {
+            world.violated(format!("node {id} ends with errors: {errors:?}"));
+        }
+    }
+    let mut oracle = world.oracle();
+    oracle.failed_writes_are_not_there();
+}

@@ -1,0 +1,558 @@
+//! The clients of a run: writers with and without sessions, readers, watchers. Each draws from its own
+//! random numbers, asks random nodes and tells the oracle what it was told.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use quorate::error::Error;
+use quorate::proto::v1::Consistency;
+use quorate::runtime;
+use quorate::state::{
+    Admin, Command, Endpoint, Health, InstanceName, InstancePatch, Key, Op, Outcome, Refusal,
+    Registration, Reply, RequestId, ServiceSettings,
+};
+use quorate::watch::Range;
+use rand::RngExt as _;
+use rand::rngs::StdRng;
+use tokio::sync::mpsc;
+
+use crate::cluster::{NODES, World};
+use crate::network::CLIENTS;
+use crate::oracle::history::TAG;
+use crate::oracle::watches::View;
+use crate::oracle::writes::Write;
+use crate::plant::Plant;
+use crate::trace::trace;
+
+const NAMESPACE: &str = "default";
+const SERVICES: [&str; 3] = ["s0", "s1", "s2"];
+const INSTANCES: [&str; 3] = ["i0", "i1", "i2"];
+/// How long a client goes on with one write.
+const PATIENCE: Duration = Duration::from_secs(8);
+/// Writes of one session under way at once.
+const LANES: usize = 3;
+
+/// Lets the writers of a session begin their tasks, and all others. The handles end when the world is
+/// no longer busy.
+pub fn spawn(world: &Arc<World>) -> Vec<runtime::JoinHandle<()>> {
+    let mut tasks = Vec::new();
+    let mut next = CLIENTS;
+    let mut number = || {
+        next += 1;
+        next
+    };
+    for _ in 0..3 {
+        let client = number();
+        let session = Arc::new(Session { id: client, inner: Mutex::default() });
+        for lane in 0..LANES {
+            let random = world.fork_random();
+            let writer =
+                Writer { world: world.clone(), client, lane, random, count: 0, home: None };
+            tasks.push(world.harness.spawn(writer.run_in_session(session.clone())));
+        }
+        tasks.push(world.harness.spawn(keep_alive(world.clone(), session, world.fork_random())));
+    }
+    for _ in 0..2 {
+        let (client, random) = (number(), world.fork_random());
+        let writer = Writer { world: world.clone(), client, lane: 0, random, count: 0, home: None };
+        tasks.push(world.harness.spawn(writer.run_alone()));
+    }
+    for _ in 0..3 {
+        tasks.push(world.harness.spawn(read(world.clone(), number(), world.fork_random())));
+    }
+    for watcher in 0..3 {
+        let range = match watcher {
+            0 => Range::Namespace { namespace: NAMESPACE.to_owned() },
+            at => Range::Service {
+                namespace: NAMESPACE.to_owned(),
+                service: SERVICES[at % SERVICES.len()].to_owned(),
+            },
+        };
+        let (client, random) = (number(), world.fork_random());
+        tasks.push(world.harness.spawn(watch(world.clone(), client, range, random)));
+    }
+    tasks
+}
+
+fn any<T: Copy>(random: &mut StdRng, of: &[T]) -> T {
+    of[random.random_range(0..of.len())]
+}
+
+fn millis(random: &mut StdRng, range: std::ops::Range<u64>) -> Duration {
+    Duration::from_millis(random.random_range(range))
+}
+
+fn shared_name(random: &mut StdRng) -> InstanceName {
+    InstanceName {
+        namespace: NAMESPACE.to_owned(),
+        service: any(random, &SERVICES).to_owned(),
+        id: any(random, &INSTANCES).to_owned(),
+    }
+}
+
+// ---- sessions ----
+
+/// A client's session and the numbers of its writes.
+#[derive(Debug)]
+struct Session {
+    /// The client's number.
+    id: u64,
+    inner: Mutex<SessionState>,
+}
+
+#[derive(Debug, Default)]
+struct SessionState {
+    open: Option<OpenSession>,
+    next: u64,
+    under_way: BTreeSet<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct OpenSession {
+    id: u64,
+    ttl: Duration,
+}
+
+impl Session {
+    fn lock(&self) -> MutexGuard<'_, SessionState> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn current(&self) -> Option<OpenSession> {
+        self.lock().open
+    }
+
+    /// The id of the next write; None without a session.
+    fn begin(&self) -> Option<RequestId> {
+        let mut state = self.lock();
+        let session = state.open?.id;
+        state.next += 1;
+        let sequence = state.next;
+        state.under_way.insert(sequence);
+        let lowest_unacknowledged = *state.under_way.first().unwrap_or(&sequence);
+        Some(RequestId { session, sequence, lowest_unacknowledged })
+    }
+
+    fn finish(&self, request: &RequestId) {
+        let mut state = self.lock();
+        if state.open.is_some_and(|open| open.id == request.session) {
+            state.under_way.remove(&request.sequence);
+        }
+    }
+
+    fn set(&self, open: Option<OpenSession>) {
+        *self.lock() = SessionState { open, ..SessionState::default() };
+    }
+
+    /// Forgets a session that is no more, unless another one has taken its place.
+    fn lost(&self, id: u64) {
+        let mut state = self.lock();
+        if state.open.is_some_and(|open| open.id == id) {
+            *state = SessionState::default();
+        }
+    }
+}
+
+async fn keep_alive(world: Arc<World>, session: Arc<Session>, mut random: StdRng) {
+    while world.is_busy() {
+        let Some(open) = session.current() else {
+            runtime::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        runtime::sleep(open.ttl / 5).await;
+        let node = any(&mut random, &NODES);
+        let sent = world.now();
+        let timeout = Duration::from_millis(600);
+        let answer = world
+            .ask(session.id, node, timeout, move |node| async move {
+                node.keep_alive(open.id, timeout).await
+            })
+            .await;
+        trace!(world, "{} keeps {} alive at {node}: {answer:?}", session.id, open.id);
+        match answer {
+            Ok(_) => world.oracle().session_renewed(open.id, sent),
+            Err(Error::SessionExpired { .. }) => {
+                let now = world.now();
+                world.oracle().session_refused(open.id, now);
+                session.lost(open.id);
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+// ---- writers ----
+
+struct Writer {
+    world: Arc<World>,
+    client: u64,
+    lane: usize,
+    random: StdRng,
+    count: u64,
+    /// The node that answered last.
+    home: Option<u64>,
+}
+
+impl Writer {
+    async fn run_in_session(mut self, session: Arc<Session>) {
+        while self.world.is_busy() {
+            runtime::sleep(millis(&mut self.random, 5..80)).await;
+            let Some(open) = session.current() else {
+                if self.lane == 0 {
+                    self.open(&session).await;
+                }
+                continue;
+            };
+            if self.lane == 0 && self.random.random_range(0..150) == 0 {
+                // The client dies, or says good-bye.
+                if self.random.random_range(0..2) == 0 {
+                    session.lost(open.id);
+                } else if let Some(request) = session.begin() {
+                    self.world.oracle().session_closing(open.id);
+                    let op = Op::CloseSession { session: open.id };
+                    self.write(op, Some(request)).await;
+                    session.lost(open.id);
+                }
+                continue;
+            }
+            let op = self.op(Some(open.id));
+            let Some(request) = session.begin() else { continue };
+            let outcome = self.write(op, Some(request)).await;
+            session.finish(&request);
+            if let Some(Outcome { result: Err(Refusal::SessionExpired { session: id }), .. }) =
+                outcome
+            {
+                let now = self.world.now();
+                self.world.oracle().session_refused(id, now);
+                session.lost(id);
+            }
+        }
+        if self.lane == 0 {
+            // Some leave their session to its end.
+            if let Some(open) = session.current()
+                && self.random.random_range(0..2) == 0
+                && let Some(request) = session.begin()
+            {
+                self.world.oracle().session_closing(open.id);
+                self.write(Op::CloseSession { session: open.id }, Some(request)).await;
+            }
+            session.set(None);
+        }
+    }
+
+    async fn run_alone(mut self) {
+        while self.world.is_busy() {
+            runtime::sleep(millis(&mut self.random, 10..120)).await;
+            let op = self.op(None);
+            self.write(op, None).await;
+        }
+    }
+
+    async fn open(&mut self, session: &Session) {
+        let ttl_ms = self.random.random_range(1_000..4_000);
+        let sent = self.world.now();
+        let op = Op::OpenSession { ttl_ms, client: format!("client {}", self.client) };
+        let Some(outcome) = self.write(op, None).await else { return };
+        if let Ok(Reply::SessionOpened { session: id, ttl_ms }) = outcome.result {
+            let ttl = Duration::from_millis(ttl_ms);
+            self.world.oracle().session_opened(id, ttl, sent);
+            session.set(Some(OpenSession { id, ttl }));
+        }
+    }
+
+    fn mark(&self) -> String {
+        format!("{}.{}.{}", self.client, self.lane, self.count)
+    }
+
+    /// What the next write does.
+    fn op(&mut self, session: Option<u64>) -> Op {
+        self.count += 1;
+        let mark = vec![(TAG.to_owned(), self.mark())];
+        let random = &mut self.random;
+        let name = shared_name(random);
+        match random.random_range(0..100) {
+            0..40 => Op::Register(Box::new(registration(name, mark, None))),
+            40..55 => {
+                let own = format!("c{}-{}", self.client, random.random_range(0..3));
+                let name = InstanceName { id: own, ..name };
+                Op::Register(Box::new(registration(name, mark, session)))
+            }
+            55..75 => {
+                let expected_mod_revision = self.expected(&name);
+                Op::UpdateInstance(Box::new(InstancePatch {
+                    name,
+                    weight: None,
+                    admin: None,
+                    health: None,
+                    reason: String::new(),
+                    metadata: Some(mark),
+                    expected_mod_revision,
+                }))
+            }
+            75..85 => {
+                let expected_mod_revision = self.expected(&name);
+                Op::Deregister { name, expected_mod_revision }
+            }
+            85..97 => Op::PutService(Box::new(ServiceSettings {
+                namespace: name.namespace,
+                name: name.service,
+                protect_threshold_percent: random.random_range(0..=100),
+                deregister_after_ms: random.random_range(1_000..3_000),
+                policy: "round_robin".to_owned(),
+                policy_parameters: Vec::new(),
+                metadata: mark,
+                expected_mod_revision: None,
+            })),
+            _ => Op::DeleteService { namespace: name.namespace, name: name.service },
+        }
+    }
+
+    /// Sometimes a write compares: often with what is there, sometimes with what is not.
+    fn expected(&mut self, name: &InstanceName) -> Option<u64> {
+        if self.random.random_range(0..2) == 0 {
+            return None;
+        }
+        let key = Key::Instance {
+            namespace: name.namespace.as_str().into(),
+            service: name.service.as_str().into(),
+            id: name.id.as_str().into(),
+        };
+        let oracle = self.world.oracle();
+        let revision = oracle.history.revision;
+        let behind = u64::from(self.random.random_range(0..4u32) == 0);
+        match oracle.history.at(&key, revision.saturating_sub(behind)) {
+            Some(quorate::state::Record::Instance(instance)) => Some(instance.mod_revision),
+            Some(_) | None => Some(0),
+        }
+    }
+
+    /// One write, again and again until its outcome is known or patience is at its end.
+    async fn write(&mut self, op: Op, request: Option<RequestId>) -> Option<Outcome> {
+        let world = self.world.clone();
+        let floor = world.oracle().floor;
+        let mut write = Write { tag: self.mark(), op, request, floor, maybe: false };
+        let mut command = Command { request, op: write.op.clone() };
+        if let Err(refusal) = command.check() {
+            world.violated(format!("{write:?} is refused: {refusal:?}"));
+            return None;
+        }
+        let give_up = runtime::Instant::now() + PATIENCE;
+        for attempt in 0u64.. {
+            let node = self.home.unwrap_or_else(|| any(&mut self.random, &NODES));
+            let timeout = millis(&mut self.random, 200..2_500);
+            if world.plant == Plant::RetryForgotten
+                && let Some(request) = &mut command.request
+                && attempt > 0
+            {
+                // Far from the numbers that the client uses itself.
+                request.sequence += 1_000_000 * attempt;
+            }
+            let sent = command.clone();
+            trace!(world, "{}.{} asks {node}: {}", self.client, self.lane, write.tag);
+            let answer = world
+                .ask(
+                    self.client,
+                    node,
+                    timeout + Duration::from_millis(50),
+                    move |node| async move { node.propose(&sent, timeout).await },
+                )
+                .await;
+            match answer {
+                Ok(outcome) => {
+                    trace!(
+                        world,
+                        "{}.{} hears of {}: {} {}",
+                        self.client,
+                        self.lane,
+                        write.tag,
+                        outcome.revision,
+                        outcome.duplicate
+                    );
+                    self.home = Some(node);
+                    world.oracle().acknowledged(&write, &outcome);
+                    return Some(outcome);
+                }
+                Err(error) => {
+                    trace!(
+                        world,
+                        "{}.{} fails with {}: {error:?}", self.client, self.lane, write.tag
+                    );
+                    self.home = None;
+                    write.maybe |= !error.definite();
+                    if let Error::Internal { .. } | Error::Invalid { .. } = &error {
+                        world.violated(format!("{write:?} failed: {error:?}"));
+                    }
+                    let repeatable = request.is_some() || error.definite();
+                    if !repeatable || runtime::Instant::now() >= give_up {
+                        break;
+                    }
+                }
+            }
+            runtime::sleep(millis(&mut self.random, 5..100)).await;
+        }
+        world.oracle().gave_up(&write);
+        None
+    }
+}
+
+fn registration(
+    name: InstanceName,
+    metadata: Vec<(String, String)>,
+    session: Option<u64>,
+) -> Registration {
+    Registration {
+        name,
+        endpoints: vec![Endpoint { name: "http".into(), host: "10.0.0.1".into(), port: 80 }],
+        weight: 1,
+        zone: String::new(),
+        metadata,
+        health: Health::Passing,
+        admin: Admin::Enabled,
+        reason: String::new(),
+        hash_key: String::new(),
+        session,
+    }
+}
+
+// ---- readers ----
+
+async fn read(world: Arc<World>, client: u64, mut random: StdRng) {
+    while world.is_busy() {
+        runtime::sleep(millis(&mut random, 5..60)).await;
+        let name = shared_name(&mut random);
+        let node = any(&mut random, &NODES);
+        let stale = random.random_range(0..10) == 0;
+        let consistency = if stale { Consistency::Stale } else { Consistency::Linearizable };
+        read_once(&world, client, node, consistency, name, Duration::from_millis(1_500)).await;
+    }
+}
+
+/// One read of one instance; true when it was answered.
+pub async fn read_once(
+    world: &Arc<World>,
+    client: u64,
+    node: u64,
+    consistency: Consistency,
+    name: InstanceName,
+    timeout: Duration,
+) -> bool {
+    let floor = (consistency != Consistency::Stale).then(|| world.oracle().floor);
+    let InstanceName { namespace, service, id } = name.clone();
+    let answer = world
+        .ask(client, node, timeout, move |node| async move {
+            node.barrier(consistency, timeout).await?;
+            Ok(node.read(|state| (state.revision(), state.instance(&namespace, &service, &id))))
+        })
+        .await;
+    let key = Key::Instance {
+        namespace: name.namespace.as_str().into(),
+        service: name.service.as_str().into(),
+        id: name.id.as_str().into(),
+    };
+    match answer {
+        Ok((revision, found)) => {
+            trace!(world, "{client} reads {revision} at {node}");
+            world.oracle().read(floor, revision, &key, found.as_ref());
+            true
+        }
+        Err(error) => {
+            trace!(world, "{client} does not read at {node}: {error:?}");
+            false
+        }
+    }
+}
+
+// ---- watchers ----
+
+async fn watch(world: Arc<World>, client: u64, range: Range, mut random: StdRng) {
+    let mut view = View::new(range);
+    // Watchers go on after the writers, until they have seen it all or time is up.
+    let mut late = 0;
+    while late < 30 {
+        let node = any(&mut random, &NODES);
+        watch_at(&world, client, node, &mut view, &mut random).await;
+        view.disconnected();
+        late += u64::from(!world.is_busy());
+        runtime::sleep(millis(&mut random, 10..300)).await;
+        if !world.is_busy() && view.complete >= world.oracle().history.revision {
+            break;
+        }
+    }
+    world.oracle().watched_all(&view);
+}
+
+/// Follows the range at one node until something ends it.
+async fn watch_at(
+    world: &Arc<World>,
+    client: u64,
+    node: u64,
+    view: &mut View,
+    random: &mut StdRng,
+) {
+    let range = view.range.clone();
+    let timeout = Duration::from_secs(1);
+    let skipped = u64::from(world.plant == Plant::WatchSkips && view.complete > 0);
+    let after = view.complete + skipped;
+    let (tx, mut rx) = mpsc::channel(4);
+    let answer = world
+        .ask(client, node, timeout, move |node| async move {
+            node.barrier(Consistency::Linearizable, timeout).await?;
+            let mut subscription = node.watch(range, after)?;
+            drop(node);
+            runtime::spawn(async move {
+                while let Some(next) = subscription.next().await {
+                    if tx.send(next).await.is_err() {
+                        break;
+                    }
+                }
+            });
+            Ok(())
+        })
+        .await;
+    trace!(world, "{client} watches at {node} after {after}: {answer:?}");
+    if answer.is_err() {
+        return;
+    }
+    let slow = random.random_range(0..4) == 0;
+    let mut left = random.random_range(20..400u64);
+    loop {
+        let next = match runtime::timeout(Duration::from_millis(400), rx.recv()).await {
+            Ok(Some(next)) => next,
+            Ok(None) => return,
+            Err(_) if world.is_busy() => continue,
+            // Nothing more comes: another look at whether it has seen all.
+            Err(_) => return,
+        };
+        if slow {
+            runtime::sleep(millis(random, 0..150)).await;
+        }
+        if !world.reaches_client(node, client).await {
+            return;
+        }
+        match next {
+            Ok(message) => {
+                trace!(world, "{client} sees {} {:?}", message.revision, message.kind);
+                world.oracle().watched(view, &message);
+            }
+            Err(error) => {
+                trace!(world, "{client} watches no more: {error:?}");
+                if let Error::WatchLagged { resume_revision } = error {
+                    let mut oracle = world.oracle();
+                    oracle.counts.watch_lags += 1;
+                    if resume_revision != view.complete {
+                        oracle.violated(format!(
+                            "a watcher that saw {} is told to resume after {resume_revision}",
+                            view.complete
+                        ));
+                    }
+                }
+                return;
+            }
+        }
+        left -= 1;
+        if left == 0 {
+            return;
+        }
+    }
+}
