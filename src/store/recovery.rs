@@ -3,13 +3,13 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::checkpoint::Error;
 use super::disk::Disk;
 use super::image::{self, Image, ImageMeta, ImageStore, Point, Row, Tally};
 use super::snapshot::{self, Reader, SnapshotMeta};
 use crate::limits::SNAPSHOTS_SET_ASIDE;
+use crate::panic;
 use crate::state::{Key, Meta, Record, State};
 
 /// Where the state of a start came from.
@@ -143,7 +143,7 @@ fn read_all<E>(
 /// defect of ours, and no reason to fail at every start when there is another copy.
 fn restore(records: Records) -> Result<State, String> {
     let records = records.into_iter().map(Ok::<_, Infallible>);
-    match catch_unwind(AssertUnwindSafe(|| State::restore(records))) {
+    match panic::guarded(|| State::restore(records)) {
         Ok(Ok(state)) => Ok(state),
         Err(_) => Err("its records contradict each other".to_owned()),
     }

@@ -1,6 +1,6 @@
 //! The image in sled 0.34.7. What that release does, and what is done about it here:
 //!
-//! - it can panic or fail on damaged files: every call runs under `catch_unwind`, any error makes the
+//! - it can panic or fail on damaged files: every call runs under `panic::guarded`, any error makes the
 //!   image unusable until it is set aside;
 //! - an opening that takes the whole process with it would do so for ever: `sled_store` counts them;
 //! - `flush` does not sync on Linux, and its background flusher only logs errors: there is no
@@ -15,7 +15,6 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,6 +25,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::image::{Error, Image, ImageMeta, Point, Row, Rows, Tally, Write};
 pub use super::sled_store::SledStore;
 use crate::limits::{IMAGE_CACHE_BYTES, IMAGE_CHUNK_BYTES, IMAGE_FILL_RECORDS, RECORD_BYTES};
+use crate::panic;
 
 const META_KEY: &[u8] = b"m";
 const RECORD: u8 = b'r';
@@ -436,24 +436,17 @@ fn open_sled(dir: &Path) -> Result<Open, Error> {
 fn close(open: Open, broken: bool) {
     if broken {
         std::mem::forget(open);
-    } else if catch_unwind(AssertUnwindSafe(|| drop(open))).is_err() {
+    } else if panic::guarded(|| drop(open)).is_err() {
         tracing::warn!("sled panicked while the image was closed");
     }
 }
 
 pub(super) fn guarded<T>(f: impl FnOnce() -> sled::Result<T>) -> Result<T, Error> {
-    match catch_unwind(AssertUnwindSafe(f)) {
+    match panic::guarded(f) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(sled::Error::Io(error))) => Err(Error::Io(error)),
         Ok(Err(error)) => Err(Error::damaged(format!("sled: {error}"))),
-        Err(panic) => {
-            let text = panic
-                .downcast_ref::<String>()
-                .map(String::as_str)
-                .or_else(|| panic.downcast_ref::<&str>().copied())
-                .unwrap_or("no message");
-            Err(Error::damaged(format!("sled panicked: {text}")))
-        }
+        Err(message) => Err(Error::damaged(format!("sled panicked: {message}"))),
     }
 }
 
