@@ -52,11 +52,14 @@ impl Work {
     fn retire(&mut self) -> io::Result<()> {
         for segment in &self.retired {
             let name = segment::name(segment.number);
+            let spare = segment::spare_name(segment.number);
+            // A crash between a spare's creation and its use leaves one under the number that it was
+            // made for, and another file may have taken that number.
             let keep = segment.reusable
                 && segment.bytes == self.shape.bytes
-                && self.pool.len() < limits::WAL_SPARE_SEGMENTS;
+                && self.pool.len() < limits::WAL_SPARE_SEGMENTS
+                && !self.pool.contains(&spare);
             if keep {
-                let spare = segment::spare_name(segment.number);
                 self.disk.rename(&name, &spare)?;
                 self.pool.push(spare);
             } else {

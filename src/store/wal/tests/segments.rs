@@ -399,3 +399,28 @@ fn a_different_segment_size_is_taken_up_with_the_next_segment() {
         assert!(WalCore::open(disk.handle(), options).is_err(), "{bytes}");
     }
 }
+
+/// A crash left spares behind, one of them under a number that is yet to come.
+#[test]
+fn a_spare_is_not_taken_for_another_of_its_name() {
+    let disk = FaultDisk::new();
+    drop(create(&disk));
+    for number in [2, 9] {
+        let file = disk.create(&segment::spare_name(number)).unwrap();
+        file.set_len(SEGMENT_BYTES).unwrap();
+        file.sync().unwrap();
+    }
+    disk.sync_dir().unwrap();
+    let (mut core, _) = open(&disk).unwrap();
+    for index in 1..100 {
+        core.stage(&entry(index, vec![7; 900])).unwrap();
+        core.stage(&purged(index)).unwrap();
+        core.commit().unwrap();
+        if let Some(job) = core.job() {
+            job.run();
+        }
+    }
+    let names = disk.list().unwrap();
+    let lens = names.iter().map(|name| disk.open(name).unwrap().len().unwrap());
+    assert_eq!(core.bytes_on_disk(), lens.sum::<u64>(), "{names:?}");
+}
