@@ -22,7 +22,7 @@ use super::types::{
 };
 use crate::runtime;
 use crate::state::{self, State};
-use crate::store::checkpoint::Digest;
+use crate::store::checkpoint::{self, Digest};
 use crate::store::disk::Disk;
 use crate::store::driver::{Handle, Reply};
 use crate::store::image::Point;
@@ -34,7 +34,8 @@ use crate::watch::{Hub, WakeUps};
 pub trait Checkpoints: Send + Sync + Debug + 'static {
     /// Takes what one entry changed. Never blocks; called in log order.
     fn absorb(&self, entry: AppliedEntry);
-    /// Makes a snapshot file of the newest durable state, or finds that the newest file is it.
+    /// Makes a snapshot file of the newest durable state, or finds that the newest file is it. Fails
+    /// with `BrokenPipe` when the checkpointer has stopped; any other failure may pass.
     fn snapshot(&self) -> BoxFuture<'static, io::Result<SnapshotFile>>;
     /// The newest verified snapshot file.
     fn current(&self) -> Option<SnapshotFile>;
@@ -72,8 +73,10 @@ async fn ask<T: Send + 'static>(ask: impl FnOnce(Reply<T>)) -> io::Result<T> {
         let _ = tx.send(result);
     }));
     match rx.await {
+        Ok(Err(checkpoint::Error::Stopped)) | Err(_) => {
+            Err(io::Error::new(io::ErrorKind::BrokenPipe, checkpoint::Error::Stopped))
+        }
         Ok(result) => result.map_err(io::Error::other),
-        Err(_) => Err(io::Error::other("the checkpointer has stopped")),
     }
 }
 
@@ -140,6 +143,8 @@ struct Progress {
     membership_bytes: Bytes,
 }
 
+/// Pause before a snapshot that failed is tried again.
+const SNAPSHOT_AGAIN: std::time::Duration = std::time::Duration::from_secs(2);
 /// An apply that holds the state's lock longer than this delays every reader; it is counted.
 const SLOW_APPLY: std::time::Duration = std::time::Duration::from_millis(100);
 
@@ -348,7 +353,18 @@ impl RaftSnapshotBuilder<Types> for Builder {
     async fn build_snapshot(
         &mut self,
     ) -> Result<alias::SnapshotOf<Types, SnapshotFile>, io::Error> {
-        to_snapshot(self.checkpoints.snapshot().await?)
+        // openraft ends consensus for good when this fails. A full disk is no reason for that: the
+        // log goes on and is not purged, and the next attempt may find space.
+        loop {
+            match self.checkpoints.snapshot().await {
+                Ok(file) => return to_snapshot(file),
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%error, "no snapshot could be made; it will be tried again");
+                    runtime::sleep(SNAPSHOT_AGAIN).await;
+                }
+            }
+        }
     }
 }
 
