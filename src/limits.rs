@@ -213,6 +213,8 @@ pub const SNAPSHOT_ENTRIES_RANGE: std::ops::RangeInclusive<u64> = 10..=100_000_0
 pub const WORKER_THREADS: std::ops::RangeInclusive<u64> = 1..=64;
 /// Numbers of nodes.
 pub const NODE_IDS: std::ops::RangeInclusive<u64> = 1..=(i64::MAX as u64);
+/// Nodes that a cluster remembers as its members, of now and of the past: a number is never used again.
+pub const MEMBERS: usize = 100_000;
 /// Members that a cluster begins with.
 pub const INITIAL_MEMBERS: usize = 9;
 

@@ -370,10 +370,23 @@ fn watch_event(change: &Change) -> v1::WatchEvent {
             (Event::Service(names), true)
         }
         (
-            Some(Record::Meta(_) | Record::Namespace(_) | Record::Session(_) | Record::Reply(_)),
+            Some(
+                Record::Meta(_)
+                | Record::Namespace(_)
+                | Record::Session(_)
+                | Record::Reply(_)
+                | Record::Member(_),
+            ),
             _,
         )
-        | (None, Key::Meta | Key::Namespace { .. } | Key::Session { .. } | Key::Reply { .. }) => {
+        | (
+            None,
+            Key::Meta
+            | Key::Namespace { .. }
+            | Key::Session { .. }
+            | Key::Reply { .. }
+            | Key::Member { .. },
+        ) => {
             unreachable!("the hub passes services and instances only, not {:?}", change.key)
         }
     };

@@ -70,6 +70,18 @@ pub enum Op {
     DeleteNamespace {
         name: String,
     },
+    /// From the leader only: notes a node before it becomes a member, or the data directory of one
+    /// that has been met. Refused for a node whose removal has begun, and for another directory than
+    /// the one it is known by.
+    AdmitMember {
+        node: u64,
+        /// None = not known yet.
+        store: Option<u128>,
+    },
+    /// From the leader only: notes, before a node is removed, that its number is never used again.
+    RetireMember {
+        node: u64,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -135,6 +147,8 @@ pub enum Reply {
     ServiceDeleted { removed: bool },
     NamespacePut { created: bool },
     NamespaceDeleted { removed: bool },
+    MemberAdmitted { changed: bool },
+    MemberRetired { changed: bool },
 }
 
 /// Why a command was not carried out. A refusal is a value: its neighbours in the batch go on.
@@ -275,6 +289,9 @@ impl Command {
                 check_name("", "name", name)?;
                 check_deletable(name)
             }
+            Op::AdmitMember { node, store: _ } | Op::RetireMember { node } => {
+                check_range("id", *node, &limits::NODE_IDS)
+            }
         }
     }
 }
@@ -366,7 +383,7 @@ impl ServiceSettings {
 /// a megabyte of input.
 const SHOWN_BYTES: usize = 64;
 
-fn invalid(
+pub(super) fn invalid(
     field: impl Into<String>,
     value: impl Into<String>,
     allowed: impl Into<String>,

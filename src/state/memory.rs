@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::member::Members;
 use super::registry::share_reason;
 use super::table::{Change, Instance, Key, Namespace, Record, Service, Session, StoredReply};
 use crate::limits;
@@ -19,6 +20,7 @@ use crate::limits;
 pub(super) struct Tables {
     pub namespaces: BTreeMap<Arc<str>, NamespaceTable>,
     pub ledger: Ledger,
+    pub members: Members,
 }
 
 #[derive(Debug)]
@@ -93,6 +95,7 @@ impl Default for Tables {
         Tables {
             namespaces: BTreeMap::from([(name, NamespaceTable { record, services })]),
             ledger: Ledger::default(),
+            members: Members::default(),
         }
     }
 }
@@ -157,7 +160,12 @@ impl Tables {
                 (key, Record::Reply(reply.clone()))
             })
         });
-        namespaces.chain(services).chain(instances).chain(sessions).chain(replies)
+        let members = self
+            .members
+            .all()
+            .map(|record| (Key::Member { node: record.node }, Record::Member(record.clone())));
+        let registry = namespaces.chain(services).chain(instances);
+        registry.chain(sessions).chain(replies).chain(members)
     }
 
     /// Takes a record of [`Tables::records`]; the order of the keys puts a namespace before its
@@ -196,6 +204,9 @@ impl Tables {
                 entry.lowest = entry.lowest.max(record.lowest_unacknowledged);
                 entry.replies.insert(sequence, record);
                 self.ledger.replies += 1;
+            }
+            (Key::Member { .. }, Record::Member(record)) => {
+                self.members.put(Arc::unwrap_or_clone(record));
             }
             (key, record) => unreachable!("{key:?} does not go with {record:?}"),
         }

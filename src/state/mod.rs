@@ -5,11 +5,13 @@
 //! fields, which [`Command::check`] keeps before a command reaches the log.
 //!
 //! Invariants, beside those of `memory`:
-//! - the revision grows by one per command that changed something visible, and is the greatest
+//! - the revision grows by one per command that changed something in the registry: not with a
+//!   stored reply or a member; it is the greatest
 //!   `mod_revision` and session id ever given out;
 //! - a refused command has written nothing but, for exactly-once, its stored reply.
 
 pub mod command;
+mod member;
 mod memory;
 mod read;
 mod registry;
@@ -43,7 +45,8 @@ pub struct State {
 /// it: [`Applied::meta`] is its value after the entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// The revision of the command; of a command that wrote its stored reply only, the current one.
+    /// The revision of the command; of a command that wrote a stored reply or a member only, the
+    /// current one.
     pub revision: u64,
     pub at_ms: u64,
     /// Never empty.
@@ -172,13 +175,15 @@ impl State {
                 tables.put_namespace(&name, description, &at, changes)
             }
             Op::DeleteNamespace { name } => tables.delete_namespace(&name, changes),
+            Op::AdmitMember { node, store } => tables.members.admit(node, store, changes),
+            Op::RetireMember { node } => tables.members.retire(node, changes),
         };
         assert!(
             result.is_ok() || changes.is_empty(),
             "a refused command ({result:?}) made {} changes",
             changes.len()
         );
-        if !changes.is_empty() {
+        if changes.iter().any(|change| !matches!(change.key, Key::Member { .. })) {
             self.meta.revision = at.revision;
         }
         self.outcome(result)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::State;
 use super::memory::{ServiceTable, SessionEntry};
-use super::table::{Instance, Namespace, Service, Session};
+use super::table::{Instance, Member, Namespace, Service, Session};
 use crate::limits;
 
 /// Which instances discovery returns.
@@ -47,6 +47,8 @@ pub struct Counts {
     pub namespaces: u64,
     /// Stored for exactly-once.
     pub replies: u64,
+    /// Nodes that are or were members, as far as they have been noted.
+    pub members: u64,
 }
 
 impl State {
@@ -150,6 +152,16 @@ impl State {
         })
     }
 
+    /// What is remembered of a node; None when it never was a member, or has not been noted yet.
+    pub fn member(&self, node: u64) -> Option<&Arc<Member>> {
+        self.tables.members.get(node)
+    }
+
+    /// Every node that is or was a member, by number.
+    pub fn members(&self) -> impl Iterator<Item = &Arc<Member>> {
+        self.tables.members.all()
+    }
+
     pub fn counts(&self) -> Counts {
         let ledger = &self.tables.ledger;
         Counts {
@@ -158,6 +170,7 @@ impl State {
             sessions: ledger.sessions.len() as u64,
             namespaces: self.tables.namespaces.len() as u64,
             replies: ledger.replies,
+            members: self.tables.members.all().len() as u64,
         }
     }
 }

@@ -29,6 +29,7 @@ const SERVICE: u8 = 3;
 const INSTANCE: u8 = 4;
 const SESSION: u8 = 5;
 const REPLY: u8 = 6;
+const MEMBER: u8 = 7;
 
 /// Key of a record. The order of the variants and fields is the order of the encoded bytes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,6 +46,8 @@ pub enum Key {
     Session { id: u64 },
     /// Kind 6. The stored answer of a write, for exactly-once.
     Reply { session: u64, sequence: u64 },
+    /// Kind 7. A node that is or was a member of the cluster.
+    Member { node: u64 },
 }
 
 /// Value of a record; shared, never changed in place.
@@ -56,6 +59,7 @@ pub enum Record {
     Instance(Arc<Instance>),
     Session(Arc<Session>),
     Reply(Arc<StoredReply>),
+    Member(Arc<Member>),
 }
 
 /// One write to a table: the new record, or None when it was removed.
@@ -166,6 +170,18 @@ pub struct StoredReply {
     pub outcome: Outcome,
 }
 
+/// What the cluster remembers of a node for ever: its number is never another node's. Members are no
+/// part of the registry: no revision belongs to them, and a backup is restored without them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    pub node: u64,
+    /// The data directory under which it is known; None until it has been met. Never changed once it
+    /// is there: a node with another directory has forgotten what it voted for.
+    pub store: Option<u128>,
+    /// Its removal has begun, or is over. Never taken back.
+    pub removed: bool,
+}
+
 impl Instance {
     /// The live session that keeps the instance alive.
     pub fn holder(&self) -> Option<u64> {
@@ -233,6 +249,10 @@ impl Key {
                 out.extend_from_slice(&session.to_be_bytes());
                 out.extend_from_slice(&sequence.to_be_bytes());
             }
+            Key::Member { node } => {
+                out.push(MEMBER);
+                out.extend_from_slice(&node.to_be_bytes());
+            }
         }
         out
     }
@@ -255,6 +275,7 @@ impl Key {
             REPLY => {
                 Key::Reply { session: take_number(&mut rest)?, sequence: take_number(&mut rest)? }
             }
+            MEMBER => Key::Member { node: take_number(&mut rest)? },
             other => return Err(Corrupt::new(format!("a key of unknown kind {other}"))),
         };
         if !rest.is_empty() {
@@ -311,6 +332,7 @@ impl Record {
             Record::Instance(instance) => encode_value(&**instance),
             Record::Session(session) => encode_value(&**session),
             Record::Reply(reply) => encode_value(&**reply),
+            Record::Member(member) => encode_value(&**member),
         }
     }
 
@@ -323,6 +345,7 @@ impl Record {
             Key::Instance { .. } => Record::Instance(Arc::new(decode_value(key, bytes)?)),
             Key::Session { .. } => Record::Session(Arc::new(decode_value(key, bytes)?)),
             Key::Reply { .. } => Record::Reply(Arc::new(decode_value(key, bytes)?)),
+            Key::Member { .. } => Record::Member(Arc::new(decode_value(key, bytes)?)),
         };
         if !record.is_of(key) {
             return Err(Corrupt::new(format!("the record under {key:?} is of another name")));
@@ -342,13 +365,15 @@ impl Record {
                 *namespace == record.namespace && *service == record.service && *id == record.id
             }
             (Key::Session { id }, Record::Session(record)) => *id == record.id,
+            (Key::Member { node }, Record::Member(record)) => *node == record.node,
             (
                 Key::Meta
                 | Key::Namespace { .. }
                 | Key::Service { .. }
                 | Key::Instance { .. }
                 | Key::Session { .. }
-                | Key::Reply { .. },
+                | Key::Reply { .. }
+                | Key::Member { .. },
                 _,
             ) => false,
         }

@@ -57,6 +57,11 @@ fn clock_and_term() {
     check("clock_and_term");
 }
 
+#[test]
+fn members() {
+    check("members");
+}
+
 fn check(story: &str) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("src/state/testdata")
@@ -162,6 +167,7 @@ impl Teller {
         assert!(restored.records().eq(self.state.records()), "restored as it was");
         assert_eq!(restored.counts(), self.state.counts());
         assert!(restored.orphans().eq(self.state.orphans()));
+        assert!(restored.members().eq(self.state.members()));
         assert!(restored.sessions().eq(self.state.sessions()));
         for (restored, entry) in
             restored.tables.ledger.sessions.values().zip(self.state.tables.ledger.sessions.values())
@@ -241,6 +247,13 @@ impl Teller {
                 for (session, instances) in self.state.sessions_after(after) {
                     let record = show_record(&Record::Session(session.clone()));
                     writeln!(out, "{}: {record}, {instances} instances", session.id).unwrap();
+                }
+                writeln!(out, "end").unwrap();
+            }
+            "members" => {
+                for member in self.state.members() {
+                    let record = show_record(&Record::Member(member.clone()));
+                    writeln!(out, "{}: {record}", member.node).unwrap();
                 }
                 writeln!(out, "end").unwrap();
             }
@@ -364,6 +377,11 @@ fn parse_command(verb: &str, words: &mut Words, term: u64) -> Option<Command> {
             Op::PutNamespace { name: words.next(), description: words.text("description") }
         }
         "delete-namespace" => Op::DeleteNamespace { name: words.next() },
+        "admit" => Op::AdmitMember {
+            node: words.next().parse().unwrap(),
+            store: words.number("store").map(u128::from),
+        },
+        "retire" => Op::RetireMember { node: words.next().parse().unwrap() },
         _ => return None,
     };
     Some(Command { request, op })
@@ -551,6 +569,7 @@ fn show_key(key: &Key) -> String {
         Key::Instance { namespace, service, id } => format!("instance {namespace}/{service}/{id}"),
         Key::Session { id } => format!("session {id}"),
         Key::Reply { session, sequence } => format!("reply {session}/{sequence}"),
+        Key::Member { node } => format!("member {node}"),
     }
 }
 
@@ -606,6 +625,10 @@ fn show_record(record: &Record) -> String {
         Record::Reply(r) => {
             part("lowest", r.lowest_unacknowledged.to_string());
             part("", format!("[{}]", show_outcome(&r.outcome)));
+        }
+        Record::Member(m) => {
+            part("store", m.store.map_or("unknown".to_owned(), |store| format!("{store:x}")));
+            part("", if m.removed { "removed".to_owned() } else { String::new() });
         }
     }
     parts.join("; ")

@@ -54,8 +54,8 @@ fn old_bytes_stay_readable() {
             Record::decode(key, bytes).unwrap() == *record
         });
     }
-    // Meta, namespace, service, instance, session, and one of the replies.
-    for (name, key, _) in &records[..6] {
+    // Meta, namespace, service, instance, session, and one of the replies and of the members.
+    for (name, key, _) in records[..6].iter().chain(records.last()) {
         sample(&format!("key/{name}"), key.encode(), &|bytes| Key::decode(bytes).unwrap() == *key);
     }
     assert!(missing.is_empty(), "add to bytes.txt:\n{}", missing.join("\n"));
@@ -84,6 +84,8 @@ fn endpoints() -> Vec<Endpoint> {
         Endpoint { name: String::new(), host: "::1".into(), port: 9 },
     ]
 }
+
+const STORE: u128 = 0x0123_4567_89AB_CDEF_1032_5476_98BA_DCFE;
 
 /// One of each operation; the first ones with a request id.
 fn commands() -> Vec<(&'static str, Command)> {
@@ -160,6 +162,9 @@ fn commands() -> Vec<(&'static str, Command)> {
             plain(Op::PutNamespace { name: namespace.clone(), description: "ours".into() }),
         ),
         ("delete-namespace", plain(Op::DeleteNamespace { name: namespace })),
+        ("admit", plain(Op::AdmitMember { node: 4, store: Some(STORE) })),
+        ("admit-unknown", plain(Op::AdmitMember { node: 4, store: None })),
+        ("retire", plain(Op::RetireMember { node: 4 })),
     ]
 }
 
@@ -244,6 +249,8 @@ fn records() -> Vec<(String, Key, Record)> {
     reply("service-deleted", Ok(Reply::ServiceDeleted { removed: true }));
     reply("namespace-put", Ok(Reply::NamespacePut { created: true }));
     reply("namespace-deleted", Ok(Reply::NamespaceDeleted { removed: false }));
+    reply("member-admitted", Ok(Reply::MemberAdmitted { changed: true }));
+    reply("member-retired", Ok(Reply::MemberRetired { changed: false }));
     let (field, value, allowed) = (text("weight"), text("70000"), text("0..=65535"));
     reply("invalid", Err(Refusal::Invalid { field, value, allowed }));
     let kinds = [Kind::Namespace, Kind::Service, Kind::Instance, Kind::Session];
@@ -261,6 +268,14 @@ fn records() -> Vec<(String, Key, Record)> {
     reply("in-use", Err(Refusal::InUse { kind: Kind::Service, name: text("web"), by }));
     reply("stale-term", Err(Refusal::StaleTerm { proposed: 1, current: 2 }));
     reply("undecodable", Err(Refusal::Undecodable));
+    let mut member = |name: &str, store, removed| {
+        let record = Member { node: 4, store, removed };
+        let record = Record::Member(Arc::new(record));
+        records.push((format!("member{name}"), Key::Member { node: 4 }, record));
+    };
+    member("", Some(STORE), false);
+    member("-unknown", None, false);
+    member("-removed", Some(STORE), true);
     records
 }
 
@@ -283,6 +298,7 @@ fn any_key() -> impl Strategy<Value = Key> {
             .prop_map(|(namespace, service, id)| Key::Instance { namespace, service, id }),
         2 => number().prop_map(|id| Key::Session { id }),
         2 => (number(), number()).prop_map(|(session, sequence)| Key::Reply { session, sequence }),
+        2 => number().prop_map(|node| Key::Member { node }),
     ]
 }
 
@@ -310,7 +326,7 @@ fn what_is_no_key_is_not_read_as_one() {
             assert_eq!(other.encode(), changed, "one key has one encoding");
         }
     });
-    for bytes in ["", "00", "07", "0200", "020002", "02610000", "02ff0001", "0500", "0100"] {
+    for bytes in ["", "00", "07", "08", "0200", "020002", "02610000", "02ff0001", "0500", "0100"] {
         assert!(Key::decode(&from_hex(bytes)).is_err(), "{bytes}");
     }
 }

@@ -17,6 +17,7 @@ pub(super) struct Model {
     pub instances: Vec<Instance>,
     pub sessions: Vec<Session>,
     pub replies: Vec<(u64, u64, StoredReply)>,
+    pub members: Vec<Member>,
 }
 
 /// What one command sees of its place in the log.
@@ -104,6 +105,9 @@ impl Model {
         for (session, sequence, reply) in &self.replies {
             let key = Key::Reply { session: *session, sequence: *sequence };
             records.push((key, Record::Reply(Arc::new(reply.clone()))));
+        }
+        for m in &self.members {
+            records.push((Key::Member { node: m.node }, Record::Member(Arc::new(m.clone()))));
         }
         let mut bytes: Vec<_> = records.iter().map(|(k, r)| (k.encode(), r.encode())).collect();
         bytes.sort();
@@ -212,8 +216,10 @@ impl Model {
         let mut after = self.clone();
         let result = after.op(op, &place);
         if result.is_ok() && after != *self {
+            // Members are not the registry's: no revision tells of them.
+            let registry = after.members == self.members;
             *self = after;
-            self.revision += 1;
+            self.revision += u64::from(registry);
         }
         Outcome { revision: self.revision, duplicate: false, result }
     }
@@ -341,6 +347,49 @@ impl Model {
                 let removed = self.has_namespace(&name);
                 self.namespaces.retain(|n| *n.name != *name);
                 Ok(Reply::NamespaceDeleted { removed })
+            }
+            Op::AdmitMember { node, store } => {
+                let full = self.members.len() == limits::MEMBERS;
+                let Some(member) = self.members.iter_mut().find(|m| m.node == node) else {
+                    if full {
+                        let limit = "members of the cluster, past ones included".into();
+                        return Err(Refusal::LimitReached { limit, allowed: 100_000 });
+                    }
+                    self.members.push(Member { node, store, removed: false });
+                    return Ok(Reply::MemberAdmitted { changed: true });
+                };
+                if member.removed {
+                    return Err(Refusal::Invalid {
+                        field: "id".into(),
+                        value: node.to_string(),
+                        allowed: format!(
+                            "a number that no member ever had; node {node} was removed"
+                        ),
+                    });
+                }
+                match (member.store, store) {
+                    (Some(known), Some(given)) if known != given => Err(Refusal::Invalid {
+                        field: "store".into(),
+                        value: format!("{given:032x}"),
+                        allowed: format!(
+                            "{known:032x}, the data directory that node {node} has had"
+                        ),
+                    }),
+                    (None, Some(_)) => {
+                        member.store = store;
+                        Ok(Reply::MemberAdmitted { changed: true })
+                    }
+                    (_, _) => Ok(Reply::MemberAdmitted { changed: false }),
+                }
+            }
+            Op::RetireMember { node } => {
+                if !self.members.iter().any(|m| m.node == node) {
+                    self.members.push(Member { node, store: None, removed: false });
+                }
+                let member = self.members.iter_mut().find(|m| m.node == node).unwrap();
+                let changed = !member.removed;
+                member.removed = true;
+                Ok(Reply::MemberRetired { changed })
             }
         }
     }

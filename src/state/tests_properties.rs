@@ -115,6 +115,8 @@ enum OpSketch {
     DeleteService { namespace: String, name: String },
     PutNamespace { name: String, description: String },
     DeleteNamespace { name: String },
+    Admit { node: u64, store: Option<u128> },
+    Retire { node: u64 },
     Bytes(Vec<u8>),
 }
 
@@ -268,6 +270,9 @@ fn command() -> impl Strategy<Value = CommandSketch> {
         6 => (namespace(), text(&["", "said"]))
             .prop_map(|(name, description)| OpSketch::PutNamespace { name, description }),
         3 => namespace().prop_map(|name| OpSketch::DeleteNamespace { name }),
+        3 => (1..4u64, proptest::option::of(1..3u128))
+            .prop_map(|(node, store)| OpSketch::Admit { node, store }),
+        2 => (1..4u64).prop_map(|node| OpSketch::Retire { node }),
         1 => vec(any::<u8>(), 0..20).prop_map(OpSketch::Bytes),
     ];
     let sequence = prop_oneof![
@@ -395,6 +400,8 @@ impl CommandSketch {
             OpSketch::DeleteService { namespace, name } => Op::DeleteService { namespace, name },
             OpSketch::PutNamespace { name, description } => Op::PutNamespace { name, description },
             OpSketch::DeleteNamespace { name } => Op::DeleteNamespace { name },
+            OpSketch::Admit { node, store } => Op::AdmitMember { node, store },
+            OpSketch::Retire { node } => Op::RetireMember { node },
             OpSketch::Bytes(bytes) => return bytes,
         };
         let request = self.request.as_ref().map(|sketch| {
@@ -497,12 +504,20 @@ fn assert_reads_alike(state: &State, model: &Model) {
         assert_eq!((&*entry.record, entry.instances), (session, held(session.id)));
         assert_eq!(entry.lowest, model.lowest(session.id));
     }
+    let mut members = model.members.clone();
+    members.sort_by_key(|member| member.node);
+    assert!(state.members().map(|member| &**member).eq(&members));
+    for node in 0..5 {
+        let expected = members.iter().find(|member| member.node == node);
+        assert_eq!(state.member(node).map(|member| &**member), expected);
+    }
     let counts = Counts {
         instances: model.instances.len() as u64,
         services: services_in_all,
         sessions: model.sessions.len() as u64,
         namespaces: state.namespaces().count() as u64,
         replies: model.replies.len() as u64,
+        members: model.members.len() as u64,
     };
     assert_eq!(state.counts(), counts);
 }
@@ -523,9 +538,9 @@ fn behaves_like_the_model() {
             for event in &applied.events {
                 assert!(!event.changes.is_empty());
                 assert_eq!(event.at_ms, model.now_ms);
-                let replies_only =
-                    event.changes.iter().all(|change| matches!(change.key, Key::Reply { .. }));
-                revision += u64::from(!replies_only);
+                let registry =
+                    |change: &Change| !matches!(change.key, Key::Reply { .. } | Key::Member { .. });
+                revision += u64::from(event.changes.iter().any(registry));
                 assert_eq!(event.revision, revision, "{event:?}");
             }
             assert_eq!(revision, state.revision(), "each revision has its event");
@@ -655,6 +670,10 @@ fn histories_reach_every_answer() {
         "InUse",
         "InstanceUpdated",
         "Invalid",
+        "MemberAdmitted",
+        "MemberAdmitted (nothing)",
+        "MemberRetired",
+        "MemberRetired (nothing)",
         "NamespaceDeleted",
         "NamespaceDeleted (nothing)",
         "NamespacePut",
@@ -792,6 +811,9 @@ fn wild_op() -> impl Strategy<Value = Op> {
         3 => (wild_text(), wild_text())
             .prop_map(|(name, description)| Op::PutNamespace { name, description }),
         1 => wild_text().prop_map(|name| Op::DeleteNamespace { name }),
+        2 => (wild_number(), any::<Option<u128>>())
+            .prop_map(|(node, store)| Op::AdmitMember { node, store }),
+        1 => wild_number().prop_map(|node| Op::RetireMember { node }),
     ]
 }
 

@@ -177,7 +177,11 @@ pub(super) fn names(key: &Key) -> Option<(&Arc<str>, &Arc<str>)> {
     match key {
         Key::Service { namespace, name } => Some((namespace, name)),
         Key::Instance { namespace, service, id: _ } => Some((namespace, service)),
-        Key::Meta | Key::Namespace { .. } | Key::Session { .. } | Key::Reply { .. } => None,
+        Key::Meta
+        | Key::Namespace { .. }
+        | Key::Session { .. }
+        | Key::Reply { .. }
+        | Key::Member { .. } => None,
     }
 }
 
@@ -195,7 +199,11 @@ fn weigh(change: &Change) -> usize {
         Key::Instance { namespace, service, id } => {
             namespace.len() + service.len() + id.len() + 3 * TEXT
         }
-        Key::Meta | Key::Namespace { .. } | Key::Session { .. } | Key::Reply { .. } => 0,
+        Key::Meta
+        | Key::Namespace { .. }
+        | Key::Session { .. }
+        | Key::Reply { .. }
+        | Key::Member { .. } => 0,
     };
     let record = match &change.record {
         Some(Record::Service(service)) => {
@@ -215,7 +223,13 @@ fn weigh(change: &Change) -> usize {
                 + 3 * TEXT
                 + 9 * NUMBER
         }
-        Some(Record::Meta(_) | Record::Namespace(_) | Record::Session(_) | Record::Reply(_))
+        Some(
+            Record::Meta(_)
+            | Record::Namespace(_)
+            | Record::Session(_)
+            | Record::Reply(_)
+            | Record::Member(_),
+        )
         | None => 0,
     };
     EVENT + key + record

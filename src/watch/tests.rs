@@ -84,7 +84,14 @@ fn within(records: &Records, range: &Range) -> Records {
             Key::Service { namespace: n, .. } | Key::Instance { namespace: n, .. },
             Range::Namespace { namespace },
         ) => **n == **namespace,
-        (Key::Meta | Key::Namespace { .. } | Key::Session { .. } | Key::Reply { .. }, _) => false,
+        (
+            Key::Meta
+            | Key::Namespace { .. }
+            | Key::Session { .. }
+            | Key::Reply { .. }
+            | Key::Member { .. },
+            _,
+        ) => false,
     };
     records.iter().filter(|(key, _)| matches(key)).map(|(k, r)| (k.clone(), r.clone())).collect()
 }

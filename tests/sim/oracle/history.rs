@@ -48,7 +48,11 @@ pub fn tag_of(record: &Record) -> Option<&str> {
     let metadata = match record {
         Record::Instance(instance) => &instance.metadata,
         Record::Service(service) => &service.metadata,
-        Record::Meta(_) | Record::Namespace(_) | Record::Session(_) | Record::Reply(_) => {
+        Record::Meta(_)
+        | Record::Namespace(_)
+        | Record::Session(_)
+        | Record::Reply(_)
+        | Record::Member(_) => {
             return None;
         }
     };
@@ -91,7 +95,8 @@ impl History {
                     Key::Meta
                     | Key::Namespace { .. }
                     | Key::Service { .. }
-                    | Key::Instance { .. } => {}
+                    | Key::Instance { .. }
+                    | Key::Member { .. } => {}
                 }
                 if let Some(tag) = record.as_ref().and_then(tag_of)
                     && old.and_then(tag_of) != Some(tag)
@@ -102,7 +107,7 @@ impl History {
                         event.revision
                     ));
                 }
-                if !matches!(key, Key::Reply { .. }) {
+                if !matches!(key, Key::Reply { .. } | Key::Member { .. }) {
                     visible.push(Change { key: key.clone(), record: record.clone() });
                     let versions = self.versions.entry(key.clone()).or_default();
                     versions.push((event.revision, record.clone()));
@@ -180,7 +185,11 @@ fn holds(range: &Range, key: &Key) -> bool {
     let (namespace, service) = match key {
         Key::Service { namespace, name } => (namespace, name),
         Key::Instance { namespace, service, id: _ } => (namespace, service),
-        Key::Meta | Key::Namespace { .. } | Key::Session { .. } | Key::Reply { .. } => {
+        Key::Meta
+        | Key::Namespace { .. }
+        | Key::Session { .. }
+        | Key::Reply { .. }
+        | Key::Member { .. } => {
             return false;
         }
     };

@@ -49,7 +49,13 @@ fn mod_revision(record: Option<&Record>) -> u64 {
     match record {
         Some(Record::Instance(instance)) => instance.mod_revision,
         Some(Record::Service(service)) => service.mod_revision,
-        Some(Record::Meta(_) | Record::Namespace(_) | Record::Session(_) | Record::Reply(_))
+        Some(
+            Record::Meta(_)
+            | Record::Namespace(_)
+            | Record::Session(_)
+            | Record::Reply(_)
+            | Record::Member(_),
+        )
         | None => 0,
     }
 }
@@ -106,7 +112,9 @@ impl Oracle {
             | Op::ExpireSessions { .. }
             | Op::Reap { .. }
             | Op::PutNamespace { .. }
-            | Op::DeleteNamespace { .. } => None,
+            | Op::DeleteNamespace { .. }
+            | Op::AdmitMember { .. }
+            | Op::RetireMember { .. } => None,
         };
         let history = &self.history;
         let record = key.as_ref().and_then(|key| history.at(key, revision));
@@ -156,7 +164,9 @@ impl Oracle {
                 | Reply::SessionsExpired { .. }
                 | Reply::Reaped { .. }
                 | Reply::NamespacePut { .. }
-                | Reply::NamespaceDeleted { .. },
+                | Reply::NamespaceDeleted { .. }
+                | Reply::MemberAdmitted { .. }
+                | Reply::MemberRetired { .. },
             ) => Ok(()),
             Err(Refusal::CompareFailed { current, .. }) => match mod_revision(record) == *current {
                 true => Ok(()),
