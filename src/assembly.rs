@@ -17,9 +17,10 @@ use crate::raft::transport::{GrpcPeers, Identity, hello};
 use crate::raft::types::{Member, StoredMembership};
 use crate::runtime::{self, Instant};
 use crate::store::checkpoint::{self, Settings};
-use crate::store::data_dir::{self, DataDir};
+use crate::store::data_dir::{self, DataDir, StoreId};
 use crate::store::disk::{Disk, File, RealDisk};
 use crate::store::driver::{CheckpointThread, Handle, Pace};
+use crate::store::peers::{FilePeers, PeerBook};
 use crate::store::recovery::Recovery;
 use crate::store::sled_store::SledStore;
 use crate::store::wal::{OpenError, Recovered, Wal, WalCore, WalOptions};
@@ -100,7 +101,7 @@ pub async fn assemble(config: &Config) -> Result<Assembly, Error> {
         None => cluster_to_join(config).await?,
     };
     let mut dir = DataDir::open(&config.data_dir, &cluster_id, config.id, clock.wall_ms())?;
-    let book = Arc::new(dir.peers()?);
+    let book = dir.peers()?;
 
     let log_disk = open_disk(config, "the log's directory", &dir.log())?;
     let snapshots = open_disk(config, "the snapshots' directory", &dir.snapshots())?;
@@ -172,7 +173,7 @@ pub async fn assemble(config: &Config) -> Result<Assembly, Error> {
         node_id: config.id,
         store_id: dir.store_id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        book,
+        book: Arc::new(KnownPeers { replica: replica.clone(), met: book }),
     });
     refuse_wiped(config, &identity).await?;
 
@@ -278,6 +279,29 @@ async fn refuse_wiped(config: &Config, identity: &Identity) -> Result<(), Error>
         }
     }
     Ok(())
+}
+
+/// The data directories of the other members: as this node met them, or, for those that it has not met
+/// yet, as the cluster has noted them.
+#[derive(Debug)]
+struct KnownPeers {
+    replica: Arc<Replica>,
+    met: FilePeers,
+}
+
+impl PeerBook for KnownPeers {
+    /// The own book first: the state's lock is not taken for a peer that is known.
+    fn known_store(&self, node: u64) -> Option<StoreId> {
+        self.met.known_store(node).or_else(|| {
+            let noted = self.replica.state().member(node)?.store.map(StoreId)?;
+            // As good as met; when it cannot be written down it is looked up again.
+            Some(self.met.remember(node, noted).unwrap_or(noted))
+        })
+    }
+
+    fn remember(&self, node: u64, store: StoreId) -> io::Result<StoreId> {
+        self.met.remember(node, self.known_store(node).unwrap_or(store))
+    }
 }
 
 /// What the node asks of its disk.

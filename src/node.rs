@@ -9,6 +9,9 @@ mod membership;
 mod proposer;
 mod wire;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::io;
@@ -32,7 +35,8 @@ use self::wire::{Admin, AdminReply, Description, WireError};
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::limits::{
-    DISK_LOW_BYTES, DISK_OK_BYTES, MAX_CALL_TIMEOUT, PROPOSAL_QUEUE, READ_QUEUE, SNAPSHOT_LOG_BYTES,
+    CLIENT_ADMIN_TIMEOUT, DISK_LOW_BYTES, DISK_OK_BYTES, MAX_CALL_TIMEOUT, PROPOSAL_QUEUE,
+    READ_QUEUE, SNAPSHOT_LOG_BYTES,
 };
 use crate::proto::v1::Consistency;
 use crate::raft::codec;
@@ -199,6 +203,8 @@ struct Inner {
     peers: Arc<dyn Peers>,
     clock: Arc<dyn Clock>,
     disk: Arc<dyn Storage>,
+    /// One membership change at a time: each is more than one entry of the log.
+    administration: tokio::sync::Mutex<()>,
     proposer: Proposer,
     reads: Batcher<(), u64>,
     keep_alives: Batcher<u64, u64>,
@@ -259,6 +265,7 @@ impl Node {
             peers,
             clock,
             disk,
+            administration: tokio::sync::Mutex::new(()),
             proposer: Proposer::new(),
             reads: Batcher::new("reads", READ_QUEUE),
             keep_alives: Batcher::new("keep-alives", PROPOSAL_QUEUE),
@@ -281,6 +288,7 @@ impl Node {
         runtime::spawn(node.clone().run_housekeeping());
         runtime::spawn(node.clone().run_directory());
         runtime::spawn(audit::run(node.clone()));
+        runtime::spawn(node.clone().run_notes());
         Ok(node)
     }
 
@@ -689,8 +697,10 @@ impl Node {
             }
             Method::Admin => {
                 let admin: Admin = codec::from_bytes("administration", &payload)?;
-                let reply = self.administer_here(admin).await.map_err(WireError::from);
-                Ok(codec::to_bytes(&reply))
+                // Whoever asked waits no longer.
+                let done = runtime::timeout(CLIENT_ADMIN_TIMEOUT, self.administer_here(admin));
+                let reply = done.await.unwrap_or(Err(Error::Timeout { definite: false }));
+                Ok(codec::to_bytes(&reply.map_err(WireError::from)))
             }
             Method::Digest => Ok(codec::to_bytes(&self.digests())),
         }

@@ -3,18 +3,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use openraft::ChangeMembers;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, RaftError};
+use openraft::{ChangeMembers, Precondition};
 
 use super::wire::{Admin, AdminReply, WireError};
 use super::{AGAIN, Leadership, MemberStatus, Node};
 use crate::error::Error;
+use crate::limits::NODE_IDS;
+use crate::proto::v1::Consistency;
 use crate::raft::codec;
-use crate::raft::network::Method;
+use crate::raft::network::{Method, PeerError};
 use crate::raft::types::{Member, NodeId, Types};
 use crate::runtime::{self, Instant};
+use crate::state::{Command, Op};
 
+/// How often the leader looks for members that have not been noted, and how long a note may take.
+const NOTE_INTERVAL: Duration = Duration::from_secs(1);
+const NOTE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A learner may be promoted when it lacks at most this many entries.
 const CAUGHT_UP: u64 = 1_000;
 
@@ -95,10 +101,7 @@ impl Node {
                         }
                         Ok(Err(error)) => Err(Error::Connection {
                             message: error.to_string(),
-                            definite: matches!(
-                                error,
-                                crate::raft::network::PeerError::Unreachable(_)
-                            ),
+                            definite: matches!(error, PeerError::Unreachable(_)),
                         }),
                         Err(_) => return Err(Error::Timeout { definite: false }),
                     }
@@ -121,26 +124,11 @@ impl Node {
     pub(super) async fn administer_here(&self, admin: Admin) -> Result<AdminReply, Error> {
         match admin {
             Admin::Describe => Ok(AdminReply::Description(self.describe())),
-            Admin::AddLearner { id, member } => {
-                if id == 0 || id > i64::MAX as u64 {
-                    return Err(Error::invalid("id", id.to_string(), "1..=9223372036854775807"));
-                }
-                if self.members().iter().any(|known| known.id == id) {
-                    return Err(Error::Membership {
-                        why: format!("node {id} is a member already"),
-                    });
-                }
-                if self.peers().has_met(id) {
-                    let why = format!(
-                        "node {id} was a member before; an id is never used again, choose a new one"
-                    );
-                    return Err(Error::Membership { why });
-                }
-                let write = self.raft().add_learner(id, member, false).await;
-                write.map_err(|error| self.refused(error))?;
-                Ok(AdminReply::Done)
-            }
+            Admin::AddLearner { id, member } => self.add_here(id, member).await,
             Admin::Promote { id } => {
+                let _alone = self.0.administration.lock().await;
+                self.applied().await?;
+                self.refuse_retired(id)?;
                 match self.members().iter().find(|member| member.id == id) {
                     None => {
                         let why = format!("node {id} is not a member; add it as a learner first");
@@ -164,30 +152,7 @@ impl Node {
                 write.map_err(|error| self.refused(error))?;
                 Ok(AdminReply::Done)
             }
-            Admin::Remove { id } => {
-                let members = self.members();
-                let Some(member) = members.iter().find(|member| member.id == id) else {
-                    return Err(Error::NotFound { kind: "member".into(), name: id.to_string() });
-                };
-                if !member.learner && members.iter().filter(|m| !m.learner).count() == 1 {
-                    return Err(Error::Membership { why: format!("node {id} is the last voter") });
-                }
-                if id == self.id() {
-                    // Another node finishes the change: a leader that removes itself would leave
-                    // the cluster without one until an election.
-                    self.hand_over(Duration::from_secs(2)).await;
-                    return Err(Error::NoLeader { leader: None, definite: true });
-                }
-                let ids = BTreeSet::from([id]);
-                let change = if member.learner {
-                    ChangeMembers::RemoveNodes(ids)
-                } else {
-                    ChangeMembers::RemoveVoters(ids)
-                };
-                let write = self.raft().change_membership(change, false).await;
-                write.map_err(|error| self.refused(error))?;
-                Ok(AdminReply::Done)
-            }
+            Admin::Remove { id } => self.remove_here(id).await,
             Admin::TransferLeader { to } => {
                 let members = self.members();
                 if let Some(to) = to
@@ -203,6 +168,126 @@ impl Node {
                 }
                 self.transfer(to, Duration::from_secs(5)).await?;
                 Ok(AdminReply::Leader(to))
+            }
+        }
+    }
+
+    /// The record comes first: from then on the number is this node's or nobody's, whatever becomes of
+    /// the change itself. Repeated, it finds its own record and goes on.
+    async fn add_here(&self, id: NodeId, member: Member) -> Result<AdminReply, Error> {
+        if !NODE_IDS.contains(&id) {
+            return Err(Error::invalid("id", id.to_string(), format!("{NODE_IDS:?}")));
+        }
+        let _alone = self.0.administration.lock().await;
+        let leader = self.raft().as_leader().map_err(|_| self.no_leader())?;
+        self.applied().await?;
+        self.refuse_retired(id)?;
+        if self.member(id).is_some() {
+            return Err(Error::Membership { why: format!("node {id} is a member already") });
+        }
+        let noted = self.read(|state| state.member(id).is_some());
+        if !noted && self.peers().known_store(id).is_some() {
+            // It was one before members were noted.
+            return Err(retired(id));
+        }
+        let store = match self.peers().store_of(id, &member.peer_address).await {
+            Ok(store) => store.map(|store| store.0),
+            // It may be started later: then it is noted when it is met.
+            Err(PeerError::Unreachable(_) | PeerError::NoAnswer(_)) => None,
+            Err(PeerError::Refused(why)) => {
+                return Err(Error::Membership { why: format!("{}: {why}", member.peer_address) });
+            }
+        };
+        self.note(Op::AdmitMember { node: id, store }).await?;
+        let change = ChangeMembers::AddNodes(BTreeMap::from([(id, member)]));
+        // Not under a later leadership, under which the node may have been removed by now.
+        let same = Precondition::CommittedLeaderId {
+            committed_leader_id: leader.to_committed_leader_id(),
+        };
+        let write = self.raft().change_membership_if(change, true, [same]).await;
+        write.map_err(|error| self.refused(error))?;
+        Ok(AdminReply::Done)
+    }
+
+    /// The record comes first: once a removal is acknowledged, and also when it broke off after its
+    /// first step, no node can take the number. Repeated, it does what is left to do.
+    async fn remove_here(&self, id: NodeId) -> Result<AdminReply, Error> {
+        let _alone = self.0.administration.lock().await;
+        self.applied().await?;
+        let members = self.members();
+        let member = members.iter().find(|member| member.id == id);
+        match member {
+            None if self.read(|state| state.member(id).is_none()) => {
+                return Err(Error::NotFound { kind: "member".into(), name: id.to_string() });
+            }
+            None => {}
+            Some(member) => {
+                let voters = members.iter().filter(|member| !member.learner).count();
+                if !member.learner && voters == 1 {
+                    return Err(Error::Membership { why: format!("node {id} is the last voter") });
+                }
+                if id == self.id() {
+                    // Another node finishes the change: a leader that removes itself would leave
+                    // the cluster without one until an election.
+                    self.hand_over(Duration::from_secs(2)).await;
+                    return Err(Error::NoLeader { leader: None, definite: true });
+                }
+            }
+        }
+        self.note(Op::RetireMember { node: id }).await?;
+        // Again: an addition that was under way may have taken place meanwhile.
+        let Some(member) = self.member(id) else { return Ok(AdminReply::Done) };
+        let ids = BTreeSet::from([id]);
+        let change = match member.learner {
+            true => ChangeMembers::RemoveNodes(ids),
+            false => ChangeMembers::RemoveVoters(ids),
+        };
+        let write = self.raft().change_membership(change, false).await;
+        write.map_err(|error| self.refused(error))?;
+        Ok(AdminReply::Done)
+    }
+
+    fn member(&self, id: NodeId) -> Option<MemberStatus> {
+        self.members().into_iter().find(|member| member.id == id)
+    }
+
+    /// Waits until the state holds what was committed before this leadership.
+    async fn applied(&self) -> Result<(), Error> {
+        self.barrier(Consistency::Linearizable, NOTE_TIMEOUT).await.map(drop)
+    }
+
+    fn refuse_retired(&self, id: NodeId) -> Result<(), Error> {
+        let removed = self.read(|state| state.member(id).is_some_and(|member| member.removed));
+        if removed { Err(retired(id)) } else { Ok(()) }
+    }
+
+    async fn note(&self, op: Op) -> Result<(), Error> {
+        let outcome = self.propose_here(&Command { request: None, op }, NOTE_TIMEOUT).await?;
+        outcome.result.map(drop).map_err(Error::from)
+    }
+
+    /// As the leader, notes the data directories of members which the state does not know yet: those
+    /// of the beginning, and those that were added before they were started. A node that joins later
+    /// then knows them before it has met them.
+    pub(super) async fn run_notes(self) {
+        loop {
+            runtime::sleep(NOTE_INTERVAL).await;
+            let Leadership::Leader { .. } = self.leadership() else { continue };
+            for member in self.members() {
+                let Some(store) = self.peers().known_store(member.id) else { continue };
+                let missing = self.read(|state| match state.member(member.id) {
+                    Some(noted) => !noted.removed && noted.store.is_none(),
+                    None => true,
+                });
+                if !missing {
+                    continue;
+                }
+                let op = Op::AdmitMember { node: member.id, store: Some(store.0) };
+                match self.note(op).await {
+                    Ok(()) => tracing::info!(node = member.id, "member noted"),
+                    // The next round tries again.
+                    Err(error) => tracing::debug!(%error, node = member.id, "member not noted"),
+                }
             }
         }
     }
@@ -259,11 +344,18 @@ impl Node {
         match error {
             RaftError::Fatal(fatal) => Error::internal(fatal),
             RaftError::APIError(ClientWriteError::ForwardToLeader(_)) => self.no_leader(),
-            RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => Error::LeaderChanged,
             RaftError::APIError(
-                error @ (ClientWriteError::ChangeMembershipError(_)
-                | ClientWriteError::PreconditionFailed(_)),
-            ) => Error::Membership { why: error.to_string() },
+                ClientWriteError::LogEntryDiscarded(_) | ClientWriteError::PreconditionFailed(_),
+            ) => Error::LeaderChanged,
+            RaftError::APIError(error @ ClientWriteError::ChangeMembershipError(_)) => {
+                Error::Membership { why: error.to_string() }
+            }
         }
     }
+}
+
+/// In the words of the state, which has the last one.
+fn retired(id: NodeId) -> Error {
+    let allowed = format!("a number that no member ever had; node {id} was removed");
+    Error::invalid("id", id.to_string(), allowed)
 }

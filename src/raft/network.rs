@@ -26,6 +26,7 @@ use super::codec::{self, Malformed};
 use super::machine::SnapshotFile;
 use super::types::{Member, NodeId, SnapshotMeta, StoredMembership, Types, Vote};
 use crate::runtime;
+use crate::store::data_dir::StoreId;
 
 /// Bytes of one chunk of a snapshot on the wire.
 const SNAPSHOT_CHUNK_BYTES: usize = 1024 * 1024;
@@ -96,9 +97,20 @@ pub trait Peers: Send + Sync + Debug + 'static {
         input: BoxStream<'static, Bytes>,
     ) -> BoxFuture<'static, Result<BoxStream<'static, Result<Bytes, PeerError>>, PeerError>>;
 
-    /// Whether this node has ever talked to a node of that number.
-    fn has_met(&self, _node: NodeId) -> bool {
-        false
+    /// The data directory under which this node knows a node, itself among them; None when it never
+    /// talked to it, or when a transport has no such thing.
+    fn known_store(&self, _node: NodeId) -> Option<StoreId> {
+        None
+    }
+
+    /// Asks a node that is no member yet which data directory it has, and notes nothing. Refused when
+    /// another node answers there.
+    fn store_of(
+        &self,
+        _node: NodeId,
+        _address: &str,
+    ) -> BoxFuture<'static, Result<Option<StoreId>, PeerError>> {
+        std::future::ready(Ok(None)).boxed()
     }
 
     /// Ships a snapshot: its head, then the file; the answer comes once it is installed.

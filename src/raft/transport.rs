@@ -54,12 +54,12 @@ impl Identity {
         }
     }
 
-    /// Trust on first use: the first data directory under which a node is met is the one it has.
-    fn check(
+    /// The data directory of a node of this cluster, and of the expected one.
+    fn is_meant(
         &self,
         other: Option<&wire::Identity>,
         expected: Option<NodeId>,
-    ) -> Result<(), String> {
+    ) -> Result<StoreId, String> {
         let Some(other) = other else { return Err("the peer does not say who it is".to_owned()) };
         if other.cluster_id != self.cluster_id {
             return Err(format!(
@@ -70,10 +70,20 @@ impl Identity {
         if let Some(expected) = expected.filter(|expected| *expected != other.node_id) {
             return Err(format!("node {expected} was meant, node {} answers", other.node_id));
         }
-        let store: StoreId = other.store_id.parse().map_err(|error| format!("{error}"))?;
-        let known = match self.book.known_store(other.node_id) {
+        other.store_id.parse().map_err(|error| format!("{error}"))
+    }
+
+    /// Trust on first use: the first data directory under which a node is met is the one it has.
+    fn check(
+        &self,
+        other: Option<&wire::Identity>,
+        expected: Option<NodeId>,
+    ) -> Result<(), String> {
+        let store = self.is_meant(other, expected)?;
+        let node = other.map_or(0, |other| other.node_id);
+        let known = match self.book.known_store(node) {
             Some(known) => known,
-            None => self.book.remember(other.node_id, store).map_err(|error| {
+            None => self.book.remember(node, store).map_err(|error| {
                 format!("the data directory of a peer cannot be noted: {error}")
             })?,
         };
@@ -81,9 +91,8 @@ impl Identity {
             return Ok(());
         }
         Err(format!(
-            "node {} comes with another data directory than the one it had; a wiped node must be \
-             removed and added again under a new id",
-            other.node_id
+            "node {node} comes with another data directory than the one it had; a wiped node must \
+             be removed and added again under a new id"
         ))
     }
 }
@@ -260,8 +269,26 @@ fn method_of(method: wire::Method) -> Option<Method> {
 }
 
 impl Peers for GrpcPeers {
-    fn has_met(&self, node: NodeId) -> bool {
-        self.identity.book.known_store(node).is_some()
+    fn known_store(&self, node: NodeId) -> Option<StoreId> {
+        match node == self.identity.node_id {
+            true => Some(self.identity.store_id),
+            false => self.identity.book.known_store(node),
+        }
+    }
+
+    fn store_of(
+        &self,
+        node: NodeId,
+        address: &str,
+    ) -> BoxFuture<'static, Result<Option<StoreId>, PeerError>> {
+        let identity = self.identity.clone();
+        let address = address.to_owned();
+        async move {
+            let answer = hello(Some(&identity), &address).await?.identity;
+            let store = identity.is_meant(answer.as_ref(), Some(node));
+            store.map(Some).map_err(PeerError::Refused)
+        }
+        .boxed()
     }
 
     fn call(

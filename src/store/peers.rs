@@ -1,6 +1,6 @@
 //! The store ids of the other members, as this node met them first. A member whose data directory was
 //! wiped has a new store id and has forgotten what it voted for: it must not be taken for the one it
-//! was. Trust on first use; only an operator's removal of the member makes the book forget.
+//! was. Trust on first use; nothing is ever forgotten, since a number is never another node's.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -18,10 +18,6 @@ pub trait PeerBook: Send + Sync + Debug {
     /// Durable when it returns. A node that is known already keeps its store id: the answer says
     /// which one counts.
     fn remember(&self, node: u64, store: StoreId) -> io::Result<StoreId>;
-    /// Durable when it returns.
-    fn forget(&self, node: u64) -> io::Result<()>;
-    /// Everybody, by node id.
-    fn all(&self) -> Vec<(u64, StoreId)>;
 }
 
 type Book = BTreeMap<u64, StoreId>;
@@ -89,20 +85,6 @@ impl PeerBook for FilePeers {
         *book = changed;
         Ok(store)
     }
-
-    fn forget(&self, node: u64) -> io::Result<()> {
-        let mut book = lock(&self.book);
-        let mut changed = book.clone();
-        if changed.remove(&node).is_some() {
-            self.save(&changed)?;
-            *book = changed;
-        }
-        Ok(())
-    }
-
-    fn all(&self) -> Vec<(u64, StoreId)> {
-        lock(&self.book).iter().map(|(node, store)| (*node, *store)).collect()
-    }
 }
 
 /// For the simulation. Clones share one book, which outlives the node as a disk does.
@@ -118,15 +100,6 @@ impl PeerBook for MemoryPeers {
 
     fn remember(&self, node: u64, store: StoreId) -> io::Result<StoreId> {
         Ok(*lock(&self.book).entry(node).or_insert(store))
-    }
-
-    fn forget(&self, node: u64) -> io::Result<()> {
-        lock(&self.book).remove(&node);
-        Ok(())
-    }
-
-    fn all(&self) -> Vec<(u64, StoreId)> {
-        lock(&self.book).iter().map(|(node, store)| (*node, *store)).collect()
     }
 }
 

@@ -84,8 +84,7 @@ fn a_node_is_added_and_the_leader_removed() {
             client_address: cluster.node(removed).client.clone(),
         };
         let again = client.add_learner(request).await.unwrap_err();
-        let told = format!("membership: node {removed} was a member before");
-        assert!(again.to_string().starts_with(&told), "{again}");
+        was_removed(&again, removed);
 
         // The three that are left are a cluster like any other.
         let leader = cluster.leader().await;
@@ -93,6 +92,79 @@ fn a_node_is_added_and_the_leader_removed() {
         client.register(instance("web", "afterwards"), None).await.unwrap();
         let through = cluster.leader().await;
         assert_eq!(cluster.instances(through, "web").await.len(), 1);
+    });
+}
+
+/// The refusal names the field, its value and what is allowed.
+fn was_removed(error: &Error, id: u64) {
+    let told = format!("a number that no member ever had; node {id} was removed");
+    let expected = Error::Invalid { field: "id".into(), value: id.to_string(), allowed: told };
+    assert_eq!(*error, expected);
+}
+
+/// A node that joined after a removal has never met the removed one: it refuses its number all the
+/// same, also as the leader, also when everybody who has met it is gone, also after a restart.
+#[test]
+fn a_removed_number_stays_taken_for_nodes_that_came_later() {
+    run(async {
+        let mut cluster = Cluster::three().await;
+        let client = cluster.client();
+        cluster.lead(1).await;
+        client.remove(3).await.unwrap();
+        cluster.kill(3);
+        // Repeating a removal is no error.
+        let again = client.remove(3).await.unwrap();
+        assert!(again.members.iter().all(|member| member.id != 3), "{again:?}");
+
+        cluster.define_joining(4);
+        cluster.define_joining(5);
+        for id in [4, 5] {
+            cluster.spawn(id);
+            let joining = cluster.node(id);
+            let request = v1::AddLearnerRequest {
+                id,
+                peer_address: joining.peer.clone(),
+                client_address: joining.client.clone(),
+            };
+            client.add_learner(request).await.unwrap();
+            cluster.ready(&[id]).await;
+            eventually("the promotion", async || text(client.promote(id).await)).await;
+        }
+        let add = |cluster: &Cluster| v1::AddLearnerRequest {
+            id: 3,
+            peer_address: cluster.node(3).peer.clone(),
+            client_address: cluster.node(3).client.clone(),
+        };
+        // Through a new node, carried out by an old leader.
+        was_removed(&cluster.at(4).add_learner(add(&cluster)).await.unwrap_err(), 3);
+
+        // The new nodes are all that is left.
+        for old in [1, 2] {
+            cluster.lead(4).await;
+            cluster.at(4).remove(old).await.unwrap();
+            cluster.kill(old);
+        }
+        for id in [4, 5] {
+            let met = std::fs::read_to_string(cluster.node(id).data.join("peers")).unwrap();
+            assert!(!met.lines().any(|line| line.starts_with("3 ")), "node {id} has met 3: {met}");
+        }
+        assert_eq!(members(&cluster, 5).await, [(4, false), (5, false)]);
+        for id in [4, 5] {
+            was_removed(&cluster.at(id).add_learner(add(&cluster)).await.unwrap_err(), 3);
+        }
+        for id in [4, 5] {
+            assert_eq!(cluster.stop(id).await, 0);
+        }
+        for id in [4, 5] {
+            cluster.spawn(id);
+        }
+        cluster.ready(&[4, 5]).await;
+        for removed in 1..=3 {
+            let request = v1::AddLearnerRequest { id: removed, ..add(&cluster) };
+            was_removed(&cluster.at(5).add_learner(request).await.unwrap_err(), removed);
+        }
+        let found = cluster.at(4).promote(3).await.unwrap_err();
+        was_removed(&found, 3);
     });
 }
 
