@@ -241,19 +241,22 @@ fn open_disk(config: &Config, what: &str, path: &std::path::Path) -> Result<Arc<
     })
 }
 
-/// The cluster of the member that this node was told to join.
+/// The cluster of the member that this node was told to join. A node that has joined before knows it, and
+/// needs that member no more; should it answer all the same, it must be of the same cluster.
 async fn cluster_to_join(config: &Config) -> Result<String, Error> {
     let address = config.join.clone().unwrap_or_default();
+    let known = data_dir::cluster_of(&config.data_dir);
     let give_up = Instant::now() + JOIN_TIMEOUT;
     loop {
-        match hello(None, &address).await {
-            Ok(answer) => {
+        match (hello(None, &address).await, &known) {
+            (Ok(answer), _) => {
                 return Ok(answer.identity.map(|identity| identity.cluster_id).unwrap_or_default());
             }
-            Err(error) if Instant::now() >= give_up => {
+            (Err(_), Some(known)) => return Ok(known.clone()),
+            (Err(error), None) if Instant::now() >= give_up => {
                 return Err(Error::Join { address, why: error.to_string() });
             }
-            Err(error) => {
+            (Err(error), None) => {
                 tracing::info!(%error, address, "waiting for the member to join");
                 runtime::sleep(Duration::from_millis(500)).await;
             }

@@ -274,6 +274,12 @@ fn read_identity(path: &Path) -> Result<Option<Identity>, Error> {
     serde_json::from_value(value).map(Some).map_err(|error| bad(error.to_string()))
 }
 
+/// The cluster that a directory says it belongs to; None when it says nothing, or nothing that can be
+/// read: [`DataDir::open`] tells why.
+pub fn cluster_of(path: &Path) -> Option<String> {
+    read_identity(&path.join(IDENTITY)).ok().flatten().map(|identity| identity.cluster_id)
+}
+
 /// Something in the directory that an interrupted first opening does not leave.
 fn stranger(path: &Path) -> Result<Option<String>, Error> {
     for entry in fs::read_dir(path).map_err(failure(path))? {
