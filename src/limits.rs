@@ -188,6 +188,10 @@ pub const SNAPSHOT_FILE_BYTES: u64 = 256 * 1024 * 1024 * 1024;
 /// Bytes of a snapshot file that are written between two syncs, so that the log never waits behind
 /// one large writeback.
 pub const SNAPSHOT_SYNC_BYTES: u64 = 8 * 1024 * 1024;
+/// How far a restored cluster's revisions are ahead of the backup's. The old cluster went on after it
+/// was made, by fewer revisions than this: so a revision that a client has seen there is never one of
+/// the new history.
+pub const RESTORE_REVISION_STEP: u64 = 1_000_000_000;
 /// Bytes of a cluster's name.
 pub const CLUSTER_ID_BYTES: usize = 128;
 /// Bytes of one block of a snapshot file.

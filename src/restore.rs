@@ -1,6 +1,13 @@
 //! Backups: what a snapshot file holds, and a new cluster made from one. A restored node begins as a
-//! member of a cluster that has never met the old one: the state is the file's, but cluster id, node
+//! member of a cluster that has never met the old one: the registry is the file's, but cluster id, node
 //! id, members, terms and log are new.
+//!
+//! Two things of the state are not the file's. What it remembers of members goes: the numbers are free
+//! again, since no node of the old cluster is heard in the new one. And the revision moves on by
+//! [`RESTORE_REVISION_STEP`]: the old cluster may have given out revisions after the backup, and one of
+//! the same number would be another state. So a watcher that resumes with a revision of the old
+//! cluster, from before or after the backup, gets a snapshot, and a compare with one holds only for a
+//! record that the backup has as it was.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,13 +16,14 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::limits::WAL_SEGMENT_BYTES;
+use crate::limits::{RESTORE_REVISION_STEP, WAL_SEGMENT_BYTES};
 use crate::raft::codec;
 use crate::raft::machine::raft_meta;
 use crate::raft::types::{LeaderId, LogId, Member, Membership, StoredMembership};
+use crate::state::{Key, Meta, Record};
 use crate::store::data_dir::{self, DataDir};
 use crate::store::disk::{Disk, File, RealDisk};
-use crate::store::image::{Point, Tally};
+use crate::store::image::{Point, Row, Tally};
 use crate::store::snapshot::{self, Head, Reader, SnapshotMeta};
 use crate::store::wal::{OpenError, WalCore, WalOptions, Write};
 
@@ -130,11 +138,48 @@ fn write_parts(
     let head = Head {
         cluster_id: target.cluster_id.to_owned(),
         point,
-        revision: backup.meta.revision,
+        revision: backup.meta.revision + RESTORE_REVISION_STEP,
         now_ms: backup.meta.now_ms,
     };
-    let tally = Tally { records: backup.meta.records, digest: backup.meta.digest };
-    snapshot::write(&disk(dir.snapshots())?, &head, reader, Some(tally)).map_err(failed)
+    let mut tally = Tally { records: backup.meta.records, digest: backup.meta.digest };
+    let rows = reader.filter_map(|row| match row {
+        Ok(row) => translated(row, &mut tally).transpose(),
+        Err(error) => Some(Err(error.to_string())),
+    });
+    let meta = snapshot::write(&disk(dir.snapshots())?, &head, rows, None).map_err(failed)?;
+    tally.check(meta.records, meta.digest).map_err(|why| Error::Io {
+        path: dir.snapshots(),
+        source: io::Error::other(format!("what was written is not what was read: {why}")),
+    })?;
+    Ok(meta)
+}
+
+/// A record of the backup as the new cluster has it; None for one that it does not have. The tally is
+/// kept to what comes out.
+fn translated((key, value): Row, tally: &mut Tally) -> Result<Option<Row>, String> {
+    let decoded = Key::decode(&key).map_err(|error| error.to_string())?;
+    match decoded {
+        Key::Meta => {
+            let record = Record::decode(&decoded, &value).map_err(|error| error.to_string())?;
+            let Record::Meta(Meta { revision, now_ms }) = record else {
+                unreachable!("{record:?} was decoded under the key of the meta")
+            };
+            let revision = revision + RESTORE_REVISION_STEP;
+            let moved = Record::Meta(Meta { revision, now_ms }).encode();
+            tally.remove(&key, &value);
+            tally.add(&key, &moved);
+            Ok(Some((key, moved)))
+        }
+        Key::Member { .. } => {
+            tally.remove(&key, &value);
+            Ok(None)
+        }
+        Key::Namespace { .. }
+        | Key::Service { .. }
+        | Key::Instance { .. }
+        | Key::Session { .. }
+        | Key::Reply { .. } => Ok(Some((key, value))),
+    }
 }
 
 /// Where the new cluster begins.

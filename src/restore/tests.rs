@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use super::*;
 use crate::assembly::assemble;
+use crate::node::Node;
 use crate::options::{self, Config};
 use crate::proto::v1::Consistency;
 use crate::state::{
-    Admin, Command, Endpoint, Entry, Health, InstanceName, Op, Registration, State,
+    Admin, Command, Endpoint, Entry, Health, InstanceName, Op, Refusal, Registration, State,
 };
+use crate::watch::{Kind, Range};
 
 const OLD_CLUSTER: &str = "0123456789abcdef0123456789abcdef";
 const NEW_CLUSTER: &str = "fedcba9876543210fedcba9876543210";
@@ -34,9 +36,14 @@ fn register(id: &str) -> Command {
     Command { request: None, op: Op::Register(Box::new(registration)) }
 }
 
-/// A backup of an old cluster of three, in term 7 at index 41, with 300 instances.
+/// A backup of an old cluster of three, in term 7 at index 41, with 300 instances. It knows node 4, which
+/// the new cluster has too, as removed.
 fn backup(directory: &Path) -> (PathBuf, State) {
     let mut state = State::default();
+    for op in [Op::AdmitMember { node: 1, store: Some(1) }, Op::RetireMember { node: 4 }] {
+        let command = Command { request: None, op }.encode().unwrap();
+        state.apply(&Entry { term: 7, at_ms: 1_000, commands: vec![&command] });
+    }
     for number in 0..300 {
         let command = register(&format!("web-{number}")).encode().unwrap();
         state.apply(&Entry { term: 7, at_ms: 1_000 + number, commands: vec![&command] });
@@ -70,6 +77,29 @@ fn config(data_dir: &Path) -> Config {
     Config::check(options::Serve::default(), &file).unwrap()
 }
 
+/// What is the registry's in a state: everything but meta and members.
+fn registry(state: &State) -> Vec<(Key, Record)> {
+    let others = |key: &Key| matches!(key, Key::Meta | Key::Member { .. });
+    state.records().filter(|(key, _)| !others(key)).collect()
+}
+
+/// All that a watcher of the service gets before the first bookmark or change: whether it is a snapshot,
+/// how many instances, and the revision.
+async fn resumed(node: &Node, after_revision: u64) -> (bool, usize, u64) {
+    let range = Range::Service { namespace: "default".into(), service: "web".into() };
+    let mut watch = node.watch(range, after_revision).unwrap();
+    let mut events = 0;
+    loop {
+        let message = watch.next().await.unwrap().unwrap();
+        events += message.events.len();
+        match message.kind {
+            Kind::Snapshot { more: true } => {}
+            Kind::Snapshot { more: false } => return (true, events, message.revision),
+            Kind::Changes | Kind::Bookmark => return (false, events, message.revision),
+        }
+    }
+}
+
 fn target<'a>(data_dir: &'a Path, cluster_id: &'a str, members: &'a [(u64, String)]) -> Target<'a> {
     Target { data_dir, cluster_id, node_id: 4, members, now_ms: 5 }
 }
@@ -87,8 +117,8 @@ fn a_backup_says_what_it_holds() {
 }
 
 /// The story of a disaster: all that is left is a backup. A node with another number and another
-/// cluster id is made from it, starts, leads, knows what the old cluster knew, takes writes with the
-/// next revision, and still has everything after a restart.
+/// cluster id is made from it, starts, leads, knows what the old cluster knew, takes writes with
+/// revisions that the old cluster never gave out, and still has everything after a restart.
 #[tokio::test]
 async fn a_restored_node_starts_and_goes_on() {
     let directory = tempfile::tempdir().unwrap();
@@ -98,19 +128,50 @@ async fn a_restored_node_starts_and_goes_on() {
     let cluster_id = config.cluster_id.clone().unwrap();
     let target = target(&data_dir, &cluster_id, &config.initial_members);
     let meta = restore(&path, &target).unwrap();
-    assert_eq!((meta.digest, meta.records), state.digest());
-    assert_eq!(meta.cluster_id, cluster_id);
+    assert_eq!(meta.records, state.digest().1 - 2, "without the two members");
+    assert_eq!((meta.revision, &meta.cluster_id), (1_000_000_300, &cluster_id));
 
     let assembly = assemble(&config).await.unwrap();
     let node = assembly.node.clone();
     node.barrier(Consistency::Linearizable, TIMEOUT).await.unwrap();
     node.read(|restored| {
-        assert_eq!(restored.digest(), state.digest());
-        assert_eq!(restored.revision(), 300);
+        assert_eq!(registry(restored), registry(&state));
+        assert_eq!(restored.revision(), 1_000_000_300);
+        assert_eq!(restored.meta().now_ms, state.meta().now_ms);
     });
     let members = node.members();
     assert_eq!(members.len(), 1, "{members:?}");
-    assert_eq!(node.propose(&register("new"), TIMEOUT).await.unwrap().revision, 301);
+
+    // The old cluster went on after the backup. Whatever a watcher saw there, it begins anew here, also
+    // when the new cluster has changes of its own.
+    let old = [1, 299, 300, 301, 999_999_999];
+    for after in old {
+        assert_eq!(resumed(&node, after).await, (true, 300, 1_000_000_300), "after {after}");
+    }
+    assert_eq!(resumed(&node, 1_000_000_300).await, (false, 0, 1_000_000_300));
+    assert_eq!(node.propose(&register("new"), TIMEOUT).await.unwrap().revision, 1_000_000_301);
+    for after in old {
+        assert_eq!(resumed(&node, after).await, (true, 301, 1_000_000_301), "after {after}");
+    }
+    assert_eq!(resumed(&node, 1_000_000_300).await, (false, 1, 1_000_000_301));
+    // Nor does a compare hold with a revision that only the old cluster gave out.
+    let name =
+        InstanceName { namespace: "default".into(), service: "web".into(), id: "new".into() };
+    for expected in [301, 1_300] {
+        let name = name.clone();
+        let op = Op::Deregister { name, expected_mod_revision: Some(expected) };
+        let outcome = node.propose(&Command { request: None, op }, TIMEOUT).await.unwrap();
+        let refused = Refusal::CompareFailed { expected, current: 1_000_000_301 };
+        assert_eq!(outcome.result, Err(refused));
+    }
+
+    // The old cluster's members are forgotten: number 4, removed there, is this node's here.
+    while node.read(|state| state.members().next().is_none()) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let known: Vec<(u64, bool)> =
+        node.read(|state| state.members().map(|member| (member.node, member.removed)).collect());
+    assert_eq!(known, [(4, false)]);
     assembly.stop().await;
 
     let assembly = assemble(&config).await.unwrap();

@@ -407,7 +407,8 @@ fn a_backup_becomes_a_new_cluster() {
             );
             let json = shell.json(&line).await;
             has_fields(&json, "data_dir id cluster_id applied_index revision records");
-            assert_eq!(json["revision"], saved["revision"]);
+            let revision = saved["revision"].as_u64().unwrap();
+            assert_eq!(json["revision"], revision + 1_000_000_000);
             shell.fails(&line, 3, "not empty").await;
         }
         restored.spawn_all();
@@ -418,6 +419,11 @@ fn a_backup_becomes_a_new_cluster() {
             assert_eq!(restored.instances(id, "web").await, before, "node {id}");
         }
         restored.same_digest().await;
+        // A watcher of the old cluster, which went on after the backup, begins anew.
+        let seen = saved["revision"].as_u64().unwrap() + 1;
+        let line = format!("service watch web -w json --after {seen}");
+        let (_watch, mut lines) = follow(&Shell::of(&restored), &line).await;
+        assert_eq!(next_json(&mut lines).await["op"], "snapshot");
         assert_ne!(restored.status(1).await.cluster_id, cluster.status(1).await.cluster_id);
         assert_eq!(cluster.instances(1, "web").await.len(), 51);
 
