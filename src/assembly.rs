@@ -83,11 +83,14 @@ impl Assembly {
     /// Stops the node: hands leadership over, writes the image, closes the log.
     pub async fn stop(self) {
         self.node.shutdown().await;
+        let Assembly { wal, checkpoints, _dir: dir, .. } = self;
         runtime::blocking(move || {
-            if let Err(error) = self.checkpoints.shutdown() {
+            // Locked for as long as anything can still be written, also when nobody waits for it.
+            let _dir = dir;
+            if let Err(error) = checkpoints.shutdown() {
                 tracing::warn!(%error, "the last checkpoint failed; the log has everything");
             }
-            self.wal.shutdown();
+            wal.shutdown();
         })
         .await;
     }

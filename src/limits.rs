@@ -109,6 +109,10 @@ pub const LISTEN_BACKLOG: u32 = 1_024;
 /// From the signal to stop until the process ends, and how much of it running calls may take.
 pub const SHUTDOWN: Duration = Duration::from_millis(4_500);
 pub const SHUTDOWN_CALLS: Duration = Duration::from_millis(1_500);
+/// How long the process then waits for threads that a disk holds up.
+pub const SHUTDOWN_BLOCKED: Duration = Duration::from_millis(250);
+/// What an operator may count on from the signal to the end of the process.
+pub const STOP: Duration = Duration::from_secs(5);
 
 // ---- watch ----
 
@@ -303,6 +307,7 @@ const _: () = {
     );
     assert!(RECORD_WIRE_BYTES < WATCH_MESSAGE_BYTES);
     assert!(SHUTDOWN_CALLS.as_millis() < SHUTDOWN.as_millis());
+    assert!(SHUTDOWN.as_millis() + SHUTDOWN_BLOCKED.as_millis() < STOP.as_millis());
     assert!(DEV_STOP.as_millis() > 2 * SHUTDOWN.as_millis(), "dev lets its nodes stop in order");
     assert!(STREAM_FRAME_BYTES < CLIENT_MESSAGE_BYTES, "a frame of the stream fits one message");
     assert!(STREAM_CALLS_IN_FLIGHT <= 1 << 16, "a call under way has a slot of 16 bits");

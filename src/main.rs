@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use quorate::cli::{Error, Invocation, Line, output};
+use quorate::limits::SHUTDOWN_BLOCKED;
 use quorate::options::{Config, Durability, Log, LogFormat, exit};
+use quorate::runtime::run_to_end;
 use tracing_subscriber::EnvFilter;
 
 #[global_allocator]
@@ -38,7 +40,7 @@ fn serve(config: Config) -> u8 {
         Ok(runtime) => runtime,
         Err(error) => return failed(&Error::io("the runtime", error)),
     };
-    match runtime.block_on(quorate::server::run(config)) {
+    match run_to_end(runtime, quorate::server::run(config), SHUTDOWN_BLOCKED) {
         Ok(()) => exit::OK,
         Err(error) => {
             output::note(&format!("error: {error}"));

@@ -162,6 +162,19 @@ where
     }
 }
 
+/// Runs a future to its end on a runtime that ends with it. A thread that is blocked by then, by a disk
+/// that does not answer for instance, is waited for no longer than `linger`: dropping the runtime
+/// would wait for ever.
+pub fn run_to_end<F: Future>(
+    runtime: tokio::runtime::Runtime,
+    future: F,
+    linger: Duration,
+) -> F::Output {
+    let output = runtime.block_on(future);
+    runtime.shutdown_timeout(linger);
+    output
+}
+
 /// Lets every other runnable task run once.
 pub async fn yield_now() {
     tokio::task::yield_now().await;
@@ -211,5 +224,33 @@ impl TryRng for Random {
             Random::Seeded(scope) => scope.lock().random.fill_bytes(bytes),
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_blocked_thread_does_not_hold_up_the_end() {
+        for mut builder in [
+            tokio::runtime::Builder::new_current_thread(),
+            tokio::runtime::Builder::new_multi_thread(),
+        ] {
+            let runtime = builder.worker_threads(2).enable_all().build().unwrap();
+            // Blocked until this test is over.
+            let (_keep, blocked) = mpsc::channel::<()>();
+            let begun = std::time::Instant::now();
+            let given_up = async {
+                let work = blocking(move || blocked.recv());
+                timeout(Duration::from_millis(20), work).await.is_err()
+            };
+            assert!(run_to_end(runtime, given_up, Duration::from_millis(50)));
+            assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        }
     }
 }

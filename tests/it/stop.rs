@@ -52,6 +52,28 @@ fn a_single_node_stops_and_starts() {
     });
 }
 
+/// A disk that does not answer while the last image is written: the node stops in time all the same,
+/// and misses nothing when it starts again.
+#[test]
+fn an_image_that_is_not_written_does_not_hold_up_the_stop() {
+    run(async {
+        let mut cluster = Setup::default().start(1).await;
+        cluster.client().register(instance("web", "a"), None).await.unwrap();
+        // The sync of the image opens every file here; that of a pipe without a writer never ends.
+        let pipe = cluster.node(1).data.join("image/blobs/pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        let begun = Instant::now();
+        assert_eq!(cluster.stop(1).await, 0);
+        assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
+        let log = cluster.node(1).log_text();
+        assert!(log.contains("the image was not written in time"), "{log}");
+        std::fs::remove_file(&pipe).unwrap();
+        cluster.start(1).await;
+        assert_eq!(cluster.instances(1, "web").await.len(), 1);
+    });
+}
+
 /// Each node in turn is stopped by SIGTERM and started again, under load: nothing is lost and no call
 /// of a writer with an id fails.
 #[test]

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tonic::Streaming;
 
-use super::harness::{Cluster, PATIENCE, Setup, channel, instance, run};
+use super::harness::{Cluster, PATIENCE, Setup, channel, eventually, instance, run};
 
 const SERVICE: &str = "web";
 
@@ -99,9 +99,23 @@ fn resuming_from_an_old_revision_gives_a_marked_snapshot() {
         cluster.ready(&cluster.ids()).await;
         let range = || WatchRange::Service { namespace: String::new(), service: SERVICE.into() };
         for node in cluster.ids() {
-            // SIGTERM and a start: the ring begins at the image.
-            assert_eq!(cluster.stop(node).await, 0);
-            cluster.start(node).await;
+            // SIGTERM and a start: the ring begins at the image, once it was written in time, which a
+            // busy machine may need another attempt for.
+            for attempt in 0.. {
+                eventually("everything is applied", async || {
+                    let revision = cluster.status(node).await.header.unwrap().revision;
+                    if revision >= new { Ok(()) } else { Err(format!("revision {revision}")) }
+                })
+                .await;
+                let said = cluster.node(node).log_length();
+                assert_eq!(cluster.stop(node).await, 0);
+                cluster.start(node).await;
+                let log = &cluster.node(node).log_text()[said..];
+                if log.contains("origin=Image") {
+                    break;
+                }
+                assert!(log.contains("the image was not written in time") && attempt < 5, "{log}");
+            }
             let message = next(&mut begin(&cluster, node, old).await).await.unwrap();
             assert!(message.snapshot, "node {node}: {message:?}");
             assert_eq!(message.events.len(), 2);
