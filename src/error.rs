@@ -78,12 +78,13 @@ impl Error {
         Error::Internal { message: message.to_string() }
     }
 
-    /// True when a write that got this error certainly did not take place.
+    /// True when a write that got this error certainly did not take place. It speaks of the copy of the
+    /// write that it answers: who has sent the write before and got no answer, or an answer that is
+    /// not definite, still does not know. The client library keeps count of that for each call.
     pub fn definite(&self) -> bool {
         match self {
             Error::Invalid { .. }
             | Error::NotFound { .. }
-            | Error::SessionExpired { .. }
             | Error::TooManyInFlight { .. }
             | Error::CompareFailed { .. }
             | Error::OwnedByAnother { .. }
@@ -93,10 +94,10 @@ impl Error {
             | Error::WatchLagged { .. }
             | Error::NoSpace { .. }
             | Error::Membership { .. } => true,
-            // It was executed once, long ago.
-            Error::SequenceForgotten { .. } | Error::LeaderChanged | Error::Internal { .. } => {
-                false
-            }
+            // Who answers cannot know whether the write was sent before: an earlier copy may have
+            // taken place while the session lived, or before its answer was forgotten.
+            Error::SessionExpired { .. } | Error::SequenceForgotten { .. } => false,
+            Error::LeaderChanged | Error::Internal { .. } => false,
             Error::NoLeader { definite, .. }
             | Error::Timeout { definite }
             | Error::ShuttingDown { definite }
@@ -339,4 +340,66 @@ impl From<Status> for Error {
 /// `REASON_NOT_FOUND` is `NOT_FOUND` in `ErrorInfo.reason`, as Google's API guide asks for.
 fn reason_name(reason: Reason) -> &'static str {
     reason.as_str_name().trim_start_matches("REASON_")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// One of each kind, and whether a write that gets it certainly did not take place.
+    fn all() -> Vec<(Error, bool)> {
+        let text = || "x".to_owned();
+        let mut all = vec![
+            (Error::invalid("f", "v", "a"), true),
+            (Error::NotFound { kind: text(), name: text() }, true),
+            (Error::SessionExpired { session: 7 }, false),
+            (Error::SequenceForgotten { sequence: 3, lowest: 4 }, false),
+            (Error::TooManyInFlight { limit: 5 }, true),
+            (Error::CompareFailed { expected: 1, current: 2 }, true),
+            (Error::OwnedByAnother { owner: 9 }, true),
+            (Error::LimitReached { limit: text(), allowed: 1 }, true),
+            (Error::InUse { kind: text(), name: text(), by: text() }, true),
+            (Error::Overloaded { queue: text(), limit: 1 }, true),
+            (Error::WatchLagged { resume_revision: 8 }, true),
+            (Error::LeaderChanged, false),
+            (Error::NoSpace { free_bytes: 1 }, true),
+            (Error::Membership { why: text() }, true),
+            (Error::Internal { message: text() }, false),
+        ];
+        for definite in [true, false] {
+            all.push((Error::NoLeader { leader: None, definite }, definite));
+            all.push((Error::NoLeader { leader: Some(text()), definite }, definite));
+            all.push((Error::Timeout { definite }, definite));
+            all.push((Error::ShuttingDown { definite }, definite));
+            all.push((Error::Connection { message: text(), definite }, definite));
+        }
+        all
+    }
+
+    #[test]
+    fn what_is_definite_is_said_on_the_wire() {
+        for (error, definite) in all() {
+            assert_eq!(error.definite(), definite, "{error:?}");
+            let status = Status::from(error.clone());
+            let info = status.get_details_error_info().unwrap();
+            assert_eq!(info.metadata["definite"], definite.to_string(), "{error:?}");
+            let back = Error::from(status);
+            assert_eq!(back.definite(), definite, "{error:?} comes back as {back:?}");
+            assert_eq!((back.code(), back.reason()), (error.code(), error.reason()), "{error:?}");
+        }
+    }
+
+    /// A status that is no error of ours says nothing about a write, whatever its code.
+    #[test]
+    fn a_foreign_status_is_never_definite_about_a_write() {
+        for code in 1..=16 {
+            let code = Code::from_i32(code);
+            // Never carried out: the request itself could not be read.
+            let unread = matches!(code, Code::InvalidArgument | Code::OutOfRange);
+            let error = Error::from(Status::new(code, "from a proxy"));
+            assert_eq!(error.definite(), unread, "{code:?}: {error:?}");
+        }
+    }
 }

@@ -448,6 +448,8 @@ pub(super) fn settle(error: Error, uncertain: bool) -> Error {
         | Error::OwnedByAnother { .. }
         | Error::LimitReached { .. }
         | Error::InUse { .. }
+        // These leave it open themselves.
+        | Error::SessionExpired { .. }
         | Error::SequenceForgotten { .. }
         | Error::LeaderChanged
         | Error::Internal { .. } => error,
@@ -456,7 +458,6 @@ pub(super) fn settle(error: Error, uncertain: bool) -> Error {
         Error::ShuttingDown { .. } => Error::ShuttingDown { definite: false },
         Error::Connection { message, .. } => Error::Connection { message, definite: false },
         Error::Invalid { .. }
-        | Error::SessionExpired { .. }
         | Error::TooManyInFlight { .. }
         | Error::Overloaded { .. }
         | Error::WatchLagged { .. }

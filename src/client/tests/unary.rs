@@ -178,6 +178,7 @@ async fn an_expired_session_does_not_make_an_earlier_attempt_definite() {
     let client = client(&[&node]);
     let session = client.session(SessionOptions::default()).await.unwrap();
     let error = client.register(register("a"), Some(&session)).await.unwrap_err();
+    assert_eq!(error, Error::SessionExpired { session: 7 });
     assert!(!error.definite(), "{error:?}");
 }
 
