@@ -168,6 +168,77 @@ fn nothing_banned_stands_in_production_code() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
+/// A thousand is `1 000` in prose.
+fn spaced(number: u64) -> String {
+    let digits = number.to_string();
+    let groups = digits.as_bytes().rchunks(3).rev();
+    groups.map(|group| std::str::from_utf8(group).unwrap()).collect::<Vec<_>>().join(" ")
+}
+
+/// What the comments of the public API state is what the node enforces.
+#[test]
+fn limits_in_the_api_are_those_of_the_node() {
+    use quorate::limits::*;
+    let bytes = |limit: usize| format!("at most {limit} bytes");
+    let range = |range: &std::ops::RangeInclusive<u64>| {
+        format!("{}..={}", spaced(*range.start()), spaced(*range.end()))
+    };
+    let spaced = |limit: usize| spaced(limit as u64);
+    let metadata = format!(
+        "At most {METADATA_PAIRS} pairs; keys 1..={METADATA_KEY_BYTES} bytes, values up to {} bytes, \
+         {} KiB together.",
+        spaced(METADATA_VALUE_BYTES),
+        METADATA_TOTAL_BYTES / 1024
+    );
+    let page = format!("At most this many, 1..={}; 0 = {}.", spaced(PAGE), spaced(DEFAULT_PAGE));
+    let names = format!("are 1..={NAME_BYTES} bytes of");
+    let ttl = format!(
+        "{} ms; 0 = {}.",
+        range(&SESSION_TTL_MS),
+        spaced(usize::try_from(DEFAULT_SESSION_TTL_MS).unwrap())
+    );
+    let after = format!(
+        "{} ms; absent = {}.",
+        range(&DEREGISTER_AFTER_MS),
+        spaced(usize::try_from(DEFAULT_DEREGISTER_AFTER_MS).unwrap())
+    );
+    // Each phrase with how often it stands in the file.
+    let stated = [
+        ("registry.proto", names, 1),
+        ("registry.proto", format!("\"metrics\": {}, unique", bytes(NAME_BYTES)), 1),
+        ("registry.proto", format!("without port: 1..={HOST_BYTES} bytes."), 1),
+        ("registry.proto", format!("// 1..={}.\n  uint32 port", spaced(usize::from(u16::MAX))), 1),
+        ("registry.proto", format!("// 1..={ENDPOINTS}.\n  repeated Endpoint"), 1),
+        ("registry.proto", format!("0..={}, 0 = no load", spaced(WEIGHT as usize)), 1),
+        ("registry.proto", format!("Absent on Register = {DEFAULT_WEIGHT}."), 1),
+        ("registry.proto", format!("At most {ZONE_BYTES} bytes; may be empty."), 1),
+        ("registry.proto", metadata, 1),
+        ("registry.proto", format!("and why: {}.", bytes(TEXT_BYTES)), 1),
+        ("registry.proto", format!("the change: {}; empty", bytes(TEXT_BYTES)), 1),
+        ("registry.proto", format!("At most {TEXT_BYTES} bytes.\n  string description"), 1),
+        ("registry.proto", format!("the hash ring: {};", bytes(NAME_BYTES)), 1),
+        ("registry.proto", format!("\"ring_hash\"; {};", bytes(POLICY_BYTES)), 1),
+        ("registry.proto", after, 1),
+        ("registry.proto", page.clone(), 1),
+        ("session.proto", page, 1),
+        ("session.proto", ttl, 1),
+        ("session.proto", format!("for people: {}.", bytes(TEXT_BYTES)), 1),
+        ("session.proto", format!("1..={} calls.", spaced(STREAM_FRAME_CALLS)), 1),
+        ("common.proto", format!("More than {} unack", spaced(SESSION_IN_FLIGHT)), 1),
+        ("cluster.proto", "1..=2^63-1.".to_owned(), 1),
+        ("cluster.proto", format!("at most {} MiB a message", SNAPSHOT_CHUNK_BYTES >> 20), 1),
+    ];
+    assert_eq!(*NODE_IDS.end(), (1 << 63) - 1);
+    let mut wrong = Vec::new();
+    for (file, phrase, times) in stated {
+        let text = fs::read_to_string(root().join("proto/quorate/v1").join(file)).unwrap();
+        if text.matches(&phrase).count() != times {
+            wrong.push(format!("{file} does not say {phrase:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
 #[test]
 fn every_file_says_what_it_holds() {
     let mut wrong = Vec::new();

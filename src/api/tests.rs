@@ -572,7 +572,11 @@ async fn a_watch_shows_a_snapshot_and_then_every_change() {
         for event in message.events {
             let name = match event.record.unwrap() {
                 Record::Instance(instance) => format!("{}/{}", instance.service, instance.id),
-                Record::Service(service) => service.name,
+                Record::Service(service) => {
+                    // It has an instance: the counts are not told here.
+                    assert_eq!((service.instances, service.healthy_instances), (0, 0));
+                    service.name
+                }
             };
             seen.push((message.revision, name, event.deleted));
         }
