@@ -9,9 +9,10 @@ use quorate::client::{Call, Client, SessionOptions, StreamHandle};
 use quorate::error::Error;
 use quorate::proto::v1;
 use quorate::proto::v1::sessions_client::SessionsClient;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::time::timeout;
 
-use super::harness::{Cluster, PATIENCE, channel, eventually, instance, run};
+use super::harness::{Cluster, PATIENCE, channel, eventually, instance, printed, quorate, run};
 
 /// One call of the stream as a unary call.
 async fn unary(client: &Client, call: Call) -> Result<(), Error> {
@@ -392,6 +393,52 @@ fn a_listing_of_several_mebibytes_arrives() {
         let request = v1::ListInstancesRequest { service: "big".into(), ..Default::default() };
         let answer = stream.call(request, None).await.unwrap();
         assert_eq!(answer.instances.len(), 400);
+
+        // The settings of many services, in one answer.
+        let calls = (0..400).map(|number| {
+            let name = format!("service-{number:03}");
+            let metadata = pairs(12, 1_024);
+            let service = v1::Service { name, metadata, ..Default::default() };
+            Call::PutService(service.into())
+        });
+        for outcome in stream.call_many(calls.collect()).await {
+            outcome.unwrap();
+        }
+        let request = v1::ListServicesRequest { prefix: "service-".into(), ..Default::default() };
+        let listed = cluster.at(3).list_services(request).await.unwrap();
+        assert_eq!((listed.services.len(), listed.more), (400, false));
+        assert!(prost::Message::encoded_len(&listed) > 4 * 1024 * 1024);
+
+        // The command line, and a watch, which begins with all of it.
+        let endpoint = ["--endpoints", &cluster.node(2).client, "--command-timeout", "30s"];
+        let json = |words: &'static [&'static str]| {
+            printed(endpoint.into_iter().chain(words.iter().copied()).chain(["-w", "json"]))
+        };
+        let got = json(&["service", "get", "big"]).await;
+        assert_eq!((got.code, &*got.stderr), (0, ""));
+        let got: serde_json::Value = serde_json::from_str(&got.stdout).unwrap();
+        assert_eq!(got["instances"].as_array().unwrap().len(), 400);
+        let listed = json(&["service", "list"]).await;
+        assert_eq!((listed.code, &*listed.stderr), (0, ""));
+        let listed: serde_json::Value = serde_json::from_str(&listed.stdout).unwrap();
+        assert_eq!(listed["services"].as_array().unwrap().len(), 401);
+        let mut watch =
+            quorate(endpoint.into_iter().chain(["service", "watch", "big", "-w", "json"]));
+        let mut watch = watch.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+        let mut ids = BTreeSet::new();
+        while ids.len() < 400 {
+            let line = timeout(PATIENCE, lines.next_line()).await.unwrap().unwrap().unwrap();
+            let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+            match line["op"].as_str() {
+                Some("snapshot") => assert_eq!(line["events"], 400),
+                Some("put") => {
+                    assert_eq!(line["instance"]["metadata"].as_object().unwrap().len(), 12);
+                    ids.insert(line["instance"]["id"].as_str().unwrap().to_owned());
+                }
+                _ => panic!("{line}"),
+            }
+        }
     });
 }
 
