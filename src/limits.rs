@@ -170,13 +170,10 @@ pub const IMAGE_FILL_RECORDS: usize = 4_096;
 /// Damaged images that are kept for inspection, and damaged snapshot files.
 pub const IMAGES_SET_ASIDE: usize = 2;
 pub const SNAPSHOTS_SET_ASIDE: usize = 2;
-/// Changes and bytes of log that wait for the checkpointer before it is woken, and changes from which
-/// the sender merges those that overwrite each other, so that the queue stays bounded by the state.
-pub const CHECKPOINT_WAKE_CHANGES: usize = 16_384;
+/// Bytes of log after which the checkpointer is woken to see whether something is due.
 pub const CHECKPOINT_WAKE_BYTES: u64 = 16 * 1024 * 1024;
-pub const CHECKPOINT_QUEUE_CHANGES: usize = 262_144;
-/// Snapshots, installations and digests that were asked of the checkpointer and are not begun; the
-/// next one is refused.
+/// Snapshots and installations that were asked of the checkpointer and are not begun; the next one is
+/// refused.
 pub const CHECKPOINT_REQUESTS: usize = 64;
 /// Niceness of the checkpointer's thread.
 pub const CHECKPOINT_NICE: i32 = 10;
@@ -285,7 +282,7 @@ const _: () = {
     assert!(WAL_QUEUE_BYTES >= WAL_FRAME_BYTES, "a frame fits the queue");
     assert!(PEER_MESSAGE_BYTES > LOG_READ_BYTES + BATCH_BYTES + COMMAND_BYTES);
     assert!(SNAPSHOT_KEEP_ENTRIES < SNAPSHOT_ENTRIES);
-    assert!(CHECKPOINT_WAKE_CHANGES < CHECKPOINT_QUEUE_CHANGES);
+    assert!(CHECKPOINT_WAKE_BYTES < CHECKPOINT_LOG_BYTES);
     assert!(SNAPSHOTS_KEPT >= 2, "a damaged snapshot leaves one to fall back to");
     assert!(ELECTION_MIN_MS >= 2 * HEARTBEAT_MS && ELECTION_MAX_MS > ELECTION_MIN_MS);
     assert!(DISK_OK_BYTES > DISK_LOW_BYTES);

@@ -159,24 +159,17 @@ impl Hub {
         let mut wake_ups = WakeUps::default();
         let mut inner = self.shared.lock();
         for event in events {
-            let watchable = || event.changes.iter().filter(|change| names(&change.key).is_some());
-            let count = watchable().count();
-            if count == 0 {
+            let known = inner.revision;
+            if !inner.ring.push(event.revision, &event.changes, &self.shared.capacity) {
                 continue;
             }
-            // Counted first: one allocation of the right size on every node's way of every write.
-            let mut changes = Vec::with_capacity(count);
-            changes.extend(watchable().cloned());
             assert!(
-                event.revision > inner.revision && event.revision <= revision,
-                "changes of revision {} after revision {}, up to {revision}",
+                event.revision > known && event.revision <= revision,
+                "changes of revision {} after revision {known}, up to {revision}",
                 event.revision,
-                inner.revision,
             );
             inner.revision = event.revision;
-            let message = Message::new(event.revision, Kind::Changes, changes.into());
-            inner.fan_out(&self.shared, &message, &mut wake_ups);
-            inner.ring.push(message, &self.shared.capacity);
+            inner.fan_out(&self.shared, event, &mut wake_ups);
         }
         assert!(revision >= inner.revision, "revision {revision} after {}", inner.revision);
         inner.revision = revision;
@@ -400,11 +393,13 @@ impl Shared {
 }
 
 impl Inner {
-    /// Puts the message into the queue of every group whose range it touches.
-    fn fan_out(&self, shared: &Shared, message: &Arc<Message>, wake_ups: &mut WakeUps) {
+    /// Puts the changes into the queue of every group whose range they touch.
+    fn fan_out(&self, shared: &Shared, event: &Event, wake_ups: &mut WakeUps) {
         if self.namespaces.is_empty() {
             return;
         }
+        let watchable = event.changes.iter().filter(|change| names(&change.key).is_some());
+        let message = Message::new(event.revision, Kind::Changes, watchable.cloned().collect());
         if let Some((namespace, service)) = message.one_service() {
             if let Some(watched) = self.namespaces.get(namespace) {
                 for group in watched.whole.iter().chain(watched.services.get(service)) {

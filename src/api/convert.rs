@@ -70,7 +70,7 @@ fn unknown(field: &str, value: i32, allowed: &str) -> Error {
 }
 
 /// Sorted by key, each key once, as the state wants it: the order of the map.
-pub fn pairs(map: BTreeMap<String, String>) -> Vec<(String, String)> {
+pub fn pairs(map: BTreeMap<String, String>) -> state::Pairs {
     map.into_iter().collect()
 }
 
@@ -114,7 +114,7 @@ pub fn registration(instance: Option<v1::Instance>) -> Result<Registration, Erro
             .into_iter()
             .enumerate()
             .map(endpoint)
-            .collect::<Result<Vec<state::Endpoint>, Error>>()?,
+            .collect::<Result<state::Endpoints, Error>>()?,
         weight: weight.unwrap_or(limits::DEFAULT_WEIGHT),
         zone,
         metadata: pairs(metadata),
@@ -211,8 +211,8 @@ pub fn range(namespace: String, service: String) -> Result<watch::Range, Error> 
 
 // ---- to the wire ----
 
-fn map(pairs: &[(String, String)]) -> BTreeMap<String, String> {
-    pairs.iter().cloned().collect()
+fn map(pairs: &state::Pairs) -> BTreeMap<String, String> {
+    pairs.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
 pub fn instance(instance: &state::Instance) -> v1::Instance {
@@ -237,9 +237,9 @@ pub fn instance(instance: &state::Instance) -> v1::Instance {
         created_at_ms,
         modified_at_ms,
     } = instance;
-    let endpoint = |endpoint: &state::Endpoint| v1::Endpoint {
-        name: endpoint.name.clone(),
-        host: endpoint.host.clone(),
+    let endpoint = |endpoint: state::Endpoint<&str>| v1::Endpoint {
+        name: endpoint.name.to_owned(),
+        host: endpoint.host.to_owned(),
         port: u32::from(endpoint.port),
     };
     let health = match health {

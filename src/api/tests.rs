@@ -26,7 +26,7 @@ use crate::proto::v1::stream_call::Call;
 use crate::proto::v1::watch_event::Record;
 use crate::proto::v1::{self, StreamCall, StreamRequest};
 use crate::server::Server;
-use crate::state::{InstanceName, Op};
+use crate::state::{Endpoints, InstanceName, Op, Pairs};
 
 /// A node that serves, in its own directory.
 struct TestNode {
@@ -998,7 +998,7 @@ fn what_a_request_leaves_out_gets_its_default() {
     assert_eq!((patch.admin, patch.health, patch.metadata), (None, None, None));
     let emptied = v1::UpdateInstanceRequest { replace_metadata: true, ..Default::default() };
     let Op::UpdateInstance(patch) = emptied.command().unwrap().op else { panic!() };
-    assert_eq!(patch.metadata, Some(vec![]), "replaced by nothing");
+    assert_eq!(patch.metadata, Some(Pairs::default()), "replaced by nothing");
 
     let open = v1::OpenSessionRequest::default().command().unwrap();
     let expected =
@@ -1017,7 +1017,7 @@ fn a_listing_that_fits_no_answer_is_refused_with_the_limit() {
         namespace: "default".into(),
         service: "web".into(),
         id: "1".into(),
-        endpoints: vec![],
+        endpoints: Endpoints::default(),
         weight: 1,
         zone: "".into(),
         metadata: (0..16).map(|i| (format!("{i:02}"), "v".repeat(1_000))).collect(),

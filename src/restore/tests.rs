@@ -10,7 +10,7 @@ use crate::node::Node;
 use crate::options::{self, Config};
 use crate::proto::v1::Consistency;
 use crate::state::{
-    Admin, Command, Endpoint, Entry, Health, InstanceName, Op, Refusal, Registration, State,
+    Admin, Command, Endpoint, Entry, Health, InstanceName, Op, Pairs, Refusal, Registration, State,
 };
 use crate::watch::{Kind, Range};
 
@@ -20,13 +20,13 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn register(id: &str) -> Command {
     let name = InstanceName { namespace: "default".into(), service: "web".into(), id: id.into() };
-    let endpoints = vec![Endpoint { name: String::new(), host: "h".into(), port: 80 }];
+    let endpoints = vec![Endpoint { name: String::new(), host: "h".into(), port: 80 }].into();
     let registration = Registration {
         name,
         endpoints,
         weight: 1,
         zone: String::new(),
-        metadata: Vec::new(),
+        metadata: Pairs::default(),
         health: Health::Passing,
         admin: Admin::Enabled,
         reason: "test".into(),
@@ -41,7 +41,7 @@ fn register(id: &str) -> Command {
 fn backup(directory: &Path) -> (PathBuf, State) {
     let mut state = State::default();
     for op in [Op::AdmitMember { node: 1, store: Some(1) }, Op::RetireMember { node: 4 }] {
-        let command = Command { request: None, op }.encode().unwrap();
+        let command = Command::<String> { request: None, op }.encode().unwrap();
         state.apply(&Entry { term: 7, at_ms: 1_000, commands: vec![&command] });
     }
     for number in 0..300 {

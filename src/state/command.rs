@@ -3,12 +3,12 @@
 //! ever added at the end, and the tests hold encoded samples of each.
 //!
 //! Bytes of a command: [`COMMAND_VERSION`] as one byte, then the fields by bincode 1.3 with
-//! fixed-width little-endian integers and nothing after them.
+//! variable-length integers and nothing after them.
 
 use bincode::Options;
 use serde::{Deserialize, Serialize};
 
-use super::table::{Admin, Corrupt, Endpoint, Health, Instance, coding};
+use super::table::{Admin, Corrupt, Endpoint, Endpoints, Health, Instance, Pairs, coding};
 use crate::limits;
 
 /// The first byte of every command.
@@ -24,19 +24,20 @@ pub struct RequestId {
     pub lowest_unacknowledged: u64,
 }
 
-/// One write as a client sent it.
+/// One write as a client sent it. `T` holds its texts: a [`String`] where it is made, a [`str`] of the
+/// log's bytes where it is carried out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Command {
+pub struct Command<T = String> {
     pub request: Option<RequestId>,
-    pub op: Op,
+    pub op: Op<T>,
 }
 
 /// What a command does. Text limits are checked by [`Command::check`] before it is proposed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Op {
+pub enum Op<T = String> {
     OpenSession {
         ttl_ms: u64,
-        client: String,
+        client: T,
     },
     CloseSession {
         session: u64,
@@ -50,25 +51,25 @@ pub enum Op {
     /// From the leader's keeper only: deregisters those of the named instances whose session expired
     /// at least their service's `deregister_after_ms` ago and that nobody has registered since.
     Reap {
-        instances: Vec<InstanceName>,
+        instances: Vec<InstanceName<T>>,
     },
-    Register(Box<Registration>),
+    Register(Box<Registration<T>>),
     Deregister {
-        name: InstanceName,
+        name: InstanceName<T>,
         expected_mod_revision: Option<u64>,
     },
-    UpdateInstance(Box<InstancePatch>),
-    PutService(Box<ServiceSettings>),
+    UpdateInstance(Box<InstancePatch<T>>),
+    PutService(Box<ServiceSettings<T>>),
     DeleteService {
-        namespace: String,
-        name: String,
+        namespace: T,
+        name: T,
     },
     PutNamespace {
-        name: String,
-        description: String,
+        name: T,
+        description: T,
     },
     DeleteNamespace {
-        name: String,
+        name: T,
     },
     /// From the leader only: notes a node before it becomes a member, or the data directory of one
     /// that has been met. Refused for a node whose removal has begun, and for another directory than
@@ -85,51 +86,51 @@ pub enum Op {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct InstanceName {
-    pub namespace: String,
-    pub service: String,
-    pub id: String,
+pub struct InstanceName<T = String> {
+    pub namespace: T,
+    pub service: T,
+    pub id: T,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Registration {
-    pub name: InstanceName,
-    pub endpoints: Vec<Endpoint>,
+pub struct Registration<T = String> {
+    pub name: InstanceName<T>,
+    pub endpoints: Endpoints,
     pub weight: u32,
-    pub zone: String,
+    pub zone: T,
     /// Sorted by key, keys unique.
-    pub metadata: Vec<(String, String)>,
+    pub metadata: Pairs,
     pub health: Health,
     pub admin: Admin,
-    pub reason: String,
+    pub reason: T,
     /// Empty = the instance id.
-    pub hash_key: String,
+    pub hash_key: T,
     /// None = persistent.
     pub session: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InstancePatch {
-    pub name: InstanceName,
+pub struct InstancePatch<T = String> {
+    pub name: InstanceName<T>,
     pub weight: Option<u32>,
     pub admin: Option<Admin>,
     pub health: Option<Health>,
     /// Empty = "updated by client".
-    pub reason: String,
-    pub metadata: Option<Vec<(String, String)>>,
+    pub reason: T,
+    pub metadata: Option<Pairs>,
     pub expected_mod_revision: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServiceSettings {
-    pub namespace: String,
-    pub name: String,
+pub struct ServiceSettings<T = String> {
+    pub namespace: T,
+    pub name: T,
     pub protect_threshold_percent: u32,
     pub deregister_after_ms: u64,
-    pub policy: String,
+    pub policy: T,
     /// Sorted by key, keys unique; likewise `metadata`.
-    pub policy_parameters: Vec<(String, String)>,
-    pub metadata: Vec<(String, String)>,
+    pub policy_parameters: Pairs,
+    pub metadata: Pairs,
     pub expected_mod_revision: Option<u64>,
 }
 
@@ -229,7 +230,7 @@ pub struct Outcome {
     pub result: Result<Reply, Refusal>,
 }
 
-impl Command {
+impl<T: Serialize> Command<T> {
     /// The bytes for the log, or a refusal when there are too many of them.
     pub fn encode(&self) -> Result<Vec<u8>, Refusal> {
         let mut out = Vec::with_capacity(256);
@@ -243,8 +244,10 @@ impl Command {
         })?;
         Ok(out)
     }
+}
 
-    pub fn decode(bytes: &[u8]) -> Result<Command, Corrupt> {
+impl<'a, T: Deserialize<'a>> Command<T> {
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, Corrupt> {
         match bytes.split_first() {
             Some((&COMMAND_VERSION, rest)) => coding(limits::COMMAND_BYTES - 1)
                 .deserialize(rest)
@@ -255,7 +258,9 @@ impl Command {
             None => Err(Corrupt::new("a command of no bytes")),
         }
     }
+}
 
+impl Command {
     /// Refuses what is out of its limits whatever the state holds. Called once, before a command is
     /// proposed: the state itself takes what the log says, so that nodes of two releases with
     /// different limits never disagree over an entry.
@@ -308,10 +313,10 @@ impl Registration {
         }
         for (i, endpoint) in self.endpoints.iter().enumerate() {
             endpoint.check(i)?;
-            if self.endpoints[..i].iter().any(|other| other.name == endpoint.name) {
+            if self.endpoints.iter().take(i).any(|other| other.name == endpoint.name) {
                 return Err(invalid(
                     format!("instance.endpoints[{i}].name"),
-                    &*endpoint.name,
+                    endpoint.name,
                     "a name that no other endpoint of the instance has",
                 ));
             }
@@ -324,9 +329,9 @@ impl Registration {
     }
 }
 
-impl Endpoint {
+impl Endpoint<&str> {
     fn check(&self, i: usize) -> Result<(), Refusal> {
-        check_text(&format!("instance.endpoints[{i}].name"), &self.name, limits::NAME_BYTES)?;
+        check_text(&format!("instance.endpoints[{i}].name"), self.name, limits::NAME_BYTES)?;
         let host_byte = |b: u8| b.is_ascii_alphanumeric() || b"._:%-".contains(&b);
         if self.host.is_empty()
             || self.host.len() > limits::HOST_BYTES
@@ -334,7 +339,7 @@ impl Endpoint {
         {
             return Err(invalid(
                 format!("instance.endpoints[{i}].host"),
-                &*self.host,
+                self.host,
                 format!(
                     "a host name or an IP address without port: 1..={} bytes of [A-Za-z0-9._:%-]",
                     limits::HOST_BYTES
@@ -355,7 +360,7 @@ impl InstancePatch {
             check_weight("weight", weight)?;
         }
         check_text("reason", &self.reason, limits::TEXT_BYTES)?;
-        self.metadata.as_deref().map_or(Ok(()), |metadata| check_pairs("metadata", metadata))
+        self.metadata.as_ref().map_or(Ok(()), |metadata| check_pairs("metadata", metadata))
     }
 }
 
@@ -466,7 +471,7 @@ pub(crate) fn check_range(
     Ok(())
 }
 
-pub(crate) fn check_pairs(field: &str, pairs: &[(String, String)]) -> Result<(), Refusal> {
+pub(crate) fn check_pairs(field: &str, pairs: &Pairs) -> Result<(), Refusal> {
     if pairs.len() > limits::METADATA_PAIRS {
         return Err(invalid(
             field,
@@ -474,26 +479,27 @@ pub(crate) fn check_pairs(field: &str, pairs: &[(String, String)]) -> Result<(),
             format!("at most {} pairs", limits::METADATA_PAIRS),
         ));
     }
-    let mut total = 0;
-    for (i, (key, value)) in pairs.iter().enumerate() {
+    let (mut total, mut last) = (0, "");
+    for (key, value) in pairs.iter() {
         if key.is_empty() || key.len() > limits::METADATA_KEY_BYTES {
             return Err(invalid(
                 format!("{field} key"),
-                &**key,
+                key,
                 format!("1..={} bytes", limits::METADATA_KEY_BYTES),
             ));
         }
         if value.len() > limits::METADATA_VALUE_BYTES {
             return Err(invalid(
                 format!("{field}[{key:?}]"),
-                &**value,
+                value,
                 format!("at most {} bytes", limits::METADATA_VALUE_BYTES),
             ));
         }
-        if i > 0 && pairs[i - 1].0 >= *key {
-            return Err(invalid(format!("{field} key"), &**key, "keys in order, each once"));
+        if last >= key {
+            return Err(invalid(format!("{field} key"), key, "keys in order, each once"));
         }
         total += key.len() + value.len();
+        last = key;
     }
     if total > limits::METADATA_TOTAL_BYTES {
         return Err(invalid(

@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::catalog::Catalog;
 use super::member::Members;
 use super::registry::share_reason;
 use super::table::{Change, Instance, Key, Namespace, Record, Service, Session, StoredReply};
@@ -28,7 +29,7 @@ pub(super) struct NamespaceTable {
     /// The default namespace has a record in the image only after it was put: until then its
     /// revisions are 0.
     pub record: Arc<Namespace>,
-    pub services: BTreeMap<Arc<str>, ServiceTable>,
+    pub services: Catalog<ServiceTable>,
 }
 
 #[derive(Debug)]
@@ -36,7 +37,7 @@ pub(super) struct ServiceTable {
     pub name: Arc<ServiceName>,
     /// None: it exists through its instances only.
     pub settings: Option<Arc<Service>>,
-    pub instances: BTreeMap<Arc<str>, Arc<Instance>>,
+    pub instances: Catalog<Arc<Instance>>,
     /// Instances that can take calls.
     pub healthy: usize,
     /// Instances that are not disabled.
@@ -91,7 +92,7 @@ impl Default for Tables {
             create_revision: 0,
             mod_revision: 0,
         });
-        let services = BTreeMap::new();
+        let services = Catalog::default();
         Tables {
             namespaces: BTreeMap::from([(name, NamespaceTable { record, services })]),
             ledger: Ledger::default(),
@@ -111,7 +112,7 @@ impl Tables {
         match self.namespaces.get_mut(&*record.name) {
             Some(namespace) => namespace.record = record.clone(),
             None => {
-                let table = NamespaceTable { record: record.clone(), services: BTreeMap::new() };
+                let table = NamespaceTable { record: record.clone(), services: Catalog::default() };
                 self.namespaces.insert(record.name.clone(), table);
             }
         }
@@ -133,7 +134,7 @@ impl Tables {
         table.count(Some(&gone), None);
         self.ledger.follow(&table.name, Some(&gone), None);
         namespace.prune(&mut self.ledger, service);
-        Some(Change { key: instance_key(&gone), record: None })
+        Some(Change { key: gone.key(), record: None })
     }
 
     /// All records but Meta, in the order of their keys.
@@ -147,10 +148,10 @@ impl Tables {
             .map(|r| (Key::Namespace { name: r.name.clone() }, Record::Namespace(r.clone())));
         let services = tables()
             .filter_map(|table| table.settings.as_ref())
-            .map(|record| (service_key(record), Record::Service(record.clone())));
+            .map(|record| (record.key(), Record::Service(record.clone())));
         let instances = tables()
             .flat_map(|table| table.instances.values())
-            .map(|record| (instance_key(record), Record::Instance(record.clone())));
+            .map(|record| (record.key(), Record::Instance(record.clone())));
         let sessions = self.ledger.sessions.values().map(|entry| {
             (Key::Session { id: entry.record.id }, Record::Session(entry.record.clone()))
         });
@@ -223,20 +224,17 @@ impl NamespaceTable {
     /// The service, which comes into being without settings and must get settings or an instance
     /// before the command is over.
     pub fn service_mut(&mut self, ledger: &mut Ledger, service: &str) -> &mut ServiceTable {
-        if !self.services.contains_key(service) {
-            let name: Arc<str> = service.into();
-            let namespace = self.record.name.clone();
-            let table = ServiceTable {
-                name: Arc::new(ServiceName { namespace, name: name.clone() }),
+        let namespace = &self.record.name;
+        self.services.get_or_insert_with(service, |name| {
+            ledger.services += 1;
+            ServiceTable {
+                name: Arc::new(ServiceName { namespace: namespace.clone(), name: name.clone() }),
                 settings: None,
-                instances: BTreeMap::new(),
+                instances: Catalog::default(),
                 healthy: 0,
                 visible: 0,
-            };
-            self.services.insert(name, table);
-            ledger.services += 1;
-        }
-        self.services.get_mut(service).expect("it was there or has just been inserted")
+            }
+        })
     }
 
     /// A service without settings and instances does not exist.
@@ -254,24 +252,25 @@ impl ServiceTable {
     pub fn put_settings(&mut self, record: Service) -> Change {
         let record = Arc::new(record);
         self.settings = Some(record.clone());
-        Change { key: service_key(&record), record: Some(Record::Service(record)) }
+        Change { key: record.key(), record: Some(Record::Service(record)) }
     }
 
     /// None when it has no settings. The caller prunes.
     pub fn remove_settings(&mut self) -> Option<Change> {
-        self.settings.take().map(|gone| Change { key: service_key(&gone), record: None })
+        self.settings.take().map(|gone| Change { key: gone.key(), record: None })
     }
 
     /// `record` holds the names of this table, and the id of its predecessor if there is one.
-    pub fn put_instance(&mut self, ledger: &mut Ledger, record: Instance) -> Change {
-        let record = Arc::new(record);
-        let old = match self.instances.get_mut(&*record.id) {
-            Some(slot) => Some(std::mem::replace(slot, record.clone())),
-            None => self.instances.insert(record.id.clone(), record.clone()),
-        };
+    pub fn put_instance(
+        &mut self,
+        ledger: &mut Ledger,
+        record: impl Into<Arc<Instance>>,
+    ) -> Change {
+        let record = record.into();
+        let old = self.instances.put(&record.id, record.clone());
         self.count(old.as_deref(), Some(&record));
         ledger.follow(&self.name, old.as_deref(), Some(&record));
-        Change { key: instance_key(&record), record: Some(Record::Instance(record)) }
+        Change { key: record.key(), record: Some(Record::Instance(record)) }
     }
 
     fn count(&mut self, old: Option<&Instance>, new: Option<&Instance>) {
@@ -363,17 +362,5 @@ impl Ledger {
 impl Held {
     fn new(session: u64, service: &Arc<ServiceName>, id: &Arc<str>) -> Self {
         Held { session, service: Some(service.clone()), id: id.clone() }
-    }
-}
-
-pub(super) fn service_key(record: &Service) -> Key {
-    Key::Service { namespace: record.namespace.clone(), name: record.name.clone() }
-}
-
-pub(super) fn instance_key(record: &Instance) -> Key {
-    Key::Instance {
-        namespace: record.namespace.clone(),
-        service: record.service.clone(),
-        id: record.id.clone(),
     }
 }

@@ -1,8 +1,8 @@
 //! The core: the registry as a pure function of its log. [`State::apply`] is total, synchronous and
 //! deterministic: two states that were given the same entries in the same order are equal to the byte.
 //! Its clock is the greatest time stamp of the entries so far; expiry and reaping are commands in the
-//! log. Deliberately absent: I/O, clocks, threads, randomness, hashed maps, and the limits of single
-//! fields, which [`Command::check`] keeps before a command reaches the log.
+//! log. Deliberately absent: I/O, clocks, threads, randomness, hashed maps whose order could be seen,
+//! and the limits of single fields, which [`Command::check`] keeps before a command reaches the log.
 //!
 //! Invariants, beside those of `memory`:
 //! - the revision grows by one per command that changed something in the registry: not with a
@@ -10,9 +10,11 @@
 //!   `mod_revision` and session id ever given out;
 //! - a refused command has written nothing but, for exactly-once, its stored reply.
 
+mod catalog;
 pub mod command;
 mod member;
 mod memory;
+mod packed;
 mod read;
 mod registry;
 mod session;
@@ -134,7 +136,7 @@ impl State {
     }
 
     /// Exactly once around [`State::run`].
-    fn execute(&mut self, command: Command, term: u64, changes: &mut Vec<Change>) -> Outcome {
+    fn execute(&mut self, command: Command<&str>, term: u64, changes: &mut Vec<Change>) -> Outcome {
         let Some(request) = command.request else {
             return self.run(command.op, term, changes);
         };
@@ -149,7 +151,7 @@ impl State {
         }
     }
 
-    fn run(&mut self, op: Op, term: u64, changes: &mut Vec<Change>) -> Outcome {
+    fn run(&mut self, op: Op<&str>, term: u64, changes: &mut Vec<Change>) -> Outcome {
         let Meta { revision, now_ms } = self.meta;
         let at = At { term, now_ms, revision: revision + 1 };
         let tables = &mut self.tables;
@@ -169,12 +171,12 @@ impl State {
             Op::UpdateInstance(patch) => tables.update_instance(*patch, &at, changes),
             Op::PutService(settings) => tables.put_service(*settings, &at, changes),
             Op::DeleteService { namespace, name } => {
-                tables.delete_service(&namespace, &name, changes)
+                tables.delete_service(namespace, name, changes)
             }
             Op::PutNamespace { name, description } => {
-                tables.put_namespace(&name, description, &at, changes)
+                tables.put_namespace(name, description, &at, changes)
             }
-            Op::DeleteNamespace { name } => tables.delete_namespace(&name, changes),
+            Op::DeleteNamespace { name } => tables.delete_namespace(name, changes),
             Op::AdmitMember { node, store } => tables.members.admit(node, store, changes),
             Op::RetireMember { node } => tables.members.retire(node, changes),
         };

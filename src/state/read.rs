@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::State;
 use super::memory::{ServiceTable, SessionEntry};
-use super::table::{Instance, Member, Namespace, Service, Session};
+use super::table::{Instance, Member, Namespace, Pairs, Service, Session};
 use crate::limits;
 
 /// Which instances discovery returns.
@@ -16,7 +16,7 @@ pub struct Filter {
     /// Empty = all zones.
     pub zone: String,
     /// All these pairs must be there.
-    pub metadata: Vec<(String, String)>,
+    pub metadata: Pairs,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -104,10 +104,8 @@ impl State {
             return (Vec::new(), false);
         };
         let from = if prefix > after { Bound::Included(prefix) } else { Bound::Excluded(after) };
-        let mut found = namespace
-            .services
-            .range::<str, _>((from, Bound::Unbounded))
-            .take_while(|(name, _)| name.starts_with(prefix));
+        let mut found =
+            namespace.services.range(from).take_while(|(name, _)| name.starts_with(prefix));
         let page = found.by_ref().take(limit).map(|(_, table)| table.view()).collect();
         (page, found.next().is_some())
     }
@@ -184,8 +182,8 @@ impl ServiceTable {
                 protect_threshold_percent: 0,
                 deregister_after_ms: limits::DEFAULT_DEREGISTER_AFTER_MS,
                 policy: String::new(),
-                policy_parameters: Vec::new(),
-                metadata: Vec::new(),
+                policy_parameters: Pairs::default(),
+                metadata: Pairs::default(),
                 create_revision: 0,
                 mod_revision: 0,
             })
@@ -212,11 +210,6 @@ impl ServiceTable {
 impl Filter {
     fn matches(&self, instance: &Instance) -> bool {
         (self.zone.is_empty() || *self.zone == *instance.zone)
-            && self.metadata.iter().all(|(key, value)| {
-                instance
-                    .metadata
-                    .binary_search_by(|(candidate, _)| candidate.cmp(key))
-                    .is_ok_and(|found| instance.metadata[found].1 == *value)
-            })
+            && self.metadata.iter().all(|(key, value)| instance.metadata.get(key) == Some(value))
     }
 }

@@ -25,20 +25,20 @@ static UPDATED: LazyLock<Arc<str>> = LazyLock::new(|| "updated by client".into()
 impl Tables {
     pub fn register(
         &mut self,
-        registration: Registration,
+        registration: Registration<&str>,
         at: &At,
         changes: &mut Vec<Change>,
     ) -> Result<Reply, Refusal> {
         let Registration { name, session, .. } = &registration;
-        let namespace = existing(self.namespaces.get_mut(&*name.namespace), &name.namespace)?;
+        let namespace = existing(self.namespaces.get_mut(name.namespace), name.namespace)?;
         if let Some(session) = *session
             && !self.ledger.sessions.contains_key(&session)
         {
             return Err(Refusal::SessionExpired { session });
         }
         // From here on only a service that has instances refuses, so none is left behind empty.
-        let table = namespace.service_mut(&mut self.ledger, &name.service);
-        let Some(old) = table.instances.get(&*name.id) else {
+        let table = namespace.service_mut(&mut self.ledger, name.service);
+        let Some(old) = table.instances.get(name.id) else {
             if table.instances.len() >= limits::INSTANCES_PER_SERVICE {
                 return Err(Refusal::LimitReached {
                     limit: "instances of a service".into(),
@@ -66,16 +66,16 @@ impl Tables {
 
     pub fn deregister(
         &mut self,
-        name: &InstanceName,
+        name: &InstanceName<&str>,
         expected_mod_revision: Option<u64>,
         changes: &mut Vec<Change>,
     ) -> Result<Reply, Refusal> {
         let current = self
-            .service(&name.namespace, &name.service)
-            .and_then(|table| table.instances.get(&*name.id))
+            .service(name.namespace, name.service)
+            .and_then(|table| table.instances.get(name.id))
             .map_or(0, |instance| instance.mod_revision);
         compare(expected_mod_revision, current)?;
-        let change = self.remove_instance(&name.namespace, &name.service, &name.id);
+        let change = self.remove_instance(name.namespace, name.service, name.id);
         let removed = change.is_some();
         changes.extend(change);
         Ok(Reply::Deregistered { removed })
@@ -85,17 +85,17 @@ impl Tables {
     /// it is registered again.
     pub fn update_instance(
         &mut self,
-        patch: InstancePatch,
+        patch: InstancePatch<&str>,
         at: &At,
         changes: &mut Vec<Change>,
     ) -> Result<Reply, Refusal> {
         let InstanceName { namespace, service, id } = &patch.name;
         let table = self
             .namespaces
-            .get_mut(&**namespace)
-            .and_then(|namespace| namespace.services.get_mut(&**service));
+            .get_mut(*namespace)
+            .and_then(|namespace| namespace.services.get_mut(service));
         let (Some(old), Some(table)) =
-            (table.as_ref().and_then(|table| table.instances.get(&**id)).cloned(), table)
+            (table.as_ref().and_then(|table| table.instances.get(id)).cloned(), table)
         else {
             let name = format!("{namespace}/{service}/{id}");
             return Err(Refusal::NotFound { kind: Kind::Instance, name });
@@ -118,23 +118,23 @@ impl Tables {
             instance.metadata = metadata;
         }
         instance.stamp(reason_or(patch.reason, &UPDATED), at);
-        let id = instance.id.clone();
-        changes.push(table.put_instance(&mut self.ledger, instance));
-        Ok(Reply::InstanceUpdated(table.instances[&id].clone()))
+        let instance = Arc::new(instance);
+        changes.push(table.put_instance(&mut self.ledger, instance.clone()));
+        Ok(Reply::InstanceUpdated(instance))
     }
 
     /// Ignores names that are not, or not yet, to be reaped: an instance may have been adopted since
     /// the keeper looked.
     pub fn reap(
         &mut self,
-        names: &[InstanceName],
+        names: &[InstanceName<&str>],
         at: &At,
         changes: &mut Vec<Change>,
     ) -> Result<Reply, Refusal> {
         let mut removed = 0;
         for InstanceName { namespace, service, id } in names {
             let due = self.service(namespace, service).and_then(|table| {
-                let instance = table.instances.get(&**id)?;
+                let instance = table.instances.get(id)?;
                 table.reap_at_ms(instance)
             });
             if due.is_some_and(|due| at.now_ms >= due) {
@@ -147,22 +147,21 @@ impl Tables {
 
     pub fn put_service(
         &mut self,
-        settings: ServiceSettings,
+        settings: ServiceSettings<&str>,
         at: &At,
         changes: &mut Vec<Change>,
     ) -> Result<Reply, Refusal> {
-        let namespace =
-            existing(self.namespaces.get_mut(&*settings.namespace), &settings.namespace)?;
-        let old = namespace.services.get(&*settings.name).and_then(|t| t.settings.clone());
+        let namespace = existing(self.namespaces.get_mut(settings.namespace), settings.namespace)?;
+        let old = namespace.services.get(settings.name).and_then(|t| t.settings.clone());
         let current = old.as_ref().map_or(0, |old| old.mod_revision);
         compare(settings.expected_mod_revision, current)?;
-        let table = namespace.service_mut(&mut self.ledger, &settings.name);
+        let table = namespace.service_mut(&mut self.ledger, settings.name);
         let record = Service {
             namespace: table.name.namespace.clone(),
             name: table.name.name.clone(),
             protect_threshold_percent: settings.protect_threshold_percent,
             deregister_after_ms: settings.deregister_after_ms,
-            policy: settings.policy,
+            policy: settings.policy.into(),
             policy_parameters: settings.policy_parameters,
             metadata: settings.metadata,
             create_revision: old.as_ref().map_or(at.revision, |old| old.create_revision),
@@ -195,7 +194,7 @@ impl Tables {
     pub fn put_namespace(
         &mut self,
         name: &str,
-        description: String,
+        description: &str,
         at: &At,
         changes: &mut Vec<Change>,
     ) -> Result<Reply, Refusal> {
@@ -206,6 +205,7 @@ impl Tables {
                 let create_revision =
                     if old.create_revision == 0 { at.revision } else { old.create_revision };
                 let name = old.name.clone();
+                let description = description.into();
                 Some(Namespace { name, description, create_revision, mod_revision: at.revision })
             }
             None if self.namespaces.len() >= limits::NAMESPACES => {
@@ -216,7 +216,7 @@ impl Tables {
             }
             None => Some(Namespace {
                 name: name.into(),
-                description,
+                description: description.into(),
                 create_revision: at.revision,
                 mod_revision: at.revision,
             }),
@@ -246,7 +246,7 @@ impl Tables {
     }
 }
 
-impl Registration {
+impl Registration<&str> {
     /// True when registering it again would change nothing: revisions and times are not content, and a
     /// reason that was not given is not.
     fn is_content_of(&self, instance: &Instance) -> bool {
@@ -284,10 +284,10 @@ impl Registration {
             namespace,
             service,
             id: old.map_or_else(|| self.name.id.into(), |old| old.id.clone()),
-            endpoints: self.endpoints,
+            endpoints: shared(self.endpoints, old.map(|old| &old.endpoints)),
             weight: self.weight,
             zone: self.zone.into(),
-            metadata: self.metadata,
+            metadata: shared(self.metadata, old.map(|old| &old.metadata)),
             health: self.health,
             admin: self.admin,
             reason: reason_or(self.reason, &REGISTERED),
@@ -305,7 +305,7 @@ impl Registration {
     }
 }
 
-impl InstancePatch {
+impl InstancePatch<&str> {
     /// True when it would change nothing: a reason that was not given does not count.
     fn is_content_of(&self, instance: &Instance) -> bool {
         let InstancePatch { name: _, weight, admin, health, reason, metadata, .. } = self;
@@ -332,6 +332,11 @@ impl Instance {
     }
 }
 
+/// What did not change stays where it is.
+fn shared<T: PartialEq + Clone>(new: T, old: Option<&T>) -> T {
+    old.filter(|old| **old == new).cloned().unwrap_or(new)
+}
+
 fn existing<'a>(
     namespace: Option<&'a mut NamespaceTable>,
     name: &str,
@@ -346,7 +351,7 @@ fn compare(expected: Option<u64>, current: u64) -> Result<(), Refusal> {
     }
 }
 
-fn reason_or(given: String, implied: &Arc<str>) -> Arc<str> {
+fn reason_or(given: &str, implied: &Arc<str>) -> Arc<str> {
     if given.is_empty() { implied.clone() } else { given.into() }
 }
 

@@ -77,7 +77,7 @@ impl Ledger {
     pub fn open_session(
         &mut self,
         ttl_ms: u64,
-        client: String,
+        client: &str,
         at: &At,
         changes: &mut Vec<Change>,
     ) -> Result<Reply, Refusal> {
@@ -86,7 +86,7 @@ impl Ledger {
             return Err(Refusal::LimitReached { limit: "sessions of the cluster".into(), allowed });
         }
         let id = at.revision;
-        let session = Session { id, ttl_ms, client, opened_at_ms: at.now_ms };
+        let session = Session { id, ttl_ms, client: client.into(), opened_at_ms: at.now_ms };
         changes.push(self.put_session(session));
         Ok(Reply::SessionOpened { session: id, ttl_ms })
     }

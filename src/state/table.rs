@@ -6,8 +6,8 @@
 //! order of [`Key`], no key is the beginning of another one, and a prefix scan over a table, a
 //! namespace or a service is a range scan.
 //!
-//! Value bytes: [`RECORD_VERSION`] as one byte, then the fields by bincode 1.3 with fixed-width
-//! little-endian integers and nothing after them. A kind's fields are never reordered or dropped; a
+//! Value bytes: [`RECORD_VERSION`] as one byte, then the fields by bincode 1.3 with variable-length
+//! integers and nothing after them. A kind's fields are never reordered or dropped; a
 //! release that needs other fields takes the next version and goes on reading this one.
 
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::command::Outcome;
+pub use super::packed::{Endpoint, Endpoints, Pairs};
 use crate::limits;
 
 /// The first byte of every value.
@@ -32,7 +33,7 @@ const REPLY: u8 = 6;
 const MEMBER: u8 = 7;
 
 /// Key of a record. The order of the variants and fields is the order of the encoded bytes.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
     /// Kind 1. One record: revision and clock.
     Meta,
@@ -93,8 +94,8 @@ pub struct Service {
     pub protect_threshold_percent: u32,
     pub deregister_after_ms: u64,
     pub policy: String,
-    pub policy_parameters: Vec<(String, String)>,
-    pub metadata: Vec<(String, String)>,
+    pub policy_parameters: Pairs,
+    pub metadata: Pairs,
     pub create_revision: u64,
     pub mod_revision: u64,
 }
@@ -113,23 +114,16 @@ pub enum Admin {
     Disabled,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Endpoint {
-    pub name: String,
-    pub host: String,
-    pub port: u16,
-}
-
 /// There may be a million of them: see the size asserted below.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
     pub namespace: Arc<str>,
     pub service: Arc<str>,
     pub id: Arc<str>,
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Endpoints,
     pub weight: u32,
     pub zone: Box<str>,
-    pub metadata: Vec<(String, String)>,
+    pub metadata: Pairs,
     pub health: Health,
     pub admin: Admin,
     /// Who or what changed it last, and why. Most instances share theirs with others.
@@ -182,7 +176,21 @@ pub struct Member {
     pub removed: bool,
 }
 
+impl Service {
+    pub fn key(&self) -> Key {
+        Key::Service { namespace: self.namespace.clone(), name: self.name.clone() }
+    }
+}
+
 impl Instance {
+    pub fn key(&self) -> Key {
+        Key::Instance {
+            namespace: self.namespace.clone(),
+            service: self.service.clone(),
+            id: self.id.clone(),
+        }
+    }
+
     /// The live session that keeps the instance alive.
     pub fn holder(&self) -> Option<u64> {
         self.session.filter(|_| self.orphaned_at_ms.is_none())
@@ -384,7 +392,7 @@ impl Record {
 /// never makes a reader allocate.
 pub(super) fn coding(limit: usize) -> impl Options {
     bincode::DefaultOptions::new()
-        .with_fixint_encoding()
+        .with_varint_encoding()
         .with_limit(limit as u64)
         .reject_trailing_bytes()
 }

@@ -259,7 +259,7 @@ impl Teller {
             }
             "orphans" => {
                 for (instance, due) in self.state.orphans() {
-                    let name = show_key(&memory::instance_key(instance));
+                    let name = show_key(&instance.key());
                     writeln!(out, "{name} due at {due} ms").unwrap();
                 }
                 writeln!(out, "end").unwrap();
@@ -456,7 +456,7 @@ impl Words {
     }
 
     /// `name=key:value`, any number of them; a bare `name=` is no pair.
-    fn pairs(&mut self, name: &str) -> Option<Vec<(String, String)>> {
+    fn pairs(&mut self, name: &str) -> Option<Pairs> {
         let mut pairs = Vec::new();
         let mut any = None;
         while let Some(text) = self.take(name) {
@@ -469,13 +469,13 @@ impl Words {
                 pairs.push((long(key), long(value)));
             }
         }
-        any.map(|()| pairs)
+        any.map(|()| pairs.into())
     }
 
-    fn endpoints(&mut self) -> Vec<Endpoint> {
-        let mut endpoints = Vec::new();
+    fn endpoints(&mut self) -> Endpoints {
+        let mut endpoints: Vec<Endpoint> = Vec::new();
         if self.flag("no-endpoints") {
-            return endpoints;
+            return endpoints.into();
         }
         while let Some(text) = self.take("endpoint") {
             let (name, address) = text.split_once('@').unwrap();
@@ -489,7 +489,7 @@ impl Words {
         if endpoints.is_empty() {
             endpoints.push(Endpoint { name: "grpc".into(), host: "10.0.0.1".into(), port: 80 });
         }
-        endpoints
+        endpoints.into()
     }
 
     fn health(&mut self) -> Option<Health> {
@@ -575,7 +575,7 @@ fn show_key(key: &Key) -> String {
 
 /// All fields but those of the key; what is empty or none is left out.
 fn show_record(record: &Record) -> String {
-    let pairs = |pairs: &[(String, String)]| {
+    let pairs = |pairs: &Pairs| {
         pairs.iter().map(|(key, value)| format!("{key}:{value}")).collect::<Vec<_>>().join(",")
     };
     let revisions = |create, modified| format!("revisions {create}..{modified}");
@@ -601,7 +601,7 @@ fn show_record(record: &Record) -> String {
             part("", revisions(s.create_revision, s.mod_revision));
         }
         Record::Instance(i) => {
-            for Endpoint { name, host, port } in &i.endpoints {
+            for Endpoint { name, host, port } in i.endpoints.iter() {
                 part("", format!("{name}@{host}:{port}"));
             }
             part("weight", i.weight.to_string());

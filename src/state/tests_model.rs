@@ -136,7 +136,7 @@ impl Model {
             if !filter.zone.is_empty() && *i.zone != *filter.zone {
                 continue;
             }
-            if filter.metadata.iter().any(|pair| !i.metadata.contains(pair)) {
+            if filter.metadata.iter().any(|pair| !i.metadata.iter().any(|own| own == pair)) {
                 continue;
             }
             ids.push(i.id.to_string());

@@ -140,13 +140,13 @@ fn text(texts: &[&'static str]) -> impl Strategy<Value = String> + use<> {
     select(texts.to_vec()).prop_map(String::from)
 }
 
-fn metadata() -> impl Strategy<Value = Vec<(String, String)>> {
-    let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+fn metadata() -> impl Strategy<Value = Pairs> {
+    let pairs = |pairs: &[(&str, &str)]| pairs.iter().copied().collect::<Pairs>();
     select(vec![
-        vec![],
-        vec![pair("k", "1")],
-        vec![pair("k", "2")],
-        vec![pair("j", "1"), pair("k", "1")],
+        pairs(&[]),
+        pairs(&[("k", "1")]),
+        pairs(&[("k", "2")]),
+        pairs(&[("j", "1"), ("k", "1")]),
     ])
 }
 
@@ -176,7 +176,8 @@ fn expect() -> impl Strategy<Value = Expect> {
 
 fn registration() -> impl Strategy<Value = OpSketch> {
     let endpoints = (0..2u16).prop_map(|n| {
-        vec![Endpoint { name: "grpc".into(), host: format!("10.0.0.{n}"), port: 80 + n }]
+        let host = format!("10.0.0.{n}");
+        [Endpoint { name: "grpc", host: &host, port: 80 + n }].into_iter().collect::<Endpoints>()
     });
     let fields = (
         instance(),
@@ -443,7 +444,7 @@ fn assert_reads_alike(state: &State, model: &Model) {
     let filters = ["", "z1"].into_iter().flat_map(|zone| {
         [vec![], vec![("k".to_owned(), "1".to_owned())]].into_iter().flat_map(move |metadata| {
             [false, true].map(|healthy_only| {
-                let (zone, metadata) = (zone.to_owned(), metadata.clone());
+                let (zone, metadata) = (zone.to_owned(), metadata.clone().into());
                 Filter { healthy_only, zone, metadata }
             })
         })
@@ -718,8 +719,8 @@ fn wild_number() -> impl Strategy<Value = u64> {
     prop_oneof![4 => 0..6u64, 1 => any::<u64>(), 1 => Just(u64::MAX)]
 }
 
-fn wild_pairs() -> impl Strategy<Value = Vec<(String, String)>> {
-    vec((wild_text(), wild_text()), 0..3)
+fn wild_pairs() -> impl Strategy<Value = Pairs> {
+    vec((wild_text(), wild_text()), 0..3).prop_map(Pairs::from)
 }
 
 fn wild_name() -> impl Strategy<Value = InstanceName> {
@@ -734,7 +735,13 @@ fn wild_op() -> impl Strategy<Value = Op> {
     let endpoint = (wild_text(), wild_text(), any::<u16>())
         .prop_map(|(name, host, port)| Endpoint { name, host, port });
     let register = (
-        (wild_name(), vec(endpoint, 0..3), any::<u32>(), wild_text(), wild_pairs()),
+        (
+            wild_name(),
+            vec(endpoint, 0..3).prop_map(Endpoints::from),
+            any::<u32>(),
+            wild_text(),
+            wild_pairs(),
+        ),
         (health(), admin(), wild_text(), wild_text(), proptest::option::of(wild_number())),
     )
         .prop_map(|(a, b)| {

@@ -16,14 +16,11 @@ use std::sync::Arc;
 use super::disk::Disk;
 use super::image::{self, Image, ImageMeta, ImageStore, Point, Tally};
 use super::inbox::Inbox;
-use super::pending::{AppliedEntry, Marks, Pending};
+use super::pending::AppliedEntry;
 use super::recovery::{self, Recovery, first_meta, load_snapshot, refill};
 use super::snapshot::{self, Head, SnapshotMeta, is_received};
 use crate::limits::{DIGESTS_KEPT, SNAPSHOTS_KEPT};
 use crate::state::{Meta, State};
-
-/// Entries and changes between two looks into the inbox during long work.
-const PUMP_EVERY: usize = 4_096;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -39,8 +36,6 @@ pub enum Error {
     Nothing,
     #[error("snapshot {name} ends at index {index}; this node has applied {applied}")]
     Stale { name: String, index: u64, applied: u64 },
-    #[error("the digest at index {index} was not asked for in time; the image is at {at}")]
-    TooLate { index: u64, at: u64 },
     #[error("the checkpointer has stopped")]
     Stopped,
     #[error("the checkpointer panicked")]
@@ -71,7 +66,6 @@ pub struct Checkpointer {
     image: Box<dyn Image>,
     disk: Arc<dyn Disk>,
     inbox: Arc<Inbox>,
-    pending: Pending,
     digests: VecDeque<Digest>,
     /// The newest snapshot known to be whole.
     snapshot: Option<SnapshotMeta>,
@@ -88,23 +82,24 @@ impl Checkpointer {
         inbox: Arc<Inbox>,
     ) -> Result<(Checkpointer, Recovery), Error> {
         let (image, recovery) = recovery::recover(store, &*disk, &settings.cluster_id)?;
-        let mut pending = Pending::new(Marks { every: settings.digest_every, ..Marks::default() });
-        if recovery.point.is_none() {
-            pending.seed(recovery.state.records());
+        {
+            let mut pending = inbox.settled();
+            pending.set_digest_every(settings.digest_every);
+            if recovery.point.is_none() {
+                pending.seed(recovery.state.records());
+            }
         }
-        inbox.set_marks(pending.marks().clone());
         let mut checkpointer = Checkpointer {
             cluster_id: settings.cluster_id,
             image,
             disk,
             inbox,
-            pending,
             digests: VecDeque::new(),
             snapshot: recovery.snapshot.clone(),
             failed: false,
         };
         if let Some(meta) = checkpointer.image.meta()
-            && checkpointer.pending.marks().contains(meta.point.index)
+            && checkpointer.inbox.settled().has_digest(meta.point.index)
         {
             checkpointer.keep_digest(&meta);
         }
@@ -117,36 +112,21 @@ impl Checkpointer {
         self.inbox.absorb(entry);
     }
 
-    /// Takes what waits in the inbox.
-    pub fn drain(&mut self) {
-        self.inbox.drain_into(&mut self.pending);
-    }
-
-    /// Merges what the log has synced.
-    pub fn merge(&mut self) {
-        if let Some(synced) = self.inbox.synced() {
-            self.pending.advance(synced);
-        }
-    }
-
     /// Writes what the own log has synced, as [`Inbox::set_synced`] said, to the image: one batch per
     /// stage. Returns the image's meta, None when nothing was ever written.
     pub fn checkpoint(&mut self) -> Result<Option<ImageMeta>, Error> {
         self.usable()?;
-        self.drain();
-        self.merge();
-        for stage in self.pending.take_stages() {
-            let Checkpointer { image, inbox, pending, .. } = self;
+        let stages = self.inbox.settled().take_stages();
+        for stage in stages {
+            let image = &mut self.image;
             let point = stage.point.expect("only a stage with a point is taken");
             if let Some(at) = image.meta().map(|meta| meta.point.index) {
                 assert!(point.index > at, "entries up to {} for an image at {at}", point.index);
             }
-            let mut rows = stage.changes.into_iter().enumerate().map(|(i, (key, record))| {
-                if i % PUMP_EVERY == PUMP_EVERY - 1 {
-                    pump(inbox, pending);
-                }
-                (key.encode(), record.map(|record| record.encode()))
-            });
+            let mut rows = stage
+                .changes
+                .into_iter()
+                .map(|(key, record)| (key.encode(), record.map(|record| record.encode())));
             match image.write(&mut rows, &point) {
                 Ok(meta) if stage.closed => {
                     self.keep_digest(&meta);
@@ -171,7 +151,7 @@ impl Checkpointer {
         {
             return Ok(last.clone());
         }
-        let Checkpointer { image, inbox, pending, disk, .. } = self;
+        let Checkpointer { image, disk, .. } = self;
         let mut rows = image.scan().peekable();
         let Meta { revision, now_ms } = match rows.peek() {
             Some(Ok((key, value))) => first_meta(key, value)
@@ -182,12 +162,6 @@ impl Checkpointer {
         };
         let cluster_id = self.cluster_id.clone();
         let head = Head { cluster_id, point: meta.point.clone(), revision, now_ms };
-        let rows = rows.enumerate().map(|(i, row)| {
-            if i % PUMP_EVERY == PUMP_EVERY - 1 {
-                pump(inbox, pending);
-            }
-            row
-        });
         let expected = Tally { records: meta.records, digest: meta.digest };
         let written = snapshot::write(&**disk, &head, rows, Some(expected));
         if let Err(snapshot::Error::Source { .. }) = &written {
@@ -204,7 +178,6 @@ impl Checkpointer {
     /// finds the old state or the new one. A received file that is refused is removed.
     pub fn install(&mut self, name: &str) -> Result<(SnapshotMeta, State), Error> {
         self.usable()?;
-        self.drain();
         let checked = self.check_install(name);
         if checked.is_err() && is_received(name) {
             // Best effort: start-up removes it as well.
@@ -217,12 +190,14 @@ impl Checkpointer {
         refill(&mut *self.image, &*self.disk, &meta)?;
         self.failed = false;
         self.snapshot = Some(meta.clone());
-        self.pending.clear();
         self.digests.clear();
-        if self.pending.marks().contains(meta.point.index) {
-            let Point { index, .. } = meta.point;
+        let Point { index, .. } = meta.point;
+        let mut pending = self.inbox.settled();
+        pending.clear();
+        if pending.has_digest(index) {
             self.digests.push_back(Digest { index, digest: meta.digest, records: meta.records });
         }
+        drop(pending);
         self.remove_old();
         Ok((meta, state))
     }
@@ -242,7 +217,7 @@ impl Checkpointer {
     fn check_install(&self, name: &str) -> Result<(SnapshotMeta, State), Error> {
         let (meta, state) = load_snapshot(&*self.disk, name, &self.cluster_id)?;
         let at = self.image.meta().map(|meta| meta.point.index);
-        let applied = self.pending.last_index().max(at);
+        let applied = self.inbox.settled().last_index().max(at);
         if let Some(applied) = applied.filter(|applied| *applied > meta.point.index) {
             let name = name.to_owned();
             return Err(Error::Stale { name, index: meta.point.index, applied });
@@ -250,33 +225,7 @@ impl Checkpointer {
         Ok((meta, state))
     }
 
-    /// Has the digest at exactly `index` computed: a checkpoint will end there. For an index that is
-    /// not merged yet; `Ok(None)` = it will be among [`Checkpointer::digests`] later.
-    pub fn digest_at(&mut self, index: u64) -> Result<Option<Digest>, Error> {
-        self.usable()?;
-        self.drain();
-        if let Some(found) = self.digests.iter().rev().find(|digest| digest.index == index) {
-            return Ok(Some(*found));
-        }
-        let at = self.image.meta().map_or(0, |meta| meta.point.index);
-        if let Some(meta) = self.image.meta().filter(|meta| meta.point.index == index) {
-            return Ok(Some(self.keep_digest(&meta)));
-        }
-        if index < at || !self.pending.mark(index) {
-            self.forget_digest(index);
-            return Err(Error::TooLate { index, at: self.pending.merged_index().unwrap_or(at) });
-        }
-        self.inbox.set_marks(self.pending.marks().clone());
-        Ok(None)
-    }
-
-    /// Nobody waits for the digest at `index` any more.
-    pub fn forget_digest(&mut self, index: u64) {
-        self.pending.unmark(index);
-        self.inbox.set_marks(self.pending.marks().clone());
-    }
-
-    /// The digests at the last few indices where one was wanted, oldest first.
+    /// The digests at the last few indices where every node computes one, oldest first.
     pub fn digests(&self) -> impl Iterator<Item = &Digest> {
         self.digests.iter()
     }
@@ -295,17 +244,8 @@ impl Checkpointer {
         self.image.bytes()
     }
 
-    pub fn pending(&self) -> &Pending {
-        &self.pending
-    }
-
     pub(super) fn inbox(&self) -> &Arc<Inbox> {
         &self.inbox
-    }
-
-    /// True when a stage waits for its digest: a checkpoint should not wait for the timer.
-    pub(super) fn wants_digest(&self) -> bool {
-        self.pending.has_closed_stage()
     }
 
     /// True when the image has failed.
@@ -327,9 +267,6 @@ impl Checkpointer {
         if self.digests.len() > DIGESTS_KEPT {
             self.digests.pop_front();
         }
-        if self.pending.marks().at.contains(&digest.index) {
-            self.forget_digest(digest.index);
-        }
         digest
     }
 
@@ -346,13 +283,5 @@ impl Checkpointer {
         if let Err(error) = remove() {
             tracing::warn!(%error, "old snapshots stay");
         }
-    }
-}
-
-/// Keeps the inbox short during long work.
-fn pump(inbox: &Inbox, pending: &mut Pending) {
-    inbox.drain_into(pending);
-    if let Some(synced) = inbox.synced() {
-        pending.advance(synced);
     }
 }

@@ -15,12 +15,11 @@ use super::driver::{CheckpointThread, Driver, Pace, Turn};
 use super::fault::{Crash, FaultDisk, Faults};
 use super::image::{ImageStore, MemoryStore, Row, verify};
 use super::inbox::Inbox;
-use super::pending::{Marks, Pending};
 use super::recovery::{Origin, Recovery};
 use super::sled_store::SledStore;
 use super::snapshot::{self, Head};
 use super::testing::{World, point};
-use crate::limits::{CHECKPOINT_REQUESTS, CHECKPOINT_WAKE_CHANGES, DIGESTS_KEPT};
+use crate::limits::{CHECKPOINT_REQUESTS, CHECKPOINT_WAKE_BYTES, DIGESTS_KEPT};
 use crate::state::{Key, Record, State};
 
 const CLUSTER: &str = "production";
@@ -116,7 +115,7 @@ fn a_first_start_is_empty_and_the_next_one_finds_what_was_written() {
     let meta = core.checkpoint().unwrap().unwrap();
     assert_eq!(meta.point.index, 80);
     world.assert_meta(&meta);
-    assert!(core.pending().is_empty());
+    assert!(core.inbox().settled().is_empty());
 
     let (_, recovery) = machine.start_well();
     assert_eq!(recovery.origin, Origin::Image);
@@ -373,7 +372,7 @@ fn an_installed_snapshot_is_the_state() {
     assert_eq!(meta.name, snapshot::file_name(ahead));
     world.assert_past(&state, &meta.point);
     world.assert_meta(&verify(&*machine.image.clone().open().unwrap()).unwrap());
-    assert!(core.pending().is_empty());
+    assert!(core.inbox().settled().is_empty());
     assert_eq!(core.newest_snapshot().unwrap(), &meta);
 
     // Back to work, from there.
@@ -669,95 +668,63 @@ fn digests_are_computed_at_exactly_the_same_indices_everywhere() {
     assert_eq!(all[0].last().unwrap().index, 390);
 }
 
-#[test]
-fn a_digest_can_be_asked_for_in_time() {
-    let machine = Machine::new();
-    let (mut core, _) = machine.start_well();
-    let mut world = World::new(15);
-    feed(&core, &mut world, 20);
-    assert_eq!(core.digest_at(13).unwrap(), None);
-    assert_eq!(core.digest_at(25).unwrap(), None);
-    core.checkpoint().unwrap();
-    let found = core.digest_at(13).unwrap().unwrap();
-    assert_eq!(found.index, 13);
-    // The image is at 19 by now, and that is a digest too.
-    assert_eq!(core.digest_at(19).unwrap().unwrap().digest, world.state.digest().0);
-    assert!(matches!(core.digest_at(14), Err(Error::TooLate { index: 14, at: 19 })));
-    feed(&core, &mut world, 20);
-    core.checkpoint().unwrap();
-    assert_eq!(core.digest_at(25).unwrap().unwrap().index, 25);
-    assert!(core.digest_at(26).is_err());
-    // The last absorbed index is merged, but can still be closed.
-    feed(&core, &mut world, 1);
-    core.drain();
-    assert_eq!(core.digest_at(40).unwrap(), None);
-    core.checkpoint().unwrap();
-    assert_eq!(core.digest_at(40).unwrap().unwrap().digest, world.state.digest().0);
-}
-
 // ---- inbox ----
 
-/// A sender that merges hands over the same changes as one that does not.
+/// How far the log lags behind decides when changes are merged, and nothing else.
 #[test]
-fn merging_by_the_sender_changes_nothing() {
+fn a_lagging_log_changes_nothing_but_the_time() {
     for seed in 0..20 {
         let mut machine = Machine::new();
         machine.digest_every = 16;
         let mut world = World::new(200 + seed);
-        let plain = machine.fork();
-        let (mut core, _) = plain.start_well();
-        let inbox = Inbox::with_limit(|| {}, 5);
-        let (mut merging, _) = machine.try_start(inbox).unwrap();
+        let (mut core, _) = machine.fork().start_well();
+        let (mut lagging, _) = machine.start_well();
         for round in 0..6u64 {
-            let entries = world.entries(25);
-            for entry in entries {
+            for entry in world.entries(25) {
                 let index = entry.point.index;
-                core.absorb(entry.clone());
-                merging.absorb(entry);
-                for core in [&core, &merging] {
-                    // The log lags behind, by a different distance each round.
-                    core.inbox().set_synced(index.checked_sub(round * 3));
-                }
-                if (index + seed) % 11 == 0 {
-                    core.drain();
-                    merging.drain();
+                for (core, lag) in [(&core, 0), (&lagging, round * 3)] {
+                    core.absorb(entry.clone());
+                    core.inbox().set_synced(index.checked_sub(lag));
                 }
             }
-            assert_eq!(core.checkpoint().unwrap(), merging.checkpoint().unwrap());
-            let digests: Vec<_> = core.digests().collect();
-            assert_eq!(digests, merging.digests().collect::<Vec<_>>());
+            let behind = world.index() - round * 3;
+            assert_eq!(core.checkpoint().unwrap().unwrap().point, point(world.index()));
+            assert_eq!(lagging.checkpoint().unwrap().unwrap().point, point(behind));
+            world.assert_meta(&lagging.image_meta().unwrap());
         }
+        lagging.inbox().set_synced(Some(world.index()));
+        assert_eq!(core.checkpoint().unwrap(), lagging.checkpoint().unwrap());
+        let digests: Vec<_> = core.digests().collect();
+        assert_eq!(digests, lagging.digests().collect::<Vec<_>>());
+        assert_eq!(digests.len(), 9);
         let (_, recovery) = machine.start_well();
         world.assert_past(&recovery.state, &recovery.point.unwrap());
     }
 }
 
-/// However long the checkpointer is busy, the queue holds each key about once.
+/// However long the checkpointer is busy, each key waits once, and the bell rings seldom.
 #[test]
-fn the_queue_is_bounded_by_the_state() {
+fn what_waits_is_bounded_by_the_state() {
     let rung = Arc::new(AtomicU64::new(0));
     let bell = rung.clone();
-    let ring = move || {
+    let inbox = Inbox::new(move || {
         bell.fetch_add(1, Ordering::Relaxed);
-    };
-    let limit = CHECKPOINT_WAKE_CHANGES + 1_000;
-    let inbox = Inbox::with_limit(ring, limit);
+    });
     let mut world = World::new(16);
-    let mut absorbed = 0;
-    while absorbed < 4 * limit {
-        let entry = world.entry();
+    let (mut absorbed, mut most) = (0, 0);
+    for _ in 0..2_000 {
+        let mut entry = world.entry();
+        entry.log_bytes = CHECKPOINT_WAKE_BYTES / 500;
         world.past.clear();
-        absorbed += entry.changes();
+        absorbed += entry.events.iter().map(|event| event.changes.len()).sum::<usize>();
         inbox.set_synced(Some(entry.point.index));
         inbox.absorb(entry);
+        most = most.max(inbox.settled().len());
     }
-    assert_eq!(rung.load(Ordering::Relaxed), 1);
-    let mut pending = Pending::new(Marks::default());
-    inbox.drain_into(&mut pending);
-    // Keys of the state, keys that are gone, and what came since the last merge.
-    assert!(pending.len() < 2 * limit, "{} of {absorbed}", pending.len());
-    pending.advance(world.index());
-    assert_eq!(pending.last_index(), Some(world.index()));
+    assert_eq!(rung.load(Ordering::Relaxed), 3);
+    // Keys of the state, and keys that are gone.
+    assert!(most < absorbed / 4, "{most} of {absorbed}");
+    assert_eq!(inbox.settled().last_index(), Some(world.index()));
 }
 
 // ---- drivers ----
@@ -786,7 +753,8 @@ fn answer<T: Send + 'static>(
 
 #[test]
 fn the_driver_keeps_the_time_and_serves_requests() {
-    let machine = Machine::new();
+    let mut machine = Machine::new();
+    machine.digest_every = 32;
     let now = Now::default();
     let (core, _) = machine.start_well();
     let pace = Pace { interval: Duration::from_secs(15), log_bytes: 1_000_000 };
@@ -826,21 +794,17 @@ fn the_driver_keeps_the_time_and_serves_requests() {
 
     // Requests, answered in order within one turn.
     feed(&mut world, 9, 1);
-    let digest = answer(|reply| handle.digest(25, reply));
-    let later = answer(|reply| handle.digest(35, reply));
-    let late = answer(|reply| handle.digest(3, reply));
     let snapshot = answer(|reply| handle.snapshot(reply));
     driver.turn();
     assert_eq!(snapshot.try_recv().unwrap().unwrap().point.index, 29);
-    assert_eq!(digest.try_recv().unwrap().unwrap().index, 25);
-    assert!(matches!(late.try_recv().unwrap(), Err(Error::TooLate { .. })));
-    assert!(later.try_recv().is_err(), "not yet");
     assert_eq!(handle.newest_snapshot().unwrap().point.index, 29);
-    assert_eq!(handle.digests().len(), 1);
-    // A digest that somebody waits for does not wait for the timer.
-    feed(&mut world, 10, 1);
+    // A digest does not wait for the timer.
+    feed(&mut world, 2, 1);
     driver.turn();
-    assert_eq!(later.try_recv().unwrap().unwrap().index, 35);
+    assert_eq!(index(), Some(29));
+    feed(&mut world, 8, 1);
+    driver.turn();
+    assert_eq!(handle.digests().iter().map(|digest| digest.index).collect::<Vec<_>>(), [32]);
     let meta = answer(|reply| handle.checkpoint(reply));
     driver.turn();
     assert_eq!(meta.try_recv().unwrap().unwrap().unwrap().point.index, 39);
@@ -849,23 +813,18 @@ fn the_driver_keeps_the_time_and_serves_requests() {
     let name = send(&world, &machine.disk, ahead);
     let installed = answer(|reply| handle.install(name, reply));
     let refused = answer(|reply| handle.install("nothing".into(), reply));
-    let overtaken = answer(|reply| handle.digest(60, reply));
     driver.turn();
     let (meta, state) = installed.try_recv().unwrap().unwrap();
     world.assert_past(&state, &meta.point);
     assert!(refused.try_recv().unwrap().is_err());
-    assert!(matches!(overtaken.try_recv().unwrap(), Err(Error::TooLate { .. })));
 
     // A full desk refuses; a stopped one as well, and what waits is answered.
     feed(&mut world, 5, 1);
-    let waiting = answer(|reply| handle.digest(10_000, reply));
     let asked: Vec<_> =
-        (0..CHECKPOINT_REQUESTS).map(|_| answer(|reply| handle.snapshot(reply))).collect();
+        (0..=CHECKPOINT_REQUESTS).map(|_| answer(|reply| handle.snapshot(reply))).collect();
     assert!(matches!(asked.last().unwrap().try_recv().unwrap(), Err(Error::Busy { .. })));
     driver.turn();
-    assert!(
-        asked[..CHECKPOINT_REQUESTS - 1].iter().all(|answer| answer.try_recv().unwrap().is_ok())
-    );
+    assert!(asked[..CHECKPOINT_REQUESTS].iter().all(|answer| answer.try_recv().unwrap().is_ok()));
     feed(&mut world, 5, 1);
     let stopped = answer(|reply| handle.stop(reply));
     let behind = answer(|reply| handle.snapshot(reply));
@@ -875,7 +834,6 @@ fn the_driver_keeps_the_time_and_serves_requests() {
     for answer in [behind, answer(|reply| handle.snapshot(reply))] {
         assert!(matches!(answer.try_recv().unwrap(), Err(Error::Stopped)));
     }
-    assert!(matches!(waiting.try_recv().unwrap(), Err(Error::Stopped)));
     assert_eq!(failures.load(Ordering::Relaxed), 0);
 }
 
@@ -961,21 +919,23 @@ fn a_panic_ends_the_thread_and_not_the_answers() {
     let (sender, failure) = mpsc::channel();
     let on_failure = Box::new(move |error: &Error| sender.send(error.to_string()).unwrap());
     let store = Box::new(MemoryStore::default());
-    let clock = Now::default().clock();
+    // Any panic on the thread will do: this one comes from the clock.
+    let broken = Arc::new(AtomicU64::new(0));
+    let breaks = broken.clone();
+    let clock: super::driver::Clock = Arc::new(move || {
+        assert_eq!(breaks.load(Ordering::Relaxed), 0, "the clock broke");
+        Duration::ZERO
+    });
     let pace = Pace::default();
     let (thread, _) =
         CheckpointThread::spawn(settings, pace, store, disk, clock, on_failure).unwrap();
     let handle = thread.handle();
-    let mut world = World::new(21);
-    let entries = world.entries(2);
-    let waiting = answer(|reply| handle.digest(77, reply));
-    // The wrong order is a defect of the caller.
-    for entry in entries.into_iter().rev() {
-        handle.absorb(entry);
-    }
+    broken.store(1, Ordering::Relaxed);
     let snapshot = answer(|reply| handle.snapshot(reply));
+    let behind = answer(|reply| handle.checkpoint(reply));
     assert_eq!(failure.recv().unwrap(), "the checkpointer panicked");
-    assert!(waiting.recv().unwrap().is_err());
-    assert!(snapshot.recv().unwrap().is_err());
+    // The one that was being served goes down with its sender.
+    assert!(snapshot.recv().is_err());
+    assert!(behind.recv().unwrap().is_err());
     assert!(matches!(thread.shutdown(), Err(Error::Stopped)));
 }

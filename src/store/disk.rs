@@ -9,6 +9,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::OFlags;
+
+/// What direct writes are multiples of, in the file and in memory.
+const DIRECT_ALIGN: u64 = 4096;
+
 /// One flat directory of files.
 pub trait Disk: Send + Sync + Debug + 'static {
     /// Names of the files in the directory, sorted.
@@ -35,6 +40,10 @@ pub trait File: Send + Sync + Debug {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
     /// Writes all of `buf` at `offset`, extending the file when needed. Volatile until [`File::sync`].
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()>;
+    /// Writes `len` zeros at `offset`, as [`File::write_at`] would.
+    fn fill(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.write_at(offset, &vec![0; usize::try_from(len).map_err(io::Error::other)?])
+    }
     /// Sets the length; new bytes read as zero.
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Makes the bytes and the length durable (fdatasync).
@@ -150,6 +159,27 @@ impl File for RealFile {
         self.file.write_all_at(buf, offset)
     }
 
+    /// Past the page cache, where the file system can: nobody reads these zeros, and copying them into
+    /// the cache costs more than all other work of preparing a file.
+    fn fill(&self, offset: u64, len: u64) -> io::Result<()> {
+        let aligned = offset.is_multiple_of(DIRECT_ALIGN) && len.is_multiple_of(DIRECT_ALIGN);
+        let length = usize::try_from(len).map_err(io::Error::other)?;
+        let zeros = vec![0; length + DIRECT_ALIGN as usize];
+        let start = zeros.as_ptr().align_offset(DIRECT_ALIGN as usize).min(DIRECT_ALIGN as usize);
+        let zeros = &zeros[start..][..length];
+        let flags = rustix::fs::fcntl_getfl(&self.file)?;
+        if aligned && rustix::fs::fcntl_setfl(&self.file, flags | OFlags::DIRECT).is_ok() {
+            let written = self.file.write_all_at(zeros, offset);
+            rustix::fs::fcntl_setfl(&self.file, flags)?;
+            match written {
+                // Some file systems take the flag and then no write.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+                written => return written,
+            }
+        }
+        self.file.write_all_at(zeros, offset)
+    }
+
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.file.set_len(len)
     }
@@ -189,6 +219,25 @@ mod tests {
         disk.remove("b").unwrap();
         assert_eq!(disk.open("b").unwrap_err().kind(), io::ErrorKind::NotFound);
         assert!(disk.free_bytes().unwrap() > 0);
+    }
+
+    #[test]
+    fn zeros_are_written_whatever_their_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = RealDisk::open(directory.path()).unwrap();
+        let file = disk.create("a").unwrap();
+        file.write_at(0, &[1; 20_000]).unwrap();
+        file.fill(4096, 8192).unwrap();
+        file.fill(12_300, 3).unwrap();
+        file.write_at(4100, b"word").unwrap();
+        let mut expected = vec![1; 20_000];
+        expected[4096..12_288].fill(0);
+        expected[12_300..12_303].fill(0);
+        expected[4100..4104].copy_from_slice(b"word");
+        let mut bytes = vec![0; 20_000];
+        file.read_at(0, &mut bytes).unwrap();
+        assert!(bytes == expected);
+        assert_eq!(file.len().unwrap(), 20_000);
     }
 
     #[test]

@@ -32,7 +32,6 @@ enum Request {
     Checkpoint(Reply<Option<ImageMeta>>),
     Snapshot(Reply<SnapshotMeta>),
     Install(String, Reply<(SnapshotMeta, State)>),
-    Digest(u64, Reply<Digest>),
     Stop(Reply<()>),
 }
 
@@ -42,7 +41,6 @@ impl Request {
             Request::Checkpoint(reply) => reply(Err(error)),
             Request::Snapshot(reply) => reply(Err(error)),
             Request::Install(_, reply) => reply(Err(error)),
-            Request::Digest(_, reply) => reply(Err(error)),
             Request::Stop(reply) => reply(Err(error)),
         }
     }
@@ -96,12 +94,7 @@ impl Handle {
         self.request(Request::Install(name, reply));
     }
 
-    /// The digest at exactly `index`; answered once that index is synced and in the image.
-    pub fn digest(&self, index: u64, reply: Reply<Digest>) {
-        self.request(Request::Digest(index, reply));
-    }
-
-    /// Digests at the last few indices where every node computes one, and others that were asked for.
+    /// Digests at the last few indices where every node computes one.
     pub fn digests(&self) -> Vec<Digest> {
         self.lock().digests.clone()
     }
@@ -168,7 +161,6 @@ pub struct Driver {
     clock: Clock,
     on_failure: OnFailure,
     due: Duration,
-    digests: Vec<(u64, Reply<Digest>)>,
     stopped: bool,
 }
 
@@ -185,16 +177,7 @@ impl Driver {
     pub fn new(core: Checkpointer, pace: Pace, clock: Clock, on_failure: OnFailure) -> Driver {
         let handle = Handle { inbox: core.inbox().clone(), desk: Arc::default() };
         let due = clock() + pace.interval;
-        let driver = Driver {
-            core,
-            handle,
-            pace,
-            clock,
-            on_failure,
-            due,
-            digests: Vec::new(),
-            stopped: false,
-        };
+        let driver = Driver { core, handle, pace, clock, on_failure, due, stopped: false };
         driver.publish();
         driver
     }
@@ -205,7 +188,6 @@ impl Driver {
 
     /// Does everything that is due: requests in order, then a checkpoint when it is time for one.
     pub fn turn(&mut self) -> Turn {
-        self.core.drain();
         loop {
             let request = self.handle.lock().requests.pop_front();
             let Some(request) = request else { break };
@@ -215,11 +197,11 @@ impl Driver {
                 return Turn::Stopped;
             }
         }
-        // After the requests: a digest can still be asked for while its index is not merged.
-        self.core.merge();
-        let now = (self.clock)();
-        let much = self.core.pending().log_bytes() >= self.pace.log_bytes;
-        if now >= self.due || much || self.core.wants_digest() {
+        let (much, wanted) = {
+            let pending = self.core.inbox().settled();
+            (pending.log_bytes() >= self.pace.log_bytes, pending.has_closed_stage())
+        };
+        if (self.clock)() >= self.due || much || wanted {
             if let Err(error) = self.checkpoint() {
                 return self.fail(&error);
             }
@@ -239,7 +221,6 @@ impl Driver {
             tracing::debug!(index = meta.point.index, records = meta.records, ?took, "checkpoint");
         }
         self.due = now + self.pace.interval;
-        self.answer_digests();
         Ok(meta)
     }
 
@@ -262,14 +243,8 @@ impl Driver {
                     let SnapshotMeta { name, point, records, bytes, .. } = meta;
                     tracing::info!(name, index = point.index, records, bytes, "snapshot installed");
                 }
-                self.answer_digests();
                 reply(result);
             }
-            Request::Digest(index, reply) => match self.core.digest_at(index) {
-                Ok(Some(digest)) => reply(Ok(digest)),
-                Ok(None) => self.digests.push((index, reply)),
-                Err(error) => reply(Err(error)),
-            },
             Request::Stop(reply) => {
                 let result = self.checkpoint().map(|_| ());
                 self.stop();
@@ -318,19 +293,6 @@ impl Driver {
         drop(desk);
         for request in requests {
             request.refuse(Error::Stopped);
-        }
-        for (_, reply) in self.digests.drain(..) {
-            reply(Err(Error::Stopped));
-        }
-    }
-
-    fn answer_digests(&mut self) {
-        for (index, reply) in std::mem::take(&mut self.digests) {
-            match self.core.digest_at(index) {
-                Ok(Some(digest)) => reply(Ok(digest)),
-                Ok(None) => self.digests.push((index, reply)),
-                Err(error) => reply(Err(error)),
-            }
         }
     }
 

@@ -38,10 +38,12 @@ fn register(state: &mut State, first: u64, count: u64, weight: u32) -> Vec<Appli
                     name: "grpc".into(),
                     host: "10.20.30.40".into(),
                     port: 8080,
-                }],
+                }]
+                .into(),
                 weight,
                 zone: "zone-a".into(),
-                metadata: vec![("version".into(), "1.2.3".into()), ("team".into(), "x".repeat(40))],
+                metadata: vec![("version".into(), "1.2.3".into()), ("team".into(), "x".repeat(40))]
+                    .into(),
                 health: Health::Passing,
                 admin: Admin::Enabled,
                 reason: "registered".into(),
@@ -82,17 +84,13 @@ fn figures() {
     for (weight, what) in [(1, "insert"), (2, "overwrite"), (3, "overwrite again")] {
         let entries = register(&mut state, next, count, weight);
         next += entries.len() as u64;
+        core.inbox().set_synced(Some(next - 1));
         let started = Instant::now();
         for entry in entries {
             core.absorb(entry);
         }
         let took = started.elapsed();
         eprintln!("absorb: {:.0} ns per change", took.as_nanos() as f64 / count as f64);
-        core.inbox().set_synced(Some(next - 1));
-        let started = Instant::now();
-        core.drain();
-        core.merge();
-        timed(&format!("{what}: merge"), started);
         let started = Instant::now();
         let meta = core.checkpoint().unwrap().unwrap();
         timed(&format!("{what}: checkpoint"), started);

@@ -1,80 +1,48 @@
-//! Where the apply path leaves applied entries for the checkpointer. Leaving one costs a push under a
-//! lock that is never held for long; it never waits. Should the checkpointer be busy for long, the
-//! sender merges what overwrites each other, so that the queue is bounded by the state and not by time.
+//! Where the apply path leaves applied entries for the checkpointer: merged at once, while their
+//! records are still in the processor's caches, under a lock that is never held for long. Whoever
+//! leaves one never waits for the image.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::pending::{AppliedEntry, Marks, Pending};
-use crate::limits::{CHECKPOINT_QUEUE_CHANGES, CHECKPOINT_WAKE_BYTES, CHECKPOINT_WAKE_CHANGES};
+use super::pending::{AppliedEntry, Pending};
+use crate::limits::CHECKPOINT_WAKE_BYTES;
 
 pub struct Inbox {
-    queue: Mutex<Queue>,
+    pending: Mutex<Pending>,
     /// One more than the last index that the own log has synced; 0 = none.
     synced: AtomicU64,
     /// Gets the checkpointer going.
     wake: Box<dyn Fn() + Send + Sync>,
-    queue_changes: usize,
-}
-
-#[derive(Debug, Default)]
-struct Queue {
-    /// What came before `entries`, merged by the sender.
-    merged: Option<Pending>,
-    entries: Vec<AppliedEntry>,
-    /// Of `entries`.
-    changes: usize,
-    bytes: u64,
-    marks: Marks,
 }
 
 impl Inbox {
-    /// `wake` is called, seldom, when much has been left here; it must not block.
+    /// `wake` is called, seldom, when the checkpointer should see whether something is due; it must
+    /// not block.
     pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Inbox {
-        Inbox::with_limit(wake, CHECKPOINT_QUEUE_CHANGES)
-    }
-
-    pub(super) fn with_limit(wake: impl Fn() + Send + Sync + 'static, changes: usize) -> Inbox {
-        Inbox {
-            queue: Mutex::default(),
-            synced: AtomicU64::new(0),
-            wake: Box::new(wake),
-            queue_changes: changes,
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        let wake = Box::new(wake);
+        Inbox { pending: Mutex::default(), synced: AtomicU64::new(0), wake }
     }
 
     /// Takes the next applied entry, in log order, every index once.
     pub fn absorb(&self, entry: AppliedEntry) {
-        let mut queue = self.lock();
-        let before = queue.is_much();
-        queue.changes += entry.changes();
-        queue.bytes += entry.log_bytes;
-        queue.entries.push(entry);
-        let wake = !before && queue.is_much();
-        if queue.changes >= self.queue_changes {
-            self.merge(&mut queue);
-        }
-        drop(queue);
-        if wake {
-            (self.wake)();
+        let mut pending = self.pending();
+        let closed = pending.has_closed_stage();
+        let portions = pending.log_bytes() / CHECKPOINT_WAKE_BYTES;
+        pending.push(entry);
+        self.advance(&mut pending);
+        let due = pending.has_closed_stage() != closed
+            || pending.log_bytes() / CHECKPOINT_WAKE_BYTES > portions;
+        drop(pending);
+        if due {
+            self.wake();
         }
     }
 
-    fn merge(&self, queue: &mut Queue) {
-        let Queue { merged, entries, changes, marks, .. } = queue;
-        let merged = merged.get_or_insert_with(|| Pending::new(marks.clone()));
-        for entry in entries.drain(..) {
-            merged.push(entry);
-        }
-        // `bytes` stays, and with it the wake-up that was sent.
-        *changes = 0;
+    fn advance(&self, pending: &mut Pending) {
         if let Some(synced) = self.synced() {
-            merged.advance(synced);
+            pending.advance(synced);
         }
     }
 
@@ -88,24 +56,15 @@ impl Inbox {
         self.synced.load(Ordering::Acquire).checked_sub(1)
     }
 
-    pub(super) fn drain_into(&self, pending: &mut Pending) {
-        let mut queue = self.lock();
-        let merged = queue.merged.take();
-        let entries = std::mem::take(&mut queue.entries);
-        queue.changes = 0;
-        queue.bytes = 0;
-        drop(queue);
-        if let Some(merged) = merged {
-            pending.merge(merged);
-        }
-        for entry in entries {
-            pending.push(entry);
-        }
+    /// All that is held, merged as far as the log is synced.
+    pub(super) fn settled(&self) -> MutexGuard<'_, Pending> {
+        let mut pending = self.pending();
+        self.advance(&mut pending);
+        pending
     }
 
-    /// Where the sender must not merge across.
-    pub(super) fn set_marks(&self, marks: Marks) {
-        self.lock().marks = marks;
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn wake(&self) {
@@ -113,19 +72,11 @@ impl Inbox {
     }
 }
 
-impl Queue {
-    fn is_much(&self) -> bool {
-        self.merged.is_some()
-            || self.changes >= CHECKPOINT_WAKE_CHANGES
-            || self.bytes >= CHECKPOINT_WAKE_BYTES
-    }
-}
-
 impl fmt::Debug for Inbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Inbox")
-            .field("queue", &self.lock())
+            .field("changes", &self.pending().len())
             .field("synced", &self.synced())
-            .finish()
+            .finish_non_exhaustive()
     }
 }

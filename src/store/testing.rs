@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng};
 use super::image::{ImageMeta, Point, Write};
 use super::pending::AppliedEntry;
 use crate::state::{
-    Admin, Command, Endpoint, Entry, Health, InstanceName, InstancePatch, Key, Op, Record,
+    Admin, Command, Endpoint, Entry, Health, InstanceName, InstancePatch, Key, Op, Pairs, Record,
     Registration, Reply, RequestId, ServiceSettings, State,
 };
 
@@ -120,7 +120,7 @@ impl World {
         }
     }
 
-    fn metadata(&mut self) -> Vec<(String, String)> {
+    fn metadata(&mut self) -> Pairs {
         let count = if self.long_values { self.rng.random_range(0..16) } else { 1 };
         (0..count)
             .map(|i| {
@@ -158,7 +158,7 @@ impl World {
                 protect_threshold_percent: self.rng.random_range(0..=100),
                 deregister_after_ms: 30_000,
                 policy: "random".into(),
-                policy_parameters: Vec::new(),
+                policy_parameters: Pairs::default(),
                 metadata: self.metadata(),
                 expected_mod_revision: None,
             })),
@@ -178,11 +178,9 @@ impl World {
             })),
             _ => Op::Register(Box::new(Registration {
                 name: self.name(),
-                endpoints: vec![Endpoint {
-                    name: "http".into(),
-                    host: "10.0.0.1".into(),
-                    port: 80,
-                }],
+                endpoints: [Endpoint { name: "http", host: "10.0.0.1", port: 80 }]
+                    .into_iter()
+                    .collect(),
                 weight: 1,
                 zone: "a".into(),
                 metadata: self.metadata(),

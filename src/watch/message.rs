@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::Capacity;
 use crate::limits;
-use crate::state::{Change, Endpoint, Key, Record, ServiceView, State};
+use crate::state::{Change, Endpoint, Key, Pairs, Record, ServiceView, State};
 
 /// What a watcher sees.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,7 +55,7 @@ impl Range {
         }
     }
 
-    fn holds(&self, key: &Key) -> bool {
+    pub(super) fn holds(&self, key: &Key) -> bool {
         names(key).is_some_and(|(namespace, service)| match self {
             Range::Service { namespace: n, service: s } => **namespace == **n && **service == **s,
             Range::Namespace { namespace: n } => **namespace == **n,
@@ -91,23 +91,10 @@ fn visit_service(state: &State, view: &ServiceView, see: &mut impl FnMut(Change)
     let settings = &view.settings;
     // A service that exists through its instances alone has no record.
     if settings.create_revision > 0 {
-        see(Change {
-            key: Key::Service {
-                namespace: settings.namespace.clone(),
-                name: settings.name.clone(),
-            },
-            record: Some(Record::Service(settings.clone())),
-        });
+        see(Change { key: settings.key(), record: Some(Record::Service(settings.clone())) });
     }
     for instance in state.instances(&settings.namespace, &settings.name) {
-        see(Change {
-            key: Key::Instance {
-                namespace: instance.namespace.clone(),
-                service: instance.service.clone(),
-                id: instance.id.clone(),
-            },
-            record: Some(Record::Instance(instance.clone())),
-        });
+        see(Change { key: instance.key(), record: Some(Record::Instance(instance.clone())) });
     }
 }
 
@@ -126,19 +113,6 @@ impl Message {
     pub(super) fn one_service(&self) -> Option<(&Arc<str>, &Arc<str>)> {
         let first = names(&self.events.first()?.key);
         self.events[1..].iter().all(|change| names(&change.key) == first).then_some(first)?
-    }
-
-    /// The part of the message that falls in the range.
-    pub(super) fn within(self: &Arc<Self>, range: &Range) -> Option<Arc<Message>> {
-        let count = self.events.iter().filter(|change| range.holds(&change.key)).count();
-        if count == 0 {
-            return None;
-        }
-        if count == self.events.len() {
-            return Some(self.clone());
-        }
-        let part = self.events.iter().filter(|change| range.holds(&change.key)).cloned().collect();
-        Some(Message::new(self.revision, self.kind, part))
     }
 }
 
@@ -187,11 +161,11 @@ pub(super) fn names(key: &Key) -> Option<(&Arc<str>, &Arc<str>)> {
 
 /// About the bytes of an event on the wire, never fewer: the texts, and for each field the most that
 /// its tag, its length or its number can take.
-fn weigh(change: &Change) -> usize {
+pub(super) fn weigh(change: &Change) -> usize {
     const EVENT: usize = 16;
     const TEXT: usize = 5;
     const NUMBER: usize = 12;
-    let pairs = |pairs: &[(String, String)]| -> usize {
+    let pairs = |pairs: &Pairs| -> usize {
         pairs.iter().map(|(key, value)| key.len() + value.len() + 3 * TEXT).sum()
     };
     let key = match &change.key {
@@ -214,7 +188,7 @@ fn weigh(change: &Change) -> usize {
                 + 6 * NUMBER
         }
         Some(Record::Instance(instance)) => {
-            let endpoint = |e: &Endpoint| e.name.len() + e.host.len() + 4 * TEXT;
+            let endpoint = |e: Endpoint<&str>| e.name.len() + e.host.len() + 4 * TEXT;
             instance.endpoints.iter().map(endpoint).sum::<usize>()
                 + pairs(&instance.metadata)
                 + instance.zone.len()

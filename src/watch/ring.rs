@@ -6,7 +6,8 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::Capacity;
-use super::message::{Message, Range};
+use super::message::{self, Kind, Message, Range, weigh};
+use crate::state::{Change, Instance, Key, Record, Service};
 
 #[derive(Debug)]
 pub(super) struct Ring {
@@ -17,12 +18,28 @@ pub(super) struct Ring {
     bytes: usize,
 }
 
-/// One revision.
+/// One revision. Every write on every node comes through here, and most are never asked for: what can
+/// be made again is left out, and one change needs no allocation.
 #[derive(Debug)]
 struct Recent {
     revision: u64,
     tag: Tag,
-    message: Arc<Message>,
+    bytes: usize,
+    changes: Changes,
+}
+
+#[derive(Debug)]
+enum Changes {
+    One(Kept),
+    Many(Box<[Kept]>),
+}
+
+/// A change that can be watched. A record tells its key.
+#[derive(Debug)]
+enum Kept {
+    Service(Arc<Service>),
+    Instance(Arc<Instance>),
+    Gone(Box<Key>),
 }
 
 /// Tells most revisions that are of no interest without looking at their changes.
@@ -42,17 +59,30 @@ impl Ring {
         Ring { recent: VecDeque::new(), floor: revision, events: 0, bytes: 0 }
     }
 
-    pub(super) fn push(&mut self, message: Arc<Message>, capacity: &Capacity) {
-        self.events += message.events.len();
-        self.bytes += message.bytes;
-        let tag = Tag::of(&message);
-        self.recent.push_back(Recent { revision: message.revision, tag, message });
+    /// Takes the changes of one revision that can be watched. False when there are none.
+    pub(super) fn push(&mut self, revision: u64, changes: &[Change], capacity: &Capacity) -> bool {
+        let mut bytes = 0;
+        let mut kept = changes.iter().filter_map(|change| {
+            let kept = Kept::of(change)?;
+            bytes += weigh(change);
+            Some(kept)
+        });
+        let Some(first) = kept.next() else { return false };
+        let changes = match kept.next() {
+            None => Changes::One(first),
+            Some(second) => Changes::Many([first, second].into_iter().chain(kept).collect()),
+        };
+        let tag = Tag::of(changes.as_slice());
+        self.events += changes.as_slice().len();
+        self.bytes += bytes;
+        self.recent.push_back(Recent { revision, tag, bytes, changes });
         while self.events > capacity.ring_events || self.bytes > capacity.ring_bytes {
             let oldest = self.recent.pop_front().expect("it holds something, so it is not empty");
-            self.events -= oldest.message.events.len();
-            self.bytes -= oldest.message.bytes;
+            self.events -= oldest.changes.as_slice().len();
+            self.bytes -= oldest.bytes;
             self.floor = oldest.revision;
         }
+        true
     }
 
     /// What happened in the range after `revision`; None when that is forgotten in part, or when the
@@ -81,7 +111,11 @@ impl Ring {
             if !of_interest {
                 continue;
             }
-            if let Some(message) = recent.message.within(range) {
+            let changes = recent.changes.as_slice().iter().map(Kept::change);
+            let changes: Box<[Change]> =
+                changes.filter(|change| range.holds(&change.key)).collect();
+            if !changes.is_empty() {
+                let message = Message::new(recent.revision, Kind::Changes, changes);
                 if message.bytes > capacity.message_bytes {
                     return None;
                 }
@@ -92,14 +126,64 @@ impl Ring {
     }
 }
 
-impl Tag {
-    fn of(message: &Message) -> Tag {
-        match message.one_service() {
-            Some((namespace, service)) => {
-                Tag::One { namespace: hash(namespace, ""), service: hash(namespace, service) }
-            }
-            None => Tag::Mixed,
+impl Changes {
+    fn as_slice(&self) -> &[Kept] {
+        match self {
+            Changes::One(one) => std::slice::from_ref(one),
+            Changes::Many(many) => many,
         }
+    }
+}
+
+impl Kept {
+    /// None when nobody can watch it.
+    fn of(change: &Change) -> Option<Kept> {
+        match &change.record {
+            Some(Record::Service(service)) => Some(Kept::Service(service.clone())),
+            Some(Record::Instance(instance)) => Some(Kept::Instance(instance.clone())),
+            Some(
+                Record::Meta(_)
+                | Record::Namespace(_)
+                | Record::Session(_)
+                | Record::Reply(_)
+                | Record::Member(_),
+            ) => None,
+            None => message::names(&change.key).map(|_| Kept::Gone(Box::new(change.key.clone()))),
+        }
+    }
+
+    fn names(&self) -> (&str, &str) {
+        match self {
+            Kept::Service(service) => (&service.namespace, &service.name),
+            Kept::Instance(instance) => (&instance.namespace, &instance.service),
+            Kept::Gone(key) => {
+                let (namespace, service) =
+                    message::names(key).expect("only what can be watched is kept");
+                (namespace, service)
+            }
+        }
+    }
+
+    fn change(&self) -> Change {
+        match self {
+            Kept::Service(service) => {
+                Change { key: service.key(), record: Some(Record::Service(service.clone())) }
+            }
+            Kept::Instance(instance) => {
+                Change { key: instance.key(), record: Some(Record::Instance(instance.clone())) }
+            }
+            Kept::Gone(key) => Change { key: Key::clone(key), record: None },
+        }
+    }
+}
+
+impl Tag {
+    fn of(changes: &[Kept]) -> Tag {
+        let (namespace, service) = changes[0].names();
+        if changes[1..].iter().any(|change| change.names() != (namespace, service)) {
+            return Tag::Mixed;
+        }
+        Tag::One { namespace: hash(namespace, ""), service: hash(namespace, service) }
     }
 }
 

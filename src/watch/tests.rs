@@ -15,8 +15,8 @@ use rand::{RngExt, SeedableRng};
 
 use super::*;
 use crate::state::{
-    Admin, Command, Endpoint, Entry, Health, InstanceName, Key, Op, Record, Registration, Reply,
-    ServiceSettings,
+    Admin, Command, Endpoint, Entry, Health, InstanceName, Key, Op, Pairs, Record, Registration,
+    Reply, ServiceSettings,
 };
 
 /// All watchable records at one revision.
@@ -229,10 +229,10 @@ fn name(service: &str, id: &str) -> InstanceName {
 fn registration(name: InstanceName, reason: &str, session: Option<u64>) -> Op {
     Op::Register(Box::new(Registration {
         name,
-        endpoints: vec![Endpoint { name: "grpc".into(), host: "10.0.0.1".into(), port: 80 }],
+        endpoints: vec![Endpoint { name: "grpc".into(), host: "10.0.0.1".into(), port: 80 }].into(),
         weight: 1,
         zone: String::new(),
-        metadata: vec![],
+        metadata: Pairs::default(),
         health: Health::Passing,
         admin: Admin::Enabled,
         reason: reason.into(),
@@ -252,8 +252,8 @@ fn put_service(namespace: &str, name: &str, policy: &str) -> Op {
         protect_threshold_percent: 0,
         deregister_after_ms: 30_000,
         policy: policy.into(),
-        policy_parameters: vec![],
-        metadata: vec![],
+        policy_parameters: Pairs::default(),
+        metadata: Pairs::default(),
         expected_mod_revision: None,
     }))
 }
@@ -476,14 +476,7 @@ fn a_large_snapshot_comes_in_pieces_by_events_and_by_bytes() {
         Kind::Changes,
         std::iter::once(&world.state)
             .flat_map(|state| state.instances("default", "web").take(1))
-            .map(|i| Change {
-                key: Key::Instance {
-                    namespace: i.namespace.clone(),
-                    service: i.service.clone(),
-                    id: i.id.clone(),
-                },
-                record: Some(Record::Instance(i.clone())),
-            })
+            .map(|i| Change { key: i.key(), record: Some(Record::Instance(i.clone())) })
             .collect(),
     );
     world.hub = Hub::with_capacity(
@@ -791,7 +784,7 @@ fn the_estimate_of_a_messages_bytes_is_never_too_low_nor_far_too_high() {
             service: service.clone(),
             id: named(&mut rng),
         };
-        let pairs = |rng: &mut StdRng| -> Vec<(String, String)> {
+        let pairs = |rng: &mut StdRng| -> Pairs {
             (0..rng.random_range(0..8)).map(|i| (format!("k{i}"), text(rng, 200))).collect()
         };
         let endpoints = (0..rng.random_range(1..5)).map(|i| Endpoint {

@@ -9,8 +9,8 @@ use quorate::error::Error;
 use quorate::proto::v1::Consistency;
 use quorate::runtime;
 use quorate::state::{
-    Admin, Command, Endpoint, Health, InstanceName, InstancePatch, Key, Op, Outcome, Refusal,
-    Registration, Reply, RequestId, ServiceSettings,
+    Admin, Command, Endpoint, Health, InstanceName, InstancePatch, Key, Op, Outcome, Pairs,
+    Refusal, Registration, Reply, RequestId, ServiceSettings,
 };
 use quorate::watch::Range;
 use rand::RngExt as _;
@@ -268,7 +268,7 @@ impl Writer {
     /// What the next write does.
     fn op(&mut self, session: Option<u64>) -> Op {
         self.count += 1;
-        let mark = vec![(TAG.to_owned(), self.mark())];
+        let mark: Pairs = [(TAG, self.mark())].into_iter().collect();
         let random = &mut self.random;
         let name = shared_name(random);
         match random.random_range(0..100) {
@@ -300,7 +300,7 @@ impl Writer {
                 protect_threshold_percent: random.random_range(0..=100),
                 deregister_after_ms: random.random_range(1_000..3_000),
                 policy: "round_robin".to_owned(),
-                policy_parameters: Vec::new(),
+                policy_parameters: Pairs::default(),
                 metadata: mark,
                 expected_mod_revision: None,
             })),
@@ -396,14 +396,10 @@ impl Writer {
     }
 }
 
-fn registration(
-    name: InstanceName,
-    metadata: Vec<(String, String)>,
-    session: Option<u64>,
-) -> Registration {
+fn registration(name: InstanceName, metadata: Pairs, session: Option<u64>) -> Registration {
     Registration {
         name,
-        endpoints: vec![Endpoint { name: "http".into(), host: "10.0.0.1".into(), port: 80 }],
+        endpoints: vec![Endpoint { name: "http".into(), host: "10.0.0.1".into(), port: 80 }].into(),
         weight: 1,
         zone: String::new(),
         metadata,

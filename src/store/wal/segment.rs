@@ -150,11 +150,10 @@ pub(super) fn create_spare(disk: &dyn Disk, name: &str, bytes: u64) -> io::Resul
         }
         other => other?,
     };
-    let zeros = vec![0; FILL_BYTES.min(bytes) as usize];
     let mut at = 0;
     while at < bytes {
-        let piece = (bytes - at).min(zeros.len() as u64);
-        file.write_at(at, &zeros[..piece as usize])?;
+        let piece = (bytes - at).min(FILL_BYTES);
+        file.fill(at, piece)?;
         at += piece;
         if at % FILL_SYNC_BYTES == 0 || at == bytes {
             file.sync()?;

@@ -56,7 +56,7 @@ pub fn tag_of(record: &Record) -> Option<&str> {
             return None;
         }
     };
-    metadata.iter().find(|(key, _)| key == TAG).map(|(_, value)| value.as_str())
+    metadata.get(TAG)
 }
 
 impl History {

@@ -1,0 +1,154 @@
+//! Records by name: found through a hash, since every write and every look-up does that, and listed in
+//! the order of the names. The hash decides nothing that can be seen.
+
+use std::collections::BTreeMap;
+use std::hash::BuildHasher as _;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+
+/// Invariant: `order` holds the name of every occupied slot, `found` its slot; the rest is in `free`.
+#[derive(Debug)]
+pub(super) struct Catalog<T> {
+    slots: Vec<Option<(Arc<str>, T)>>,
+    free: Vec<u32>,
+    found: HashTable<u32>,
+    order: BTreeMap<Arc<str>, u32>,
+    hashing: DefaultHashBuilder,
+}
+
+impl<T> Default for Catalog<T> {
+    fn default() -> Self {
+        Catalog {
+            slots: Vec::new(),
+            free: Vec::new(),
+            found: HashTable::new(),
+            order: BTreeMap::new(),
+            hashing: DefaultHashBuilder::default(),
+        }
+    }
+}
+
+impl<T> Catalog<T> {
+    pub fn get(&self, name: &str) -> Option<&T> {
+        Some(&occupied(&self.slots, self.slot(name)?).1)
+    }
+
+    pub fn get_mut(&mut self, name: &str) -> Option<&mut T> {
+        let slot = self.slot(name)?;
+        Some(self.at_mut(slot))
+    }
+
+    pub fn get_or_insert_with(&mut self, name: &str, make: impl FnOnce(&Arc<str>) -> T) -> &mut T {
+        let slot = self.slot(name).unwrap_or_else(|| {
+            let name: Arc<str> = name.into();
+            let value = make(&name);
+            self.insert(name, value)
+        });
+        self.at_mut(slot)
+    }
+
+    /// In the order of the names.
+    pub fn values(&self) -> impl Iterator<Item = &T> {
+        self.order.values().map(|slot| &occupied(&self.slots, *slot).1)
+    }
+
+    /// In the order of the names, from a bound on.
+    pub fn range(&self, from: Bound<&str>) -> impl Iterator<Item = (&Arc<str>, &T)> {
+        let range = self.order.range::<str, _>((from, Bound::Unbounded));
+        range.map(|(name, slot)| (name, &occupied(&self.slots, *slot).1))
+    }
+
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    /// Returns what it replaces.
+    pub fn put(&mut self, name: &Arc<str>, value: T) -> Option<T> {
+        match self.slot(name) {
+            Some(slot) => Some(std::mem::replace(self.at_mut(slot), value)),
+            None => {
+                self.insert(name.clone(), value);
+                None
+            }
+        }
+    }
+
+    pub fn remove(&mut self, name: &str) -> Option<T> {
+        let Catalog { slots, free, found, order, hashing } = self;
+        let hash = hashing.hash_one(name);
+        let entry = found.find_entry(hash, |slot| *occupied(slots, *slot).0 == *name).ok()?;
+        let (slot, _) = entry.remove();
+        order.remove(name);
+        free.push(slot);
+        slots[slot as usize].take().map(|(_, value)| value)
+    }
+
+    /// The name is not there yet.
+    fn insert(&mut self, name: Arc<str>, value: T) -> u32 {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            u32::try_from(self.slots.len() - 1).expect("limits are far below it")
+        });
+        let Catalog { slots, found, order, hashing, .. } = self;
+        let hash = hashing.hash_one(&*name);
+        order.insert(name.clone(), slot);
+        slots[slot as usize] = Some((name, value));
+        found.insert_unique(hash, slot, |slot| hashing.hash_one(&*occupied(slots, *slot).0));
+        slot
+    }
+
+    fn slot(&self, name: &str) -> Option<u32> {
+        let hash = self.hashing.hash_one(name);
+        self.found.find(hash, |slot| *occupied(&self.slots, *slot).0 == *name).copied()
+    }
+
+    fn at_mut(&mut self, slot: u32) -> &mut T {
+        &mut self.slots[slot as usize].as_mut().expect(OCCUPIED).1
+    }
+}
+
+const OCCUPIED: &str = "what the hash and the order name is occupied";
+
+fn occupied<T>(slots: &[Option<(Arc<str>, T)>], slot: u32) -> &(Arc<str>, T) {
+    slots[slot as usize].as_ref().expect(OCCUPIED)
+}
+
+// Whatever is put and removed, it answers as an ordered map does.
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn it_is_an_ordered_map(steps in prop::collection::vec((0..60u32, 0..4u32), 0..400)) {
+            let (mut catalog, mut model) = (Catalog::default(), BTreeMap::new());
+            for (value, (name, what)) in (0..).zip(steps) {
+                let name: Arc<str> = format!("i{name}").into();
+                match what {
+                    0 => prop_assert_eq!(catalog.remove(&name), model.remove(&name)),
+                    1 => {
+                        let made = model.entry(name.clone()).or_insert(value);
+                        prop_assert_eq!(catalog.get_or_insert_with(&name, |_| value), made);
+                    }
+                    _ => prop_assert_eq!(catalog.put(&name, value), model.insert(name.clone(), value)),
+                }
+                prop_assert_eq!(catalog.get(&name), model.get(&name));
+                prop_assert_eq!(catalog.get_mut(&name), model.get_mut(&name));
+                prop_assert_eq!(catalog.len(), model.len());
+                prop_assert_eq!(catalog.is_empty(), model.is_empty());
+            }
+            prop_assert!(catalog.values().eq(model.values()));
+            let from = Bound::Excluded("i3");
+            prop_assert!(catalog.range(from).eq(model.range::<str, _>((from, Bound::Unbounded))));
+            prop_assert!(catalog.slots.len() <= 60, "slots are used again");
+        }
+    }
+}
