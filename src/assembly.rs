@@ -1,13 +1,16 @@
 //! Puts a node together from its configuration: data directory, log, image and snapshots, peers. The
 //! only place, beside the listeners, where production's files, threads and clocks are named.
 
+mod rebuild;
+
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::clock::{Clock, SystemClock};
-use crate::limits::{DIGEST_ENTRIES, WAL_SEGMENT_BYTES};
+use crate::limits::WAL_SEGMENT_BYTES;
 use crate::node::{self, Node, Parts, Storage};
 use crate::options::{Config, Durability};
 use crate::raft::log::Log;
@@ -21,6 +24,7 @@ use crate::store::data_dir::{self, DataDir, StoreId};
 use crate::store::disk::{Disk, File, RealDisk};
 use crate::store::driver::{CheckpointThread, Handle, Pace};
 use crate::store::peers::{FilePeers, PeerBook};
+use crate::store::rebuild::{self as marks, Mark};
 use crate::store::recovery::Recovery;
 use crate::store::sled_store::SledStore;
 use crate::store::wal::{OpenError, Recovered, Wal, WalCore, WalOptions};
@@ -66,6 +70,20 @@ impl Error {
     }
 }
 
+/// How far a start is, for whoever asks meanwhile. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Progress(Arc<Mutex<String>>);
+
+impl Progress {
+    pub fn say(&self, what: String) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    }
+
+    pub fn text(&self) -> String {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// A running node and what must be stopped after it.
 #[derive(Debug)]
 pub struct Assembly {
@@ -97,14 +115,15 @@ impl Assembly {
 }
 
 /// Opens everything, recovers the state and starts the node.
-pub async fn assemble(config: &Config) -> Result<Assembly, Error> {
+pub async fn assemble(config: &Config, progress: &Progress) -> Result<Assembly, Error> {
+    progress.say("starting: reading the disk".to_owned());
     let clock = SystemClock;
     let cluster_id = match &config.cluster_id {
         Some(cluster_id) => cluster_id.clone(),
         None => cluster_to_join(config).await?,
     };
     let mut dir = DataDir::open(&config.data_dir, &cluster_id, config.id, clock.wall_ms())?;
-    let book = dir.peers()?;
+    let book = Arc::new(dir.peers()?);
 
     let log_disk = open_disk(config, "the log's directory", &dir.log())?;
     let snapshots = open_disk(config, "the snapshots' directory", &dir.snapshots())?;
@@ -119,25 +138,42 @@ pub async fn assemble(config: &Config) -> Result<Assembly, Error> {
         tracing::warn!(?cut, "a torn tail of the log was removed: writes never acknowledged");
     }
 
-    let settings = Settings { cluster_id: cluster_id.clone(), digest_every: DIGEST_ENTRIES };
-    let started = Instant::now();
-    let (checkpoints, recovery) = CheckpointThread::spawn(
-        settings,
-        Pace::default(),
-        Box::new(SledStore::new(dir.path())),
-        snapshots.clone(),
-        Arc::new(move || started.elapsed()),
-        Box::new(|error| {
-            // The next start sets the image aside and rebuilds it from snapshot and log.
-            tracing::error!(%error, "the image failed; the process ends");
-            std::process::abort();
-        }),
-    )?;
-    for sentence in &recovery.report {
-        tracing::warn!("{sentence}");
-    }
+    let identity_with = |book: Arc<dyn PeerBook>| {
+        Arc::new(Identity {
+            cluster_id: cluster_id.clone(),
+            node_id: config.id,
+            store_id: dir.store_id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            book,
+        })
+    };
     let first = recovered.first.or(recovered.purged.as_ref().map(|(index, _)| index + 1));
-    recovery.covers(first).map_err(Error::Gap)?;
+    let started = Instant::now();
+    let mut mark = dir.rebuild()?;
+    let (checkpoints, recovery) = loop {
+        if let Some(mark) = &mark {
+            // There is no state yet that would know members whom this node has not met.
+            let peers = GrpcPeers::new(identity_with(book.clone()));
+            rebuild::run(mark, &dir, &snapshots, &peers, first, progress).await?;
+        }
+        let (checkpoints, recovery) = recover(config, &cluster_id, &dir, &snapshots)?;
+        match recovery.covers(first) {
+            Ok(()) => break (checkpoints, recovery),
+            Err(why) if mark.is_none() => {
+                // Image and snapshots are gone, the log is not: another member's state will do.
+                let sources = other_members(config).await;
+                if sources.is_empty() {
+                    return Err(Error::Gap(why));
+                }
+                tracing::error!("{why}");
+                checkpoints.shutdown()?;
+                let lost = Mark { right: None, sources };
+                marks::write(dir.path(), &lost).map_err(mark_failed(dir.path()))?;
+                mark = Some(lost);
+            }
+            Err(why) => return Err(Error::Gap(why)),
+        }
+    };
     refuse_rolled_back(&recovery, &recovered)?;
     tracing::info!(origin = ?recovery.origin, took = ?started.elapsed(), "state recovered");
 
@@ -158,7 +194,7 @@ pub async fn assemble(config: &Config) -> Result<Assembly, Error> {
         let what = what.to_owned();
         move |source| Error::Io { what, source }
     };
-    let log = Log::new(Arc::new(wal.clone()), &recovered, on_synced).map_err(io("the log"))?;
+    let mut log = Log::new(Arc::new(wal.clone()), &recovered, on_synced).map_err(io("the log"))?;
     let initialized = log.is_initialized();
 
     let (last, membership) = match &recovery.point {
@@ -168,16 +204,19 @@ pub async fn assemble(config: &Config) -> Result<Assembly, Error> {
         }
         None => (None, StoredMembership::default()),
     };
+    if mark.is_some() {
+        if let Some(last) = last {
+            log.go_on_behind(last).await.map_err(io("the log"))?;
+        }
+        // Everything is in place.
+        marks::remove(dir.path()).map_err(mark_failed(dir.path()))?;
+    }
     let hub = Hub::new(recovery.state.revision());
     let replica = Replica::new(recovery.state, hub, last, membership);
 
-    let identity = Arc::new(Identity {
-        cluster_id: cluster_id.clone(),
-        node_id: config.id,
-        store_id: dir.store_id(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        book: Arc::new(KnownPeers { replica: replica.clone(), met: book }),
-    });
+    let identity =
+        identity_with(Arc::new(KnownPeers { replica: replica.clone(), met: book.clone() }));
+    progress.say("starting".to_owned());
     refuse_wiped(config, &identity).await?;
 
     let joins = config.join.is_some();
@@ -209,10 +248,60 @@ pub async fn assemble(config: &Config) -> Result<Assembly, Error> {
         peers: Arc::new(GrpcPeers::new(identity.clone())),
         clock: Arc::new(clock),
         observer: Arc::new(Silent),
-        disk: Arc::new(NodeDisk { snapshots, wal: wal.clone(), handle }),
+        disk: Arc::new(NodeDisk {
+            data_dir: dir.path().to_owned(),
+            snapshots,
+            wal: wal.clone(),
+            handle,
+        }),
+        rebuilt: mark.is_some(),
     };
     let node = Node::start(node_config, parts).await.map_err(Error::Consensus)?;
     Ok(Assembly { node, identity, initialized, wal, checkpoints, _dir: dir })
+}
+
+/// Reads back what image and snapshots hold, and starts the thread that writes them from then on.
+fn recover(
+    config: &Config,
+    cluster_id: &str,
+    dir: &DataDir,
+    snapshots: &Arc<dyn Disk>,
+) -> Result<(CheckpointThread, Recovery), Error> {
+    let started = Instant::now();
+    let (checkpoints, recovery) = CheckpointThread::spawn(
+        Settings { cluster_id: cluster_id.to_owned(), digest_every: config.digest_entries },
+        Pace::default(),
+        Box::new(SledStore::new(dir.path())),
+        snapshots.clone(),
+        Arc::new(move || started.elapsed()),
+        Box::new(|error| {
+            // The next start sets the image aside and rebuilds it from snapshot and log.
+            tracing::error!(%error, "the image failed; the process ends");
+            std::process::abort();
+        }),
+    )?;
+    for sentence in &recovery.report {
+        tracing::warn!("{sentence}");
+    }
+    Ok((checkpoints, recovery))
+}
+
+/// The other members that this node was told of: number and peer address.
+async fn other_members(config: &Config) -> BTreeMap<u64, String> {
+    let mut members: BTreeMap<u64, String> = config.initial_members.iter().cloned().collect();
+    if let Some(address) = &config.join
+        && let Ok(answer) = hello(None, address).await
+        && let Some(identity) = answer.identity
+    {
+        members.insert(identity.node_id, address.clone());
+    }
+    members.remove(&config.id);
+    members
+}
+
+fn mark_failed(data_dir: &Path) -> impl FnOnce(io::Error) -> Error {
+    let what = marks::path(data_dir).display().to_string();
+    move |source| Error::Io { what, source }
 }
 
 /// The image is never ahead of what the log had synced, but for a snapshot that was just installed:
@@ -292,7 +381,7 @@ async fn refuse_wiped(config: &Config, identity: &Identity) -> Result<(), Error>
 #[derive(Debug)]
 struct KnownPeers {
     replica: Arc<Replica>,
-    met: FilePeers,
+    met: Arc<FilePeers>,
 }
 
 impl PeerBook for KnownPeers {
@@ -313,6 +402,7 @@ impl PeerBook for KnownPeers {
 /// What the node asks of its disk.
 #[derive(Debug)]
 struct NodeDisk {
+    data_dir: PathBuf,
     snapshots: Arc<dyn Disk>,
     wal: Wal,
     handle: Handle,
@@ -337,6 +427,10 @@ impl Storage for NodeDisk {
 
     fn snapshot_bytes(&self) -> u64 {
         self.handle.newest_snapshot().map_or(0, |snapshot| snapshot.bytes)
+    }
+
+    fn mark_rebuild(&self, mark: &Mark) -> io::Result<()> {
+        marks::write(&self.data_dir, mark)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What operators and orchestrators ask over plain HTTP: `/livez`, `/readyz`, `/metrics`, `/version`.
 
 use std::fs;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use axum::Router;
 use axum::extract::State;
@@ -16,22 +16,35 @@ use crate::node::Status;
 /// The HTTP server's state.
 #[derive(Clone)]
 struct Http {
-    api: Api,
+    /// Empty while the node starts.
+    api: Arc<OnceLock<Api>>,
+    /// How far the start is.
+    starting: Arc<dyn Fn() -> String + Send + Sync>,
     metrics: PrometheusHandle,
 }
 
-pub fn router(api: Api, metrics: PrometheusHandle) -> Router {
+/// Answers also while the node starts, which takes as long as a member lets it wait whose state it
+/// needs: `api` is set afterwards, and until then `starting` says why the node is not ready.
+pub fn router(
+    api: Arc<OnceLock<Api>>,
+    starting: Arc<dyn Fn() -> String + Send + Sync>,
+    metrics: PrometheusHandle,
+) -> Router {
     Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/metrics", get(render))
         .route("/version", get(version))
-        .with_state(Http { api, metrics })
+        .with_state(Http { api, starting, metrics })
 }
 
 /// 200 while this node can serve; 503 with the reason otherwise.
 async fn readyz(State(http): State<Http>) -> (StatusCode, String) {
-    match unready(&http.api) {
+    let reason = match http.api.get() {
+        Some(api) => unready(api),
+        None => Some((http.starting)()),
+    };
+    match reason {
         None => (StatusCode::OK, "ok\n".to_owned()),
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     }
@@ -53,19 +66,23 @@ fn unready(api: &Api) -> Option<String> {
 }
 
 async fn version(State(http): State<Http>) -> impl IntoResponse {
-    let about = &http.api.about;
+    let Some(api) = http.api.get() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, (http.starting)()).into_response();
+    };
     let version = serde_json::json!({
-        "version": about.version,
-        "cluster_id": about.cluster_id,
-        "node_id": http.api.node.id(),
+        "version": api.about.version,
+        "cluster_id": api.about.cluster_id,
+        "node_id": api.node.id(),
     });
-    ([(header::CONTENT_TYPE, "application/json")], format!("{version}\n"))
+    ([(header::CONTENT_TYPE, "application/json")], format!("{version}\n")).into_response()
 }
 
 async fn render(State(http): State<Http>) -> impl IntoResponse {
-    record(&http.api.node.status());
     record_process();
-    metrics::gauge!("quorate_uptime_seconds").set(http.api.about.started.elapsed().as_secs_f64());
+    if let Some(api) = http.api.get() {
+        record(&api.node.status());
+        metrics::gauge!("quorate_uptime_seconds").set(api.about.started.elapsed().as_secs_f64());
+    }
     let text = http.metrics.render();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
@@ -110,6 +127,8 @@ fn describe() {
     counter!("quorate_commands_proposed_total", "Commands handed to the log or to the leader.");
     counter!("quorate_commands_applied_total", "Commands applied to the state.");
     counter!("quorate_slow_apply_total", "Batches whose application took too long.");
+    gauge!("quorate_corrupt_replicas", "Replicas that differ from the others; on the leader.");
+    gauge!("quorate_rebuilding", "Whether this node fetches its state from another one.");
     gauge!("quorate_raft_term", "Current term.");
     gauge!("quorate_log_last_index", "Index of the last log entry.");
     gauge!("quorate_snapshot_index", "Index of the newest snapshot.");
@@ -143,6 +162,7 @@ fn record(status: &Status) {
     gauge("quorate_has_leader", u64::from(status.leader.is_some()));
     gauge("quorate_is_leader", u64::from(status.is_leader));
     gauge("quorate_is_learner", u64::from(status.learner));
+    gauge("quorate_corrupt_replicas", status.corrupt_replicas);
     counter("quorate_leader_changes_seen_total", status.leader_changes);
     counter("quorate_proposals_committed_total", status.committed_index);
     counter("quorate_proposals_applied_total", status.applied_index);

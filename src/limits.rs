@@ -180,6 +180,8 @@ pub const CHECKPOINT_NICE: i32 = 10;
 /// Every node computes the digest of its state at the multiples of this index, and keeps the newest.
 pub const DIGEST_ENTRIES: u64 = 10_000;
 pub const DIGESTS_KEPT: usize = 16;
+/// What `--digest-entries` allows.
+pub const DIGEST_ENTRIES_RANGE: std::ops::RangeInclusive<u64> = 10..=100_000_000;
 /// Snapshot files that are kept.
 pub const SNAPSHOTS_KEPT: usize = 2;
 /// Bytes of a snapshot file's header, that is of a cluster id, a log id and a membership.
@@ -203,6 +205,17 @@ pub const SNAPSHOT_KEEP_ENTRIES: u64 = 20_000;
 /// Bytes of log after which a snapshot is made, however few entries they are; half of them are kept
 /// behind it.
 pub const SNAPSHOT_LOG_BYTES: u64 = 1024 * 1024 * 1024;
+
+// ---- rebuilding a node from another ----
+
+/// How often the leader compares the digests of the replicas.
+pub const AUDIT_INTERVAL: Duration = Duration::from_secs(5);
+/// A node that was rebuilt does not do it again for so long: it would not help, and a node that is
+/// always rebuilding is one less.
+pub const REBUILD_REST: Duration = Duration::from_secs(600);
+/// A member that sends nothing for so long is given up, and how long the next round waits.
+pub const FETCH_SILENCE: Duration = Duration::from_secs(60);
+pub const FETCH_AGAIN: Duration = Duration::from_secs(1);
 
 // ---- consensus ----
 

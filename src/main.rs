@@ -1,12 +1,14 @@
 //! The binary: parses, dispatches, and turns what went wrong into an exit code.
 
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode};
 
 use clap::Parser as _;
 use quorate::cli::{Error, Invocation, Line, output};
 use quorate::limits::SHUTDOWN_BLOCKED;
 use quorate::options::{Config, Durability, Log, LogFormat, exit};
 use quorate::runtime::run_to_end;
+use quorate::server::Stopped;
 use tracing_subscriber::EnvFilter;
 
 #[global_allocator]
@@ -41,12 +43,32 @@ fn serve(config: Config) -> u8 {
         Err(error) => return failed(&Error::io("the runtime", error)),
     };
     match run_to_end(runtime, quorate::server::run(config), SHUTDOWN_BLOCKED) {
-        Ok(()) => exit::OK,
+        Ok(Stopped::Asked) => exit::OK,
+        Ok(Stopped::ToRebuild) => start_anew(),
         Err(error) => {
             output::note(&format!("error: {error}"));
             error.exit_code()
         }
     }
+}
+
+/// Puts the same program with the same arguments in the place of this process, under its number, so
+/// that no supervisor is needed; what this one had open is closed. Returns when that is not possible.
+fn start_anew() -> u8 {
+    let own = std::env::current_exe();
+    // The second names the running program also when its file was replaced by another release.
+    let programs = own.into_iter().chain(["/proc/self/exe".into()]);
+    for program in programs {
+        let mut arguments = std::env::args_os();
+        let mut command = Command::new(&program);
+        if let Some(name) = arguments.next() {
+            command.arg0(name);
+        }
+        let error = command.args(arguments).exec();
+        tracing::warn!(%error, program = %program.display(), "cannot be started anew");
+    }
+    output::note("error: this node must fetch its state and cannot start anew by itself: start it");
+    exit::REBUILD
 }
 
 fn runtime(threads: usize) -> std::io::Result<tokio::runtime::Runtime> {

@@ -7,6 +7,7 @@ mod batcher;
 mod keeper;
 mod membership;
 mod proposer;
+mod rebuild;
 mod wire;
 
 #[cfg(test)]
@@ -31,6 +32,7 @@ use self::batcher::Batcher;
 use self::keeper::Keeper;
 use self::proposer::{Pending, Proposer};
 pub use self::proposer::{ReplyTo, Sink};
+use self::rebuild::Rebuild;
 use self::wire::{Admin, AdminReply, Description, WireError};
 use crate::clock::Clock;
 use crate::error::Error;
@@ -48,7 +50,9 @@ pub use crate::raft::types::Member;
 use crate::raft::types::{NodeId, Types};
 use crate::runtime::{self, Instant};
 use crate::state::{Command, Kind, Outcome, Refusal, State};
+use crate::store::checkpoint::Digest;
 use crate::store::disk::Disk;
+use crate::store::rebuild::Mark;
 use crate::watch;
 
 /// The answer to a submitted command: what the state said, or why it was not asked.
@@ -88,6 +92,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     pub observer: Arc<dyn Observer>,
     pub disk: Arc<dyn Storage>,
+    /// This start has fetched the state from another member.
+    pub rebuilt: bool,
 }
 
 /// What the node asks of its disk besides log and snapshots.
@@ -98,6 +104,9 @@ pub trait Storage: Send + Sync + Debug + 'static {
     fn log_bytes(&self) -> u64;
     fn image_bytes(&self) -> u64;
     fn snapshot_bytes(&self) -> u64;
+    /// Notes that the state must come from another member; durable on return. The next start does
+    /// nothing before it has it.
+    fn mark_rebuild(&self, mark: &Mark) -> io::Result<()>;
 }
 
 /// Who leads, as this node knows it.
@@ -146,6 +155,8 @@ pub struct Status {
     pub commands_applied: u64,
     pub slow_applies: u64,
     pub leader_changes: u64,
+    /// Replicas that differ from the others, as the leader found them.
+    pub corrupt_replicas: u64,
     /// What an operator should look at, in words.
     pub errors: Vec<String>,
 }
@@ -212,7 +223,8 @@ struct Inner {
     /// Client addresses of the members, as they told them.
     directory: Mutex<BTreeMap<NodeId, String>>,
     /// What the leader's comparison of the replicas found.
-    alarms: Mutex<BTreeSet<String>>,
+    alarms: Mutex<BTreeMap<NodeId, String>>,
+    rebuild: Rebuild,
     closing: AtomicBool,
     /// Free bytes when the disk is low, else u64::MAX.
     low_disk: AtomicU64,
@@ -248,7 +260,7 @@ impl Node {
             ..openraft::Config::default()
         };
         let raft_config = raft_config.validate().map_err(Error::internal)?;
-        let Parts { log, replica, checkpoints, peers, clock, observer, disk } = parts;
+        let Parts { log, replica, checkpoints, peers, clock, observer, disk, rebuilt } = parts;
         let fresh = !log.is_initialized();
         let network = Network::new(config.id, peers.clone());
         let machine = Machine::new(replica.clone(), checkpoints.clone(), observer);
@@ -271,7 +283,8 @@ impl Node {
             keep_alives: Batcher::new("keep-alives", PROPOSAL_QUEUE),
             keeper: Keeper::default(),
             directory: Mutex::new(BTreeMap::from([(config.id, config.client_address.clone())])),
-            alarms: Mutex::new(BTreeSet::new()),
+            alarms: Mutex::default(),
+            rebuild: Rebuild::new(rebuilt),
             closing: AtomicBool::new(false),
             low_disk: AtomicU64::new(u64::MAX),
             leader_changes: AtomicU64::new(0),
@@ -416,6 +429,9 @@ impl Node {
         consistency: Consistency,
         timeout: Duration,
     ) -> Result<Consistency, Error> {
+        if self.rebuilds() {
+            return Err(Error::ShuttingDown { definite: true });
+        }
         match consistency {
             Consistency::Stale => Ok(Consistency::Stale),
             Consistency::Unspecified | Consistency::Linearizable => {
@@ -452,6 +468,9 @@ impl Node {
         range: watch::Range,
         after_revision: u64,
     ) -> Result<watch::Subscription, Error> {
+        if self.rebuilds() {
+            return Err(Error::ShuttingDown { definite: true });
+        }
         // The read lock keeps the machine from publishing between the snapshot and the subscription.
         let state = self.0.replica.state();
         self.0.replica.hub.subscribe(range, after_revision, &state)
@@ -586,6 +605,7 @@ impl Node {
     /// True when a leader is known and heard of, and this node has applied something of its term.
     pub fn is_ready(&self) -> bool {
         !self.0.closing.load(Ordering::Relaxed)
+            && !self.rebuilds()
             && self.present_leader().is_some()
             && self.0.replica.last_applied().is_some()
     }
@@ -607,7 +627,13 @@ impl Node {
             u64::MAX => {}
             free => errors.push(format!("NOSPACE: {free} bytes free; takes no writes")),
         }
-        errors.extend(self.0.alarms.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
+        if self.rebuilds() {
+            errors.push("CORRUPT: this node starts anew and fetches its state".to_owned());
+        }
+        let alarms = self.0.alarms.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let corrupt_replicas = alarms.len() as u64;
+        // Nodes that differ from each other share one sentence.
+        errors.extend(alarms.into_values().collect::<BTreeSet<String>>());
         if !metrics.membership_config.nodes().any(|(id, _)| *id == self.id()) {
             errors.push("not a member: waiting to be added, or removed".to_owned());
         }
@@ -640,6 +666,7 @@ impl Node {
             commands_applied: self.0.replica.commands(),
             slow_applies: self.0.replica.slow_applies(),
             leader_changes: self.0.leader_changes.load(Ordering::Relaxed),
+            corrupt_replicas,
             errors,
         }
     }
@@ -658,13 +685,12 @@ impl Node {
     }
 
     /// Digests at the indexes where every node computes one.
-    fn digests(&self) -> Vec<audit::Row> {
-        let digests = self.0.checkpoints.digests();
-        digests.into_iter().map(|at| (at.index, at.digest, at.records)).collect()
+    fn digests(&self) -> Vec<Digest> {
+        self.0.checkpoints.digests()
     }
 
-    fn set_alarms(&self, alarms: BTreeSet<String>) {
-        *self.0.alarms.lock().unwrap_or_else(PoisonError::into_inner) = alarms;
+    fn set_alarms(&self, alarms: &BTreeMap<NodeId, String>) {
+        self.0.alarms.lock().unwrap_or_else(PoisonError::into_inner).clone_from(alarms);
     }
 
     /// A snapshot file that holds at least what is applied now, for backup.
@@ -703,6 +729,10 @@ impl Node {
                 Ok(codec::to_bytes(&reply.map_err(WireError::from)))
             }
             Method::Digest => Ok(codec::to_bytes(&self.digests())),
+            Method::Rebuild => {
+                let mark: Mark = codec::from_bytes("rebuild", &payload)?;
+                Ok(codec::to_bytes(&self.rebuild(mark).await))
+            }
         }
     }
 
@@ -871,6 +901,7 @@ impl PeerHandler for Node {
         match channel {
             Channel::Append => self.0.service.append(input).boxed(),
             Channel::Forward => proposer::serve(self.clone(), input).map(Ok).boxed(),
+            Channel::Fetch => rebuild::serve(self.clone(), input),
         }
     }
 

@@ -32,6 +32,8 @@ pub mod exit {
     pub const LOG_DAMAGED: u8 = 4;
     /// An address to listen on is taken.
     pub const ADDRESS_IN_USE: u8 = 5;
+    /// The node must start anew to fetch its state, and could not do that by itself.
+    pub const REBUILD: u8 = 6;
 }
 
 /// Why options are refused. Names the option, what it was and what is allowed.
@@ -151,6 +153,10 @@ raw_options! {
         /// Log entries after which a snapshot is made [default: 100000]
         #[arg(long, env = "QUORATE_SNAPSHOT_ENTRIES", value_name = "N")]
         snapshot_entries,
+        /// Log entries after which the nodes compare their states; the same on all nodes
+        /// [default: 10000]
+        #[arg(long, env = "QUORATE_DIGEST_ENTRIES", value_name = "N")]
+        digest_entries,
         /// Threads that serve requests [default: 1]
         #[arg(long, env = "QUORATE_WORKER_THREADS", value_name = "N")]
         worker_threads,

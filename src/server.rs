@@ -3,7 +3,7 @@
 
 use std::future::{self, Future};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::serve::ListenerExt as _;
 use futures::future::BoxFuture;
@@ -15,7 +15,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::api::{About, Api, Drain};
-use crate::assembly::{self, Assembly, assemble};
+use crate::assembly::{self, Assembly, Progress, assemble};
 use crate::http;
 use crate::limits::{PEER_MESSAGE_BYTES, SHUTDOWN, SHUTDOWN_CALLS};
 use crate::listeners::{self, Port};
@@ -37,6 +37,8 @@ pub enum Error {
     Listen(#[from] listeners::Error),
     #[error(transparent)]
     Assembly(#[from] assembly::Error),
+    #[error("the HTTP server ended: {0}")]
+    Http(io::Error),
     #[error("signals cannot be handled: {0}")]
     Signals(io::Error),
     #[error("metrics: {0}")]
@@ -50,19 +52,30 @@ impl Error {
         match self {
             Error::Listen(_) => exit::ADDRESS_IN_USE,
             Error::Assembly(error) => error.exit_code(),
-            Error::Signals(_) | Error::Metrics(_) | Error::Reflection(_) => exit::ERROR,
+            Error::Http(_) | Error::Signals(_) | Error::Metrics(_) | Error::Reflection(_) => {
+                exit::ERROR
+            }
         }
     }
 }
 
-/// Runs a node until it is told to stop.
-pub async fn run(config: Config) -> Result<(), Error> {
+/// Why a node has stopped in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// It was told to.
+    Asked,
+    /// Its state is not that of the others: it is to be started anew at once, and fetches theirs.
+    ToRebuild,
+}
+
+/// Runs a node until it is told to stop, or has to start anew.
+pub async fn run(config: Config) -> Result<Stopped, Error> {
     let mut signals = Signals::new(config.exit_with_parent).map_err(Error::Signals)?;
     let server = tokio::select! {
         biased;
         why = signals.next() => {
             tracing::info!(why, "stopped before it had started");
-            return Ok(());
+            return Ok(Stopped::Asked);
         }
         server = Server::start(&config) => server?,
     };
@@ -73,14 +86,23 @@ pub async fn run(config: Config) -> Result<(), Error> {
         http = %config.listen.http,
         "serving"
     );
-    let why = signals.next().await;
+    let node = server.api.node.clone();
+    let (why, stopped) = tokio::select! {
+        biased;
+        why = signals.next() => (why, Stopped::Asked),
+        () = node.until_rebuild() => ("the state must come from another node", Stopped::ToRebuild),
+    };
     tracing::info!(why, "stopping");
     tokio::select! {
         biased;
-        why = signals.next() => tracing::warn!(why, "told twice: the process ends at once"),
+        why = signals.next() => {
+            // The first time when it stops for another reason.
+            tracing::warn!(why, "told to stop while stopping: the process ends at once");
+            return Ok(Stopped::Asked);
+        }
         () = server.stop() => tracing::info!("stopped"),
     }
-    Ok(())
+    Ok(stopped)
 }
 
 /// A node that serves.
@@ -105,9 +127,23 @@ impl Server {
         let metrics = http::install_metrics(version)?;
         let reflection = reflection()?;
 
-        let assembly = assemble(config).await?;
-        let opened = (|| Ok((client_port.open()?, peer_port.open()?, http_port.open()?)))();
-        let (client_port, peer_port, http_port) = match opened {
+        let progress = Progress::default();
+        let serving = Arc::new(OnceLock::new());
+        let starting = {
+            let progress = progress.clone();
+            Arc::new(move || progress.text())
+        };
+        let router = http::router(serving.clone(), starting, metrics.clone());
+        let http = http_port.open()?.tap_io(listeners::tune);
+        let mut http = axum::serve(http, router).into_future();
+
+        let assembly = tokio::select! {
+            biased;
+            assembly = assemble(config, &progress) => assembly?,
+            Err(error) = &mut http => return Err(Error::Http(error)),
+        };
+        let opened = (|| Ok((client_port.open()?, peer_port.open()?)))();
+        let (client_port, peer_port) = match opened {
             Ok(ports) => ports,
             Err(error) => {
                 assembly.stop().await;
@@ -122,6 +158,8 @@ impl Server {
             started,
         };
         let api = Api { node: node.clone(), about: Arc::new(about), drain: Drain::default() };
+        // Set here and nowhere else.
+        let _ = serving.set(api.clone());
 
         let peers =
             PeerServer::new(assembly.identity.clone(), Arc::new(node), assembly.initialized);
@@ -140,9 +178,6 @@ impl Server {
         let clients = listeners::client_server()
             .add_routes(routes.prepare())
             .serve_with_incoming_shutdown(listeners::incoming(client_port), finished);
-
-        let router = http::router(api.clone(), metrics.clone());
-        let http = axum::serve(http_port.tap_io(listeners::tune), router).into_future();
 
         let others = vec![
             task("peers", peers),

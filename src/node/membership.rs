@@ -340,6 +340,16 @@ impl Node {
         }
     }
 
+    /// Lets the one of these voters lead whose log is longest; says which.
+    pub(super) async fn hand_over_to(&self, voters: &BTreeSet<NodeId>) -> Result<NodeId, Error> {
+        let next = voters.iter().min_by_key(|id| self.lag(**id).unwrap_or(u64::MAX));
+        let Some(to) = next else {
+            return Err(Error::Membership { why: "there is no other voter".to_owned() });
+        };
+        self.transfer(*to, Duration::from_secs(5)).await?;
+        Ok(*to)
+    }
+
     fn refused(&self, error: RaftError<Types, ClientWriteError<Types>>) -> Error {
         match error {
             RaftError::Fatal(fatal) => Error::internal(fatal),

@@ -31,6 +31,8 @@ pub struct Config {
     pub snapshot_entries: u64,
     /// Entries kept behind a snapshot, for followers that lag a little. Below `snapshot_entries`.
     pub snapshot_keep_entries: u64,
+    /// Log entries after which the replicas compare their states; the same on all nodes.
+    pub digest_entries: u64,
     /// 1 = everything on the main thread.
     pub worker_threads: usize,
     pub log: Log,
@@ -161,6 +163,12 @@ impl Config {
             limits::SNAPSHOT_ENTRIES,
             limits::SNAPSHOT_ENTRIES_RANGE,
         )?;
+        let digest_entries = number_or(
+            "digest-entries",
+            &raw.digest_entries,
+            limits::DIGEST_ENTRIES,
+            limits::DIGEST_ENTRIES_RANGE,
+        )?;
         let worker_threads =
             number_or("worker-threads", &raw.worker_threads, 1, limits::WORKER_THREADS)?;
         Ok(Config {
@@ -175,6 +183,7 @@ impl Config {
             timing: Timing::check(&raw)?,
             snapshot_entries,
             snapshot_keep_entries: limits::SNAPSHOT_KEEP_ENTRIES.min(snapshot_entries / 5),
+            digest_entries,
             worker_threads: usize::try_from(worker_threads).expect("checked to be small"),
             log: Log::check(&raw)?,
             durability: match flag("unsafe-no-fsync", &raw.unsafe_no_fsync)? {

@@ -141,6 +141,34 @@ impl Log {
         state.vote.is_some() || state.last.is_some()
     }
 
+    /// Lets the log go on behind a state that came from another member and holds everything up to
+    /// `at`, as openraft does it with a snapshot that it installs: what contradicts `at` goes.
+    ///
+    /// No committed entry is lost: `at` was committed, so an own entry in its place that is another
+    /// one was not, and neither was what follows it; and what is before `at` is in the state. After a
+    /// crash between the two steps the log still has all of its committed entries.
+    pub async fn go_on_behind(&mut self, at: LogId) -> io::Result<()> {
+        let (purged, last) = {
+            let state = self.state();
+            (state.purged, state.last)
+        };
+        if purged.is_some_and(|purged| purged.index >= at.index) {
+            return Ok(());
+        }
+        if last.is_some_and(|last| last.index >= at.index) {
+            let held = self.entries(at.index, at.index + 1, 1)?.pop();
+            if held.is_some_and(|entry| entry.log_id == at) {
+                return Ok(());
+            }
+            let before = match at.index.checked_sub(1) {
+                Some(before) => self.entries(before, at.index, 1)?.pop().map(|entry| entry.log_id),
+                None => None,
+            };
+            self.truncate_after(before.or(purged)).await?;
+        }
+        self.purge(at).await
+    }
+
     /// Bytes of entries appended since the start.
     pub fn appended_bytes(&self) -> u64 {
         self.state().appended
@@ -382,7 +410,8 @@ impl RaftLogStorage<Types> for Log {
             if state.purged.is_none_or(|purged| purged < log_id) {
                 state.purged = Some(log_id);
             }
-            if state.last.is_none_or(|last| last < log_id) {
+            // By index: a tail that was never committed may have a greater term.
+            if state.last.is_none_or(|last| last.index < log_id.index) {
                 // A snapshot beyond the log was installed: the log goes on behind it.
                 state.last = Some(log_id);
                 state.marks.clear();

@@ -29,7 +29,7 @@ use crate::runtime;
 use crate::store::data_dir::StoreId;
 
 /// Bytes of one chunk of a snapshot on the wire.
-const SNAPSHOT_CHUNK_BYTES: usize = 1024 * 1024;
+pub(super) const SNAPSHOT_CHUNK_BYTES: usize = 1024 * 1024;
 /// openraft's own pause after a failure only runs once the transport has polled the requests; without
 /// this one a peer that refuses connections is asked tens of thousands of times a second.
 const REFUSED_PAUSE: Duration = Duration::from_millis(50);
@@ -45,6 +45,7 @@ pub enum Method {
     KeepAlive,
     Admin,
     Digest,
+    Rebuild,
 }
 
 /// What a stream between peers is for.
@@ -54,6 +55,8 @@ pub enum Channel {
     Append,
     /// Commands forwarded to the leader.
     Forward,
+    /// A snapshot file that this node asks for: see [`super::fetch`].
+    Fetch,
 }
 
 /// Why a peer did not answer.

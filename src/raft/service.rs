@@ -74,7 +74,11 @@ impl Service {
                 let response = self.raft.handle_transfer_leader(request).await.map_err(stopped)?;
                 Ok(codec::to_bytes(&response))
             }
-            Method::ReadIndex | Method::KeepAlive | Method::Admin | Method::Digest => {
+            Method::ReadIndex
+            | Method::KeepAlive
+            | Method::Admin
+            | Method::Digest
+            | Method::Rebuild => {
                 Err(PeerError::Refused(format!("{method:?} is not a consensus message")))
             }
         }

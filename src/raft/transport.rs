@@ -237,7 +237,8 @@ fn lane_of(method: Method) -> Lane {
         | Method::ReadIndex
         | Method::KeepAlive
         | Method::Admin
-        | Method::Digest => Lane::Control,
+        | Method::Digest
+        | Method::Rebuild => Lane::Control,
     }
 }
 
@@ -251,6 +252,7 @@ fn wire_method(method: Method) -> wire::Method {
         Method::KeepAlive => wire::Method::KeepAlive,
         Method::Admin => wire::Method::Admin,
         Method::Digest => wire::Method::Digest,
+        Method::Rebuild => wire::Method::Rebuild,
     }
 }
 
@@ -265,6 +267,7 @@ fn method_of(method: wire::Method) -> Option<Method> {
         wire::Method::KeepAlive => Some(Method::KeepAlive),
         wire::Method::Admin => Some(Method::Admin),
         wire::Method::Digest => Some(Method::Digest),
+        wire::Method::Rebuild => Some(Method::Rebuild),
     }
 }
 
@@ -324,6 +327,7 @@ impl Peers for GrpcPeers {
         let lane = match channel {
             Channel::Append => Lane::Append,
             Channel::Forward => Lane::Forward,
+            Channel::Fetch => Lane::Snapshot,
         };
         let client = self.client(to, address, lane);
         let identity = self.identity.clone();
@@ -336,6 +340,7 @@ impl Peers for GrpcPeers {
             let response = match channel {
                 Channel::Append => client.append(packets).await,
                 Channel::Forward => client.forward(packets).await,
+                Channel::Fetch => client.fetch(packets).await,
             };
             let mut answers = response.map_err(|status| peer_error(&status))?.into_inner();
             let first = answers.message().await.map_err(|status| peer_error(&status))?;
@@ -441,6 +446,7 @@ fn status_of(error: &PeerError) -> Status {
 impl Peer for PeerServer {
     type AppendStream = BoxStream<'static, Result<Packet, Status>>;
     type ForwardStream = BoxStream<'static, Result<Packet, Status>>;
+    type FetchStream = BoxStream<'static, Result<Packet, Status>>;
 
     /// Answers anybody of the same cluster, a wiped node too: it learns here that it is one.
     async fn hello(
@@ -474,6 +480,13 @@ impl Peer for PeerServer {
         request: Request<Streaming<Packet>>,
     ) -> Result<Response<Self::ForwardStream>, Status> {
         self.open(Channel::Forward, request).await
+    }
+
+    async fn fetch(
+        &self,
+        request: Request<Streaming<Packet>>,
+    ) -> Result<Response<Self::FetchStream>, Status> {
+        self.open(Channel::Fetch, request).await
     }
 
     async fn call(&self, request: Request<CallRequest>) -> Result<Response<Packet>, Status> {

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::assembly::assemble;
+use crate::assembly::{Progress, assemble};
 use crate::node::Node;
 use crate::options::{self, Config};
 use crate::proto::v1::Consistency;
@@ -131,7 +131,7 @@ async fn a_restored_node_starts_and_goes_on() {
     assert_eq!(meta.records, state.digest().1 - 2, "without the two members");
     assert_eq!((meta.revision, &meta.cluster_id), (1_000_000_300, &cluster_id));
 
-    let assembly = assemble(&config).await.unwrap();
+    let assembly = assemble(&config, &Progress::default()).await.unwrap();
     let node = assembly.node.clone();
     node.barrier(Consistency::Linearizable, TIMEOUT).await.unwrap();
     node.read(|restored| {
@@ -174,7 +174,7 @@ async fn a_restored_node_starts_and_goes_on() {
     assert_eq!(known, [(4, false)]);
     assembly.stop().await;
 
-    let assembly = assemble(&config).await.unwrap();
+    let assembly = assemble(&config, &Progress::default()).await.unwrap();
     let node = assembly.node.clone();
     node.barrier(Consistency::Linearizable, TIMEOUT).await.unwrap();
     node.read(|state| {

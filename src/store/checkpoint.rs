@@ -13,6 +13,8 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::disk::Disk;
 use super::image::{self, Image, ImageMeta, ImageStore, Point, Tally};
 use super::inbox::Inbox;
@@ -45,7 +47,7 @@ pub enum Error {
 }
 
 /// The digest of the state at one applied index; equal on all replicas.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Digest {
     pub index: u64,
     pub digest: u64,

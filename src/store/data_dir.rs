@@ -7,6 +7,7 @@
 //! log/         the log
 //! image/       the image (sled); image.damaged-<n>/ what was set aside
 //! snapshots/   snapshot files
+//! rebuild      only while the state must come from another member, see `rebuild`
 //! ```
 //!
 //! A directory that is not certainly this node's is refused. A node that started with somebody else's
@@ -21,6 +22,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::peers::{self, FilePeers};
+use super::rebuild::{self, Mark};
 use super::sled_image::sync_dir;
 use crate::limits::CLUSTER_ID_BYTES;
 
@@ -221,6 +223,12 @@ impl DataDir {
 
     pub fn snapshots(&self) -> PathBuf {
         self.path.join("snapshots")
+    }
+
+    /// The mark of a node that must take its state from another member. One that cannot be read is an
+    /// error: the state may be wrong.
+    pub fn rebuild(&self) -> Result<Option<Mark>, Error> {
+        rebuild::read(&self.path).map_err(failure(&rebuild::path(&self.path)))
     }
 
     /// The store ids of the other members.

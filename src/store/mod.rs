@@ -9,6 +9,7 @@ pub mod image;
 pub mod inbox;
 pub mod peers;
 pub mod pending;
+pub mod rebuild;
 pub mod receiver;
 pub mod recovery;
 pub mod sled_image;

@@ -41,14 +41,19 @@ impl Recovery {
     /// after what was purged when the log is empty; None = the log never had an entry. The first entry
     /// of a cluster has index 0.
     pub fn covers(&self, first: Option<u64>) -> Result<(), String> {
-        let next = self.point.as_ref().map_or(0, |point| point.index + 1);
-        match first {
-            Some(first) if first > next => Err(format!(
-                "the log begins at index {first}, the state lacks everything from {next}: this node \
-                 has lost committed entries"
-            )),
-            Some(_) | None => Ok(()),
-        }
+        covers(self.point.as_ref().map(|point| point.index), first)
+    }
+}
+
+/// See [`Recovery::covers`]: a state that goes up to `index`, or is empty.
+pub fn covers(index: Option<u64>, first: Option<u64>) -> Result<(), String> {
+    let next = index.map_or(0, |index| index + 1);
+    match first {
+        Some(first) if first > next => Err(format!(
+            "the log begins at index {first}, the state lacks everything from {next}: this node \
+             has lost committed entries"
+        )),
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -266,7 +271,7 @@ fn newest_snapshot(
     Ok(None)
 }
 
-fn set_aside(disk: &dyn Disk, name: &str) -> Result<(), Error> {
+pub(super) fn set_aside(disk: &dyn Disk, name: &str) -> Result<(), Error> {
     let io = |source| Error::Io { what: format!("setting {name} aside"), source };
     disk.rename(name, &format!("{name}.damaged")).map_err(io)?;
     let mut aside = disk.list().map_err(io)?;

@@ -22,6 +22,7 @@ mod http;
 mod limits;
 mod membership;
 mod pause;
+mod rebuild;
 mod refusals;
 mod sessions;
 mod stop;

@@ -26,6 +26,7 @@ use quorate::store::fault::{Crash, FaultDisk, Faults};
 use quorate::store::image::MemoryStore;
 use quorate::store::inbox::Inbox;
 use quorate::store::pending::AppliedEntry;
+use quorate::store::rebuild::Mark;
 use quorate::store::recovery::Origin;
 use quorate::store::wal::{OpenError, WalCore, WalOptions};
 use quorate::watch::{Capacity, Hub};
@@ -420,7 +421,8 @@ impl World {
             peers: Arc::new(SimPeers { world: self.clone(), id }),
             clock,
             observer: Arc::new(Ear { world: self.clone(), id }),
-            disk: Arc::new(SimStorage { snapshots }),
+            disk: Arc::new(SimStorage { world: self.clone(), id, snapshots }),
+            rebuilt: false,
         };
         Node::start(config, parts).await.map_err(|error| error.to_string())
     }
@@ -546,9 +548,16 @@ impl Checkpoints for Watched {
 }
 
 /// What a node asks of its machine's disks besides log and snapshots.
-#[derive(Debug)]
 struct SimStorage {
+    world: Arc<World>,
+    id: NodeId,
     snapshots: Arc<dyn Disk>,
+}
+
+impl fmt::Debug for SimStorage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimStorage").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 impl Storage for SimStorage {
@@ -570,5 +579,11 @@ impl Storage for SimStorage {
 
     fn snapshot_bytes(&self) -> u64 {
         0
+    }
+
+    /// Nothing here makes a replica differ, so one that does is a bug.
+    fn mark_rebuild(&self, mark: &Mark) -> io::Result<()> {
+        self.world.violated(format!("node {} is told to rebuild: {mark:?}", self.id));
+        Err(io::Error::from(io::ErrorKind::Unsupported))
     }
 }
