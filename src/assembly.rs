@@ -150,6 +150,9 @@ pub async fn assemble(config: &Config, progress: &Progress) -> Result<Assembly, 
     let first = recovered.first.or(recovered.purged.as_ref().map(|(index, _)| index + 1));
     let started = Instant::now();
     let mut mark = dir.rebuild()?;
+    if let Some(applied) = mark.as_ref().and_then(|mark| mark.applied) {
+        refuse_shortened(applied, &recovered)?;
+    }
     let (checkpoints, recovery) = loop {
         if let Some(mark) = &mark {
             // There is no state yet that would know members whom this node has not met.
@@ -167,7 +170,7 @@ pub async fn assemble(config: &Config, progress: &Progress) -> Result<Assembly, 
                 }
                 tracing::error!("{why}");
                 checkpoints.shutdown()?;
-                let lost = Mark { right: None, sources };
+                let lost = Mark { right: None, sources, applied: None };
                 marks::write(dir.path(), &lost).map_err(mark_failed(dir.path()))?;
                 mark = Some(lost);
             }
@@ -254,7 +257,7 @@ pub async fn assemble(config: &Config, progress: &Progress) -> Result<Assembly, 
             wal: wal.clone(),
             handle,
         }),
-        rebuilt: mark.is_some(),
+        rebuilt: mark.is_some_and(|mark| mark.right.is_some()),
     };
     let node = Node::start(node_config, parts).await.map_err(Error::Consensus)?;
     Ok(Assembly { node, identity, initialized, wal, checkpoints, _dir: dir })
@@ -309,15 +312,19 @@ fn mark_failed(data_dir: &Path) -> impl FnOnce(io::Error) -> Error {
 fn refuse_rolled_back(recovery: &Recovery, recovered: &Recovered) -> Result<(), Error> {
     let Some(point) = &recovery.point else { return Ok(()) };
     let installed = recovery.snapshot.as_ref().is_some_and(|s| s.point.index >= point.index);
+    if installed { Ok(()) } else { refuse_shortened(point.index, recovered) }
+}
+
+/// A log that does not reach what this node had applied.
+fn refuse_shortened(applied: u64, recovered: &Recovered) -> Result<(), Error> {
     let last = recovered.last.or(recovered.purged.as_ref().map(|(index, _)| *index));
-    if installed || last.is_some_and(|last| last >= point.index) {
+    if last.is_some_and(|last| last >= applied) {
         return Ok(());
     }
     let ends = last.map_or("is empty".to_owned(), |last| format!("ends at index {last}"));
     Err(Error::Gap(format!(
-        "it {ends}, the image holds the state at index {}: the log was replaced by an older one; \
-         this node must not take part again under its id",
-        point.index
+        "it {ends}, the state was at index {applied}: the log was replaced by an older one; this \
+         node must not take part again under its id"
     )))
 }
 

@@ -213,9 +213,12 @@ pub const AUDIT_INTERVAL: Duration = Duration::from_secs(5);
 /// A node that was rebuilt does not do it again for so long: it would not help, and a node that is
 /// always rebuilding is one less.
 pub const REBUILD_REST: Duration = Duration::from_secs(600);
-/// A member that sends nothing for so long is given up, and how long the next round waits.
-pub const FETCH_SILENCE: Duration = Duration::from_secs(60);
+/// A member that sends nothing for so long is given up: it may be making the file. One that is gone is
+/// noticed by its connection.
+pub const FETCH_SILENCE: Duration = Duration::from_secs(300);
+/// Pause after a round in which no member sent a state; doubles up to the second.
 pub const FETCH_AGAIN: Duration = Duration::from_secs(1);
+pub const FETCH_AGAIN_MAX: Duration = Duration::from_secs(16);
 
 // ---- consensus ----
 

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::{Error, Progress};
-use crate::limits::FETCH_AGAIN;
+use crate::limits::{FETCH_AGAIN, FETCH_AGAIN_MAX};
 use crate::raft::fetch::fetch;
 use crate::raft::network::Peers;
 use crate::runtime;
@@ -51,6 +51,7 @@ async fn obtain(
     progress: &Progress,
 ) -> SnapshotMeta {
     let mut said = String::new();
+    let mut pause = FETCH_AGAIN;
     loop {
         let mut reasons = Vec::new();
         for (id, address) in &mark.sources {
@@ -75,12 +76,18 @@ async fn obtain(
         );
         progress.say(now.clone());
         if now != said {
-            tracing::warn!(
-                "{now}; to go on with the own state instead, stop this node and remove {}",
-                path(dir.path()).display()
-            );
+            tracing::warn!("{now}");
+            // A state that is lost is no alternative.
+            if mark.right.is_some() {
+                let mark = path(dir.path()).display().to_string();
+                tracing::warn!(
+                    mark,
+                    "to go on with the own state, stop this node and remove its mark"
+                );
+            }
             said = now;
         }
-        runtime::sleep(FETCH_AGAIN).await;
+        runtime::sleep(pause).await;
+        pause = (2 * pause).min(FETCH_AGAIN_MAX);
     }
 }

@@ -131,7 +131,7 @@ async fn act(node: &Node, members: &[MemberStatus], id: NodeId, verdict: Verdict
     let sources = members.iter().filter(|member| by.contains(&member.id));
     let sources = sources.map(|member| (member.id, member.peer_address.clone())).collect();
     let Some(member) = members.iter().find(|member| member.id == id) else { return odd };
-    let payload = codec::to_bytes(&Mark { right: Some(right), sources });
+    let payload = codec::to_bytes(&Mark { right: Some(right), sources, applied: None });
     let Some(answer) = ask(node, member, Method::Rebuild, payload).await else {
         return format!("{odd}; it does not answer");
     };

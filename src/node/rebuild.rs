@@ -2,6 +2,9 @@
 //! it looks for itself, sets a mark in its data directory and starts anew; that start fetches a
 //! snapshot from a member that was found right before anything else (see `assembly`).
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures::stream::{BoxStream, StreamExt as _};
 
@@ -10,6 +13,7 @@ use crate::limits::REBUILD_REST;
 use crate::raft::codec;
 use crate::raft::fetch;
 use crate::raft::network::PeerError;
+use crate::raft::types::NodeId;
 use crate::runtime::{self, Instant};
 use crate::store::checkpoint::Digest;
 use crate::store::rebuild::Mark;
@@ -48,49 +52,25 @@ impl Node {
     }
 
     /// Sets the mark, after this node has looked for itself; else says why not.
-    pub(super) async fn rebuild(&self, mark: Mark) -> Result<(), String> {
+    pub(super) async fn rebuild(&self, mut mark: Mark) -> Result<(), String> {
         if self.rebuilds() {
             return Ok(());
         }
-        self.doubt(&mark)?;
-        let Some(right) = mark.right else { return Err("no digest is stated".to_owned()) };
+        let members = self.members();
+        let voters = members.iter().filter(|member| !member.learner).map(|member| member.id);
+        let ago = self.0.rebuild.rebuilt.map(|at| at.elapsed());
+        let right = believe(&mark, self.id(), &voters.collect(), &self.digests(), ago)?;
         tracing::error!(
             index = right.index,
             sources = ?mark.sources,
             "the state of this node differs from what most voters hold: it starts anew and fetches theirs"
         );
+        mark.applied = self.0.replica.last_applied().map(|last| last.index);
         let disk = self.0.disk.clone();
         let written = runtime::blocking(move || disk.mark_rebuild(&mark)).await;
         written.map_err(|error| format!("the mark cannot be written: {error}"))?;
         self.0.rebuild.begun.send_replace(true);
         Ok(())
-    }
-
-    /// Nobody is believed who says less than that most voters, this node not among them, hold
-    /// something else than this node holds.
-    fn doubt(&self, mark: &Mark) -> Result<(), String> {
-        let Some(right) = mark.right else { return Err("no digest is stated".to_owned()) };
-        match self.held_at(right.index) {
-            None => return Err(format!("it does not know what it held at {}", right.index)),
-            Some(held) if held == right => {
-                return Err(format!("it holds the same at {}", right.index));
-            }
-            Some(_) => {}
-        }
-        let members = self.members();
-        let voters = members.iter().filter(|member| !member.learner);
-        let (all, agreed) = voters.fold((0, 0), |(all, agreed), voter| {
-            (all + 1, agreed + usize::from(mark.sources.contains_key(&voter.id)))
-        });
-        if mark.sources.contains_key(&self.id()) || agreed * 2 <= all {
-            return Err(format!("{:?} are not most of {all} voters", mark.sources.keys()));
-        }
-        match self.0.rebuild.rebuilt.map(|at| at.elapsed()) {
-            Some(ago) if ago < REBUILD_REST => {
-                Err(format!("it was rebuilt {} s ago and differs again", ago.as_secs()))
-            }
-            Some(_) | None => Ok(()),
-        }
     }
 
     /// Answers a member that fetches the state.
@@ -119,6 +99,36 @@ impl Node {
     }
 }
 
+/// What most voters hold, if that is what the mark says and this node holds something else; else why
+/// nothing is to be done. Only what is consistent with what this node knows itself is believed.
+fn believe(
+    mark: &Mark,
+    own: NodeId,
+    voters: &BTreeSet<NodeId>,
+    held: &[Digest],
+    rebuilt: Option<Duration>,
+) -> Result<Digest, String> {
+    let Some(right) = mark.right else { return Err("no digest is stated".to_owned()) };
+    match held.iter().find(|held| held.index == right.index) {
+        None => return Err(format!("it does not know what it held at {}", right.index)),
+        Some(held) if *held == right => {
+            return Err(format!("it holds the same at {}", right.index));
+        }
+        Some(_) => {}
+    }
+    let agreed = voters.iter().filter(|voter| mark.sources.contains_key(voter)).count();
+    if mark.sources.contains_key(&own) || agreed * 2 <= voters.len() {
+        let sources: Vec<_> = mark.sources.keys().collect();
+        return Err(format!("{sources:?} are not most of the voters {voters:?}"));
+    }
+    match rebuilt {
+        Some(ago) if ago < REBUILD_REST => {
+            Err(format!("it was rebuilt {} s ago and differs again", ago.as_secs()))
+        }
+        Some(_) | None => Ok(right),
+    }
+}
+
 /// Serves one member that fetches the state.
 pub(super) fn serve(
     node: Node,
@@ -129,4 +139,38 @@ pub(super) fn serve(
         Err(error) => futures::stream::iter([Err(error)]).boxed(),
     });
     offered.flatten().boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_majority_that_contradicts_it_is_believed() {
+        let at = |index, digest| Digest { index, digest, records: 3 };
+        let mark = |right, sources: &[NodeId]| Mark {
+            right,
+            sources: sources.iter().map(|id| (*id, String::new())).collect(),
+            applied: None,
+        };
+        let held = [at(10, 7), at(20, 8)];
+        let check = |mark: &Mark, voters: u64, rebuilt| {
+            believe(mark, 3, &(1..=voters).collect(), &held, rebuilt)
+        };
+        let right = mark(Some(at(10, 9)), &[1, 2]);
+        assert_eq!(check(&right, 3, None), Ok(at(10, 9)));
+        assert_eq!(check(&right, 3, Some(REBUILD_REST)), Ok(at(10, 9)));
+        for (why, refused) in [
+            ("rebuilt 1 s ago", check(&right, 3, Some(Duration::from_secs(1)))),
+            ("not most of the voters", check(&right, 4, None)),
+            ("not most of the voters", check(&mark(Some(at(10, 9)), &[1]), 3, None)),
+            ("not most of the voters", check(&mark(Some(at(10, 9)), &[1, 8, 9]), 3, None)),
+            ("not most of the voters", check(&mark(Some(at(10, 9)), &[1, 2, 3]), 3, None)),
+            ("holds the same", check(&mark(Some(at(20, 8)), &[1, 2]), 3, None)),
+            ("does not know", check(&mark(Some(at(30, 8)), &[1, 2]), 3, None)),
+            ("no digest", check(&mark(None, &[1, 2]), 3, None)),
+        ] {
+            assert!(refused.as_ref().is_err_and(|said| said.contains(why)), "{why}: {refused:?}");
+        }
+    }
 }

@@ -160,9 +160,12 @@ impl Log {
             if held.is_some_and(|entry| entry.log_id == at) {
                 return Ok(());
             }
+            // The entry before it, unless that is the purged one or there is none.
             let before = match at.index.checked_sub(1) {
-                Some(before) => self.entries(before, at.index, 1)?.pop().map(|entry| entry.log_id),
-                None => None,
+                Some(before) if purged.is_none_or(|purged| purged.index < before) => {
+                    self.entries(before, at.index, 1)?.pop().map(|entry| entry.log_id)
+                }
+                Some(_) | None => None,
             };
             self.truncate_after(before.or(purged)).await?;
         }

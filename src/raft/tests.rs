@@ -127,3 +127,115 @@ impl StoreBuilder<Types, Log, Machine, Guard> for Builder {
 async fn openraft_conformance_suite() {
     Suite::test_all(Builder).await.unwrap();
 }
+
+/// A log on real files, written by openraft's own storage calls, closed and opened again.
+mod behind {
+    use std::path::Path;
+
+    use openraft::storage::{IOFlushed, RaftLogReader as _, RaftLogStorage as _};
+
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::raft::log::{Done, Journal};
+    use crate::raft::types::{Entry, LeaderId, LogId, Payload};
+    use crate::store::wal::{WalReader, Write};
+
+    fn id(term: u64, index: u64) -> LogId {
+        LogId { leader_id: LeaderId { term, node_id: 1 }, index }
+    }
+
+    fn open(directory: &Path, create: bool) -> (Log, Wal) {
+        let disk = Arc::new(RealDisk::open(directory).unwrap());
+        let options = WalOptions { segment_bytes: 1024 * 1024, create, log_id: 1 };
+        let (core, recovered) = WalCore::open(disk, options).unwrap();
+        let wal = Wal::spawn(core, Box::new(|error| panic!("{error}")));
+        (Log::new(Arc::new(wal.clone()), &recovered, Arc::new(|_| {})).unwrap(), wal)
+    }
+
+    /// Terms of the entries from index 0 on; what the log holds after a state at `at` came, in this
+    /// life and in the next one.
+    async fn check(terms: &[u64], purged: Option<LogId>, at: LogId, expected: &[LogId]) {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut log, wal) = open(directory.path(), true);
+        let entries = (0..)
+            .zip(terms)
+            .map(|(index, term)| Entry { log_id: id(*term, index), payload: Payload::Blank });
+        log.append(entries, IOFlushed::noop()).await.unwrap();
+        if let Some(purged) = purged {
+            log.purge(purged).await.unwrap();
+        }
+        log.go_on_behind(at).await.unwrap();
+        for life in 0..2 {
+            let state = log.get_log_state().await.unwrap();
+            let held: Vec<LogId> =
+                log.try_get_log_entries(..).await.unwrap().iter().map(|e| e.log_id).collect();
+            assert_eq!(held, expected, "life {life} behind {at}");
+            assert_eq!(state.last_log_id, Some(expected.last().copied().unwrap_or(at).max(at)));
+            if life == 0 {
+                wal.shutdown();
+                (log, _) = open(directory.path(), false);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_log_goes_on_behind_a_state_from_elsewhere() {
+        let own = [id(1, 0), id(1, 1), id(2, 2), id(2, 3)];
+        // It holds the same: nothing goes, least of all what follows.
+        check(&[1, 1, 2, 2], None, id(2, 2), &own).await;
+        check(&[1, 1, 2, 2], None, id(2, 3), &own).await;
+        check(&[1, 1, 2, 2], Some(id(1, 1)), id(2, 2), &own[2..]).await;
+        // What was purged was committed, and so the same.
+        check(&[1, 1, 2, 2], Some(id(2, 2)), id(2, 2), &own[3..]).await;
+        // The state is newer.
+        check(&[1, 1, 2, 2], None, id(2, 9), &[]).await;
+        // Entries that were never committed are in its place: they go, and what follows them.
+        check(&[1, 1, 2, 2], None, id(3, 2), &[]).await;
+        check(&[1, 1, 2, 2], Some(id(1, 1)), id(3, 2), &[]).await;
+        check(&[2, 2], None, id(3, 0), &[]).await;
+        // Also when their term is the greater one.
+        check(&[1, 5, 5, 5], None, id(3, 2), &[]).await;
+        check(&[1, 5], None, id(3, 4), &[]).await;
+    }
+
+    /// Writes down what the log is told.
+    #[derive(Debug)]
+    struct Witness(Wal, Mutex<Vec<Write>>);
+
+    impl Journal for Witness {
+        fn submit(&self, writes: Vec<Write>, done: Done) {
+            self.1.lock().unwrap().extend(writes.clone());
+            self.0.submit(writes, done);
+        }
+
+        fn reader(&self) -> WalReader {
+            self.0.reader()
+        }
+    }
+
+    /// A crash may come between any two steps: none of them takes an entry that may be committed
+    /// before the purge, which a later start takes as the least that a state must hold.
+    #[tokio::test]
+    async fn the_steps_lose_nothing_committed() {
+        for (at, truncated) in [(id(3, 2), Some(Some(1))), (id(3, 0), Some(None)), (id(3, 9), None)]
+        {
+            let directory = tempfile::tempdir().unwrap();
+            let disk = Arc::new(RealDisk::open(directory.path()).unwrap());
+            let options = WalOptions { segment_bytes: 1024 * 1024, create: true, log_id: 1 };
+            let (core, recovered) = WalCore::open(disk, options).unwrap();
+            let wal = Wal::spawn(core, Box::new(|error| panic!("{error}")));
+            let witness = Arc::new(Witness(wal, Mutex::default()));
+            let mut log = Log::new(witness.clone(), &recovered, Arc::new(|_| {})).unwrap();
+            let entries = [id(1, 0), id(1, 1), id(2, 2), id(2, 3)];
+            let blank = |log_id| Entry { log_id, payload: Payload::Blank };
+            log.append(entries.map(blank), IOFlushed::noop()).await.unwrap();
+            witness.1.lock().unwrap().clear();
+            log.go_on_behind(at).await.unwrap();
+            let purge = Write::Purged { index: at.index, log_id: codec::encode_log_id(&at) };
+            let truncate = truncated.map(|last| Write::TruncateAfter { last });
+            let expected: Vec<Write> = truncate.into_iter().chain([purge]).collect();
+            assert_eq!(*witness.1.lock().unwrap(), expected, "{at}");
+        }
+    }
+}

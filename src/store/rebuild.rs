@@ -28,6 +28,9 @@ pub struct Mark {
     pub right: Option<Digest>,
     /// Number and peer address of the members to ask.
     pub sources: BTreeMap<u64, String>,
+    /// What this node had applied when it set the mark: a log that does not reach as far is not the
+    /// one it had. None: not known.
+    pub applied: Option<u64>,
 }
 
 /// The mark's file.
@@ -80,4 +83,83 @@ pub fn replace_state(
     disk.rename(&received.name, &place).map_err(io("putting the received snapshot in place"))?;
     disk.sync_dir().map_err(io("putting the received snapshot in place"))?;
     Ok(report)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::state::State;
+    use crate::store::checkpoint::{Checkpointer, Settings};
+    use crate::store::disk::RealDisk;
+    use crate::store::image::{Point, Tally};
+    use crate::store::inbox::Inbox;
+    use crate::store::recovery::{Origin, Recovery};
+    use crate::store::snapshot::{Head, write as write_snapshot};
+
+    #[test]
+    fn a_mark_is_there_until_it_is_removed_and_is_never_guessed() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(read(dir.path()).unwrap(), None);
+        let right = Some(Digest { index: 10, digest: u64::MAX, records: 3 });
+        let sources = BTreeMap::from([(2, "b:1".to_owned()), (3, "c:1".to_owned())]);
+        let mark = Mark { right, sources, applied: Some(17) };
+        write(dir.path(), &mark).unwrap();
+        assert_eq!(read(dir.path()).unwrap(), Some(mark));
+        fs::write(path(dir.path()), "{").unwrap();
+        assert!(read(dir.path()).is_err());
+        remove(dir.path()).unwrap();
+        assert_eq!(read(dir.path()).unwrap(), None);
+    }
+
+    /// A snapshot of the empty state at `index`, which tells states apart well enough here.
+    fn file(disk: &dyn Disk, index: u64) -> SnapshotMeta {
+        let rows: Vec<_> = State::default()
+            .records()
+            .map(|(key, record)| (key.encode(), record.encode()))
+            .collect();
+        let mut tally = Tally::default();
+        rows.iter().for_each(|(key, value)| tally.add(key, value));
+        let point = Point { index, ..Point::default() };
+        let head = Head { cluster_id: "test".to_owned(), point, revision: 0, now_ms: 0 };
+        write_snapshot(disk, &head, rows.into_iter().map(Ok::<_, Error>), Some(tally)).unwrap()
+    }
+
+    fn recover(dir: &Path, disk: &Arc<dyn Disk>) -> Recovery {
+        let settings = Settings { cluster_id: "test".to_owned(), digest_every: 0 };
+        let store = Box::new(SledStore::new(dir));
+        let inbox = Arc::new(Inbox::new(|| {}));
+        Checkpointer::recover(settings, store, disk.clone(), inbox).unwrap().1
+    }
+
+    fn received(disk: &dyn Disk, index: u64) -> SnapshotMeta {
+        let meta = file(disk, index);
+        let name = snapshot::received_name(index);
+        disk.rename(&meta.name, &name).unwrap();
+        SnapshotMeta { name, ..meta }
+    }
+
+    /// A state that is older than what is there takes its place all the same, also when it is done
+    /// twice because the first time was interrupted.
+    #[test]
+    fn another_state_takes_the_place_of_image_and_snapshots() {
+        let dir = tempfile::tempdir().unwrap();
+        let snapshots = dir.path().join("snapshots");
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(snapshots).unwrap());
+        file(&*disk, 40);
+        file(&*disk, 50);
+        let before = recover(dir.path(), &disk);
+        assert_eq!(before.point.unwrap().index, 50);
+        for index in [30, 20] {
+            replace_state(dir.path(), &*disk, &received(&*disk, index)).unwrap();
+            assert_eq!(snapshot::list(&*disk).unwrap(), [(index, snapshot::file_name(index))]);
+        }
+        let after = recover(dir.path(), &disk);
+        assert_eq!(after.point.unwrap().index, 20);
+        assert_eq!(after.origin, Origin::Snapshot(snapshot::file_name(20)));
+        assert!(dir.path().join("image.damaged-1").exists(), "kept for inspection");
+    }
 }

@@ -73,7 +73,7 @@ async fn with_an_odd_one(of: impl AsyncFnOnce(&Cluster) -> u64) -> (Cluster, u64
 fn mark(cluster: &Cluster, of: u64) -> Mark {
     let sources = cluster.ids().into_iter().filter(|id| *id != of);
     let sources = sources.map(|id| (id, cluster.node(id).peer.clone())).collect();
-    Mark { right: None, sources }
+    Mark { right: None, sources, applied: None }
 }
 
 fn set_mark(cluster: &Cluster, of: u64) {
@@ -213,8 +213,8 @@ fn who_finds_no_member_waits_for_one() {
             assert_eq!(get(&http, "/livez").await.unwrap().0, 200);
             assert!(get(&http, "/metrics").await.unwrap().1.contains("quorate_rebuilding 1"));
             let client = cluster.at(id).with_timeout(Duration::from_secs(1));
-            let mut request = v1::ListInstancesRequest::default();
-            request.service = "web".into();
+            let mut request =
+                v1::ListInstancesRequest { service: "web".into(), ..Default::default() };
             request.set_consistency(v1::Consistency::Stale);
             assert!(client.list_instances(request).await.is_err());
         }
