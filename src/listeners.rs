@@ -25,7 +25,8 @@ pub struct Error {
 }
 
 /// A port that is ours but refuses connections yet. A node takes its ports before it touches its data
-/// and opens them once it can answer: meanwhile callers go elsewhere instead of waiting.
+/// and opens them once it can answer: meanwhile callers go elsewhere instead of waiting. Operators are
+/// answered at once, see `http`.
 #[derive(Debug)]
 pub struct Port {
     purpose: &'static str,

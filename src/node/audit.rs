@@ -77,6 +77,7 @@ pub async fn run(node: Node) {
         let rows = ask_all(&node, &members).await;
         let voters = members.iter().filter(|member| !member.learner);
         let mut verdicts = judge(&voters.map(|member| member.id).collect(), &rows);
+        let before = alarms.clone();
         // A node that does not answer, because it is being rebuilt for one, is what it was.
         alarms.retain(|id, _| {
             members.iter().any(|member| member.id == *id) && !rows.contains_key(id)
@@ -85,7 +86,9 @@ pub async fn run(node: Node) {
         let own = verdicts.remove_entry(&node.id());
         for (id, verdict) in verdicts.into_iter().chain(own) {
             let alarm = act(&node, &members, id, verdict).await;
-            tracing::error!(node = id, "{alarm}");
+            if before.get(&id) != Some(&alarm) {
+                tracing::error!(node = id, "{alarm}");
+            }
             alarms.insert(id, alarm);
             node.set_alarms(&alarms);
         }
