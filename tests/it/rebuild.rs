@@ -64,6 +64,8 @@ async fn with_an_odd_one(of: impl AsyncFnOnce(&Cluster) -> u64) -> (Cluster, u64
     let mut cluster = often().start(3).await;
     cluster.client().register(instance("web", "victim"), None).await.unwrap();
     let odd = of(&cluster).await;
+    // A follower may not have it yet; a linearizable read waits for it.
+    assert_eq!(weight(&cluster, odd).await, 1);
     assert_eq!(cluster.stop(odd).await, 0);
     make_odd(&cluster.node(odd).data);
     (cluster, odd)
