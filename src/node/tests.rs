@@ -46,6 +46,7 @@ impl TestNode {
             timing: Timing { heartbeat_ms: 20, election_min_ms: 60, election_max_ms: 120 },
             snapshot_entries: limits::SNAPSHOT_ENTRIES,
             snapshot_keep_entries: limits::SNAPSHOT_KEEP_ENTRIES,
+            digest_entries: limits::DIGEST_ENTRIES,
             worker_threads: 1,
             log: options::Log { filter: "warn".into(), format: LogFormat::Text },
             durability: Durability::Fdatasync,
