@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::clock::{Clock, SystemClock};
 use crate::limits::WAL_SEGMENT_BYTES;
-use crate::node::{self, Node, Parts, Storage};
+use crate::node::{self, Node, OnFatal, Parts, Storage};
 use crate::options::{Config, Durability};
 use crate::raft::log::Log;
 use crate::raft::machine::{Replica, Silent, StoreCheckpoints, raft_meta};
@@ -258,6 +258,7 @@ pub async fn assemble(config: &Config, progress: &Progress) -> Result<Assembly, 
             handle,
         }),
         rebuilt: mark.is_some_and(|mark| mark.right.is_some()),
+        on_fatal: OnFatal(Box::new(|why| consensus_ended(why))),
     };
     let node = Node::start(node_config, parts).await.map_err(Error::Consensus)?;
     Ok(Assembly { node, identity, initialized, wal, checkpoints, _dir: dir })
@@ -305,6 +306,13 @@ async fn other_members(config: &Config) -> BTreeMap<u64, String> {
 fn mark_failed(data_dir: &Path) -> impl FnOnce(io::Error) -> Error {
     let what = marks::path(data_dir).display().to_string();
     move |source| Error::Io { what, source }
+}
+
+/// A node without consensus would listen, answer nobody and look alive. A restart finds out what the
+/// disks hold, and whoever supervises the process sees the signal, as when the log fails.
+fn consensus_ended(why: &str) -> ! {
+    tracing::error!(why, "consensus has stopped; the process ends");
+    std::process::abort();
 }
 
 /// The image is never ahead of what the log had synced, but for a snapshot that was just installed:
@@ -497,5 +505,39 @@ impl File for UnsyncedFile {
 
     fn sync(&self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::Command;
+
+    /// Run by the other test, in a process of its own.
+    const CHILD: &str = "QUORATE_TEST_CONSENSUS_ENDED";
+
+    #[test]
+    fn the_end_of_consensus_ends_the_process_and_says_why() {
+        if std::env::var_os(CHILD).is_some() {
+            let out = || std::io::stderr();
+            tracing::subscriber::set_global_default(
+                tracing_subscriber::fmt().with_writer(out).with_ansi(false).finish(),
+            )
+            .unwrap();
+            super::consensus_ended("the disk said no");
+        }
+        let name = "assembly::tests::the_end_of_consensus_ends_the_process_and_says_why";
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        // SIGABRT
+        assert_eq!(child.status.signal(), Some(6), "{child:?}");
+        let log = String::from_utf8(child.stderr).unwrap();
+        assert!(log.contains("consensus has stopped; the process ends"), "{log}");
+        assert!(log.contains("the disk said no"), "{log}");
     }
 }

@@ -94,6 +94,18 @@ pub struct Parts {
     pub disk: Arc<dyn Storage>,
     /// This start has fetched the state from another member.
     pub rebuilt: bool,
+    pub on_fatal: OnFatal,
+}
+
+/// Called once, with the reason, when consensus has ended by itself: a storage call failed that it
+/// cannot go on without. Nothing brings it back but a restart, so production ends the process. Never
+/// called once [`Node::shutdown`] has begun.
+pub struct OnFatal(pub Box<dyn Fn(&str) + Send + Sync>);
+
+impl Debug for OnFatal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnFatal")
+    }
 }
 
 /// What the node asks of its disk besides log and snapshots.
@@ -216,6 +228,7 @@ struct Inner {
     disk: Arc<dyn Storage>,
     /// One membership change at a time: each is more than one entry of the log.
     administration: tokio::sync::Mutex<()>,
+    on_fatal: OnFatal,
     proposer: Proposer,
     reads: Batcher<(), u64>,
     keep_alives: Batcher<u64, u64>,
@@ -226,6 +239,8 @@ struct Inner {
     alarms: Mutex<BTreeMap<NodeId, String>>,
     rebuild: Rebuild,
     closing: AtomicBool,
+    /// The node is being shut down: that consensus ends is no surprise any more.
+    stopping: AtomicBool,
     /// Free bytes when the disk is low, else u64::MAX.
     low_disk: AtomicU64,
     leader_changes: AtomicU64,
@@ -260,7 +275,8 @@ impl Node {
             ..openraft::Config::default()
         };
         let raft_config = raft_config.validate().map_err(Error::internal)?;
-        let Parts { log, replica, checkpoints, peers, clock, observer, disk, rebuilt } = parts;
+        let Parts { log, replica, checkpoints, peers, clock, observer, disk, rebuilt, on_fatal } =
+            parts;
         let fresh = !log.is_initialized();
         let network = Network::new(config.id, peers.clone());
         let machine = Machine::new(replica.clone(), checkpoints.clone(), observer);
@@ -278,6 +294,7 @@ impl Node {
             clock,
             disk,
             administration: tokio::sync::Mutex::new(()),
+            on_fatal,
             proposer: Proposer::new(),
             reads: Batcher::new("reads", READ_QUEUE),
             keep_alives: Batcher::new("keep-alives", PROPOSAL_QUEUE),
@@ -286,6 +303,7 @@ impl Node {
             alarms: Mutex::default(),
             rebuild: Rebuild::new(rebuilt),
             closing: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
             low_disk: AtomicU64::new(u64::MAX),
             leader_changes: AtomicU64::new(0),
             out_of_touch: AtomicBool::new(false),
@@ -745,7 +763,7 @@ impl Node {
 
     // ---- loops ----
 
-    /// Makes snapshots, purges the log behind them, watches the disk and the leadership.
+    /// Makes snapshots, purges the log behind them, watches consensus, the disk and the leadership.
     async fn run_housekeeping(self) {
         let mut known = None;
         let mut snapshot_bytes = 0;
@@ -754,6 +772,14 @@ impl Node {
         let silence = Duration::from_millis(2 * self.0.config.election_max_ms);
         loop {
             runtime::sleep(Duration::from_millis(100)).await;
+            // A panic inside consensus leaves this unset; it ends the process by its own way.
+            let running = self.0.raft.metrics().borrow_watched().running_state.clone();
+            if let Err(fatal) = running {
+                if !self.0.stopping.load(Ordering::Relaxed) {
+                    (self.0.on_fatal.0)(&fatal.to_string());
+                }
+                return;
+            }
             touched = touched.max(self.last_touch().await.unwrap_or(touched));
             let leader = self.leader_id();
             if leader.is_some() && leader != known {
@@ -872,6 +898,7 @@ impl Node {
     /// Hands leadership over, lets running writes finish and stops consensus. The caller stops the
     /// checkpointer and the log afterwards.
     pub async fn shutdown(&self) {
+        self.0.stopping.store(true, Ordering::Relaxed);
         self.hand_over(Duration::from_secs(2)).await;
         self.0.closing.store(true, Ordering::Relaxed);
         let drained = async {

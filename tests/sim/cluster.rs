@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use quorate::clock::Clock;
-use quorate::node::{Config, Leadership, Node, Parts, Storage};
+use quorate::node::{Config, Leadership, Node, OnFatal, Parts, Storage};
 use quorate::raft::log::Log;
 use quorate::raft::machine::{
     Checkpoints, Observer, Replica, SnapshotFile, StoreCheckpoints, raft_meta,
@@ -21,7 +21,7 @@ use quorate::runtime::{self, Instant, Scope};
 use quorate::state::{Applied, Record, State};
 use quorate::store::checkpoint::{self, Checkpointer, Digest, Settings};
 use quorate::store::disk::Disk;
-use quorate::store::driver::{Driver, Pace};
+use quorate::store::driver::{Driver, Handle, Pace};
 use quorate::store::fault::{Crash, FaultDisk, Faults};
 use quorate::store::image::MemoryStore;
 use quorate::store::inbox::Inbox;
@@ -32,15 +32,16 @@ use quorate::store::wal::{OpenError, WalCore, WalOptions};
 use quorate::watch::{Capacity, Hub};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
+use crate::faults::Mix;
 use crate::journal::{self, SimJournal, SyncTime};
 use crate::network::{Network, SimPeers};
 use crate::oracle::Oracle;
 use crate::plant::Plant;
+use crate::run::Setup;
 use crate::trace::{Trace, trace};
 
-pub const NODES: [NodeId; 3] = [1, 2, 3];
 const CLUSTER: &str = "simulation";
 
 /// Small, so that segments are rolled and reused.
@@ -49,6 +50,9 @@ const SEGMENT_BYTES: u64 = 32 * 1024;
 const TAIL_BYTES: usize = 8 * 1024;
 /// Wall-clock time at which each run begins, in ms since the Unix epoch.
 const EPOCH_MS: u64 = 1_700_000_000_000;
+
+/// Within what time a node that failed notices it.
+const NOTICE: Duration = Duration::from_millis(500);
 
 /// How a life ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +65,10 @@ pub struct End {
 /// Everything of one run.
 pub struct World {
     pub plant: Plant,
+    pub nodes: Vec<NodeId>,
+    pub mix: Mix,
+    /// How many clients of each kind there are, as a multiple of the usual number.
+    pub load: u64,
     pub trace: Trace,
     pub network: Network,
     /// Tasks that are no node's: clients, the nemesis.
@@ -83,26 +91,32 @@ struct Machine {
     sync_time: Arc<SyncTime>,
     /// Its log was created.
     created: bool,
-    /// Something on its disks was made to fail in this life.
-    sabotaged: bool,
+    /// Until when this life may end by itself: something on its disks was made to fail.
+    excused_until: Duration,
     /// A life is being ended.
     ending: u32,
     /// When it may begin its next life.
     revive_at: Duration,
     lives: u64,
     life: Option<Life>,
+    /// Asked for a snapshot, the checkpointer says that it has stopped.
+    checkpointer_gone: bool,
+    /// How often the checkpointer was asked for a snapshot.
+    snapshots_asked: u64,
 }
 
 struct Life {
     scope: Scope,
     node: Option<Node>,
     replica: Weak<Replica>,
+    checkpointer: Option<Handle>,
 }
 
 impl World {
-    pub fn new(seed: u64, plant: Plant, trace: Trace) -> Arc<World> {
-        let mut random = StdRng::seed_from_u64(seed);
-        let machines = NODES.map(|id| {
+    pub fn new(setup: &Setup, trace: Trace) -> Arc<World> {
+        let mut random = StdRng::seed_from_u64(setup.seed);
+        let nodes: Vec<NodeId> = (1..=setup.nodes).collect();
+        let machines = nodes.iter().map(|id| {
             let machine = Machine {
                 log: FaultDisk::new(),
                 snapshots: FaultDisk::new(),
@@ -113,22 +127,28 @@ impl World {
                 }),
                 sync_time: Arc::new(SyncTime::new()),
                 created: false,
-                sabotaged: false,
+                excused_until: Duration::ZERO,
                 ending: 0,
                 revive_at: Duration::ZERO,
                 lives: 0,
                 life: None,
+                checkpointer_gone: false,
+                snapshots_asked: 0,
             };
-            (id, machine)
+            (*id, machine)
         });
+        let machines = Mutex::new(machines.collect());
         Arc::new(World {
-            plant,
+            plant: setup.plant,
+            nodes,
+            mix: setup.mix,
+            load: setup.load,
             trace,
             network: Network::new(random.random()),
             harness: Scope::new(random.random()),
             busy: AtomicBool::new(true),
             oracle: Mutex::default(),
-            machines: Mutex::new(BTreeMap::from(machines)),
+            machines,
             random: Mutex::new(random),
             aborted: Mutex::default(),
         })
@@ -152,7 +172,7 @@ impl World {
     }
 
     fn machine<R>(&self, id: NodeId, look: impl FnOnce(&mut Machine) -> R) -> R {
-        look(self.machines().get_mut(&id).expect("a machine for each number in NODES"))
+        look(self.machines().get_mut(&id).expect("a machine for each node"))
     }
 
     /// Virtual time since the run began.
@@ -183,7 +203,8 @@ impl World {
 
     /// Who leads in the latest term, as the nodes themselves see it.
     pub fn leader(&self) -> Option<NodeId> {
-        let leading = NODES.into_iter().filter_map(|id| {
+        let leading = self.nodes.iter().filter_map(|id| {
+            let id = *id;
             let (_, node) = self.running(id)?;
             match node.leadership() {
                 Leadership::Leader { term } => Some((term, id)),
@@ -212,16 +233,54 @@ impl World {
     /// Makes the disks of a node fail at a coming call.
     pub fn sabotage(&self, id: NodeId, change: impl FnOnce(&FaultDisk, &FaultDisk)) {
         self.machine(id, |machine| {
-            machine.sabotaged = true;
+            machine.excused_until = Duration::MAX;
             change(&machine.log, &machine.snapshots);
         });
     }
 
+    /// Asked for a snapshot, the checkpointer of a node says that it has stopped, which consensus
+    /// cannot go on without.
+    pub fn lose_checkpointer(&self, id: NodeId) {
+        self.machine(id, |machine| {
+            machine.excused_until = Duration::MAX;
+            machine.checkpointer_gone = true;
+        });
+    }
+
+    /// The disk with a node's snapshot files.
+    pub fn snapshots(&self, id: NodeId) -> FaultDisk {
+        self.machine(id, |machine| machine.snapshots.clone())
+    }
+
+    /// How often consensus or an operator has asked a node's checkpointer for a snapshot.
+    pub fn snapshots_asked(&self, id: NodeId) -> u64 {
+        self.machine(id, |machine| machine.snapshots_asked)
+    }
+
+    /// Stops a node in order, as `Assembly::stop` does. Its tasks go on for as long as they want to.
+    pub async fn stop(&self, id: NodeId) {
+        let life = self.machine(id, |machine| {
+            let life = machine.life.as_ref()?;
+            Some((life.node.clone()?, life.checkpointer.clone()?))
+        });
+        let Some((node, checkpointer)) = life else { return };
+        trace!(self, "{id} is told to stop");
+        node.shutdown().await;
+        let (tx, rx) = oneshot::channel();
+        // The answer of a last checkpoint that failed is that of production too: the log has all.
+        checkpointer.stop(Box::new(move |result| {
+            let _ = tx.send(result.is_ok());
+        }));
+        let written = rx.await;
+        trace!(self, "{id} has stopped: {written:?}");
+    }
+
     /// The disks of a node work again, for a life that has not met its fault.
     pub fn repair(&self, id: NodeId) {
+        let soon = self.now() + NOTICE;
         self.machine(id, |machine| {
             if machine.life.is_some() {
-                machine.sabotaged = false;
+                machine.excused_until = machine.excused_until.min(soon);
                 machine.faults(self.plant == Plant::SyncIgnored);
             }
         });
@@ -241,7 +300,8 @@ impl World {
         let number = self.machine(id, |machine| {
             machine.lives += 1;
             let replica = Weak::new();
-            machine.life = Some(Life { scope: scope.clone(), node: None, replica });
+            let checkpointer = None;
+            machine.life = Some(Life { scope: scope.clone(), node: None, replica, checkpointer });
             machine.lives
         });
         trace!(self, "{id} starts life {number}");
@@ -262,14 +322,14 @@ impl World {
     /// The process ends by itself: every task of it is dropped, its disks hear no more of it.
     pub fn abort(&self, id: NodeId, why: String) {
         trace!(self, "{id} aborts: {why}");
-        let expected = self.machine(id, |machine| {
+        let excused_until = self.machine(id, |machine| {
             machine.switch_off();
             // Whoever ends it for good says when.
             machine.revive_at = Duration::MAX;
-            machine.sabotaged
+            machine.excused_until
         });
         self.oracle().counts.disk_failures += 1;
-        if !expected {
+        if self.now() > excused_until {
             self.violated(format!("node {id} gave up: {why}"));
         }
         self.aborted.lock().unwrap_or_else(PoisonError::into_inner).push((id, why));
@@ -295,7 +355,7 @@ impl World {
             machine.log.crash(end.crash, seed);
             machine.snapshots.crash(end.crash, !seed);
             machine.ending -= 1;
-            machine.sabotaged = false;
+            machine.excused_until = Duration::ZERO;
             machine.faults(self.plant == Plant::SyncIgnored);
             if end.image {
                 machine.image.lose_last_write();
@@ -361,6 +421,14 @@ impl World {
             self.violated(format!("node {id}: {why}"));
             return Err(why);
         }
+        // As `refuse_rolled_back`: only an installed snapshot may be ahead of the log.
+        let last = recovered.last.or(recovered.purged.as_ref().map(|(index, _)| *index));
+        let installed = recovery.snapshot.as_ref().map(|snapshot| snapshot.point.index);
+        if point > last && point > installed {
+            let why = format!("the state is at {point:?}, the log ends at {last:?}");
+            self.violated(format!("node {id}: {why}"));
+            return Err(why);
+        }
         let started = Instant::now();
         let pace = Pace { interval: Duration::from_millis(700), log_bytes: 64 * 1024 };
         let on_failure = {
@@ -399,6 +467,7 @@ impl World {
         self.machine(id, |machine| {
             if let Some(life) = &mut machine.life {
                 life.replica = Arc::downgrade(&replica);
+                life.checkpointer = Some(handle.clone());
             }
         });
         let config = Config {
@@ -406,7 +475,7 @@ impl World {
             cluster_id: CLUSTER.to_owned(),
             version: "simulated".to_owned(),
             client_address: format!("client-{id}"),
-            initial: NODES.map(|id| (id, member(id))).into(),
+            initial: self.nodes.iter().map(|id| (*id, member(*id))).collect(),
             heartbeat_ms: 100,
             election_min_ms: 300,
             election_max_ms: 600,
@@ -417,12 +486,19 @@ impl World {
         let parts = Parts {
             log,
             replica,
-            checkpoints: Arc::new(Watched { world: self.clone(), checkpoints }),
+            checkpoints: Arc::new(Watched { world: self.clone(), id, checkpoints }),
             peers: Arc::new(SimPeers { world: self.clone(), id }),
             clock,
             observer: Arc::new(Ear { world: self.clone(), id }),
             disk: Arc::new(SimStorage { world: self.clone(), id, snapshots }),
             rebuilt: false,
+            on_fatal: OnFatal(Box::new({
+                let world = self.clone();
+                move |why| {
+                    world.oracle().counts.fatals += 1;
+                    world.abort(id, format!("consensus: {why}"));
+                }
+            })),
         };
         Node::start(config, parts).await.map_err(|error| error.to_string())
     }
@@ -433,6 +509,7 @@ impl Machine {
     fn switch_off(&mut self) -> Option<Weak<Replica>> {
         let life = self.life.take()?;
         life.scope.kill();
+        self.checkpointer_gone = false;
         for disk in [&self.log, &self.snapshots] {
             disk.set_faults(Faults { power_off_at: Some(0), ..disk.faults() });
         }
@@ -506,6 +583,7 @@ impl Observer for Ear {
 /// The checkpointer, and a bug in it if one is planted.
 struct Watched {
     world: Arc<World>,
+    id: NodeId,
     checkpoints: StoreCheckpoints,
 }
 
@@ -521,7 +599,14 @@ impl Checkpoints for Watched {
     }
 
     fn snapshot(&self) -> BoxFuture<'static, io::Result<SnapshotFile>> {
-        self.checkpoints.snapshot()
+        let gone = self.world.machine(self.id, |machine| {
+            machine.snapshots_asked += 1;
+            machine.checkpointer_gone
+        });
+        match gone {
+            true => async { Err(io::Error::from(io::ErrorKind::BrokenPipe)) }.boxed(),
+            false => self.checkpoints.snapshot(),
+        }
     }
 
     fn current(&self) -> Option<SnapshotFile> {

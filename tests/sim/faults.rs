@@ -10,20 +10,20 @@ use quorate::store::fault::{Crash, Faults};
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 
-use crate::cluster::{End, NODES, World};
+use crate::cluster::{End, World};
 use crate::network::CLIENTS;
 use crate::trace::trace;
 
 /// Clients that a partition may reach.
 const SOME_CLIENTS: u64 = 9;
 
-fn any(random: &mut StdRng) -> NodeId {
-    NODES[random.random_range(0..NODES.len())]
+fn any(world: &World, random: &mut StdRng) -> NodeId {
+    world.nodes[random.random_range(0..world.nodes.len())]
 }
 
 /// The leader more often than chance would have it.
 fn target(world: &World, random: &mut StdRng) -> NodeId {
-    let node = any(random);
+    let node = any(world, random);
     match world.leader() {
         Some(leader) if random.random_range(0..2) == 0 => leader,
         Some(_) | None => node,
@@ -50,10 +50,94 @@ pub async fn revive(world: Arc<World>, mut random: StdRng) {
             let (end, rest) = (crash(&mut random), millis(&mut random, 20..800));
             world.end(id, end, rest).await;
         }
-        for id in NODES {
+        for id in world.nodes.iter().copied() {
             world.start_if_due(id);
         }
         runtime::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// What can go wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    Kill,
+    KillAll,
+    Partition,
+    Lossy,
+    Pause,
+    Hold,
+    Transfer,
+    Clock,
+    SlowDisk,
+    /// Most disks stand still for seconds, while messages travel.
+    Stall,
+    Snapshot,
+    Reset,
+    Spoil,
+}
+
+/// How often each goes wrong, as parts of a hundred.
+const FAULTS: [(Fault, u32); 13] = [
+    (Fault::Kill, 20),
+    (Fault::KillAll, 5),
+    (Fault::Partition, 23),
+    (Fault::Lossy, 8),
+    (Fault::Pause, 8),
+    (Fault::Hold, 6),
+    (Fault::Transfer, 7),
+    (Fault::Clock, 4),
+    (Fault::SlowDisk, 5),
+    (Fault::Stall, 2),
+    (Fault::Snapshot, 3),
+    (Fault::Reset, 2),
+    (Fault::Spoil, 7),
+];
+
+/// Which faults a run has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mix {
+    Everything,
+    /// Processes and machines.
+    Crashes,
+    Network,
+    Disks,
+    /// Whatever makes nodes late, and nothing that ends them.
+    Delays,
+}
+
+impl Mix {
+    pub const ALL: [Mix; 5] =
+        [Mix::Everything, Mix::Crashes, Mix::Network, Mix::Disks, Mix::Delays];
+
+    fn has(self, fault: Fault) -> bool {
+        match self {
+            Mix::Everything => true,
+            Mix::Crashes => matches!(fault, Fault::Kill | Fault::KillAll | Fault::Snapshot),
+            Mix::Network => matches!(
+                fault,
+                Fault::Partition | Fault::Lossy | Fault::Hold | Fault::Reset | Fault::Transfer
+            ),
+            Mix::Disks => matches!(
+                fault,
+                Fault::Kill | Fault::SlowDisk | Fault::Stall | Fault::Snapshot | Fault::Spoil
+            ),
+            Mix::Delays => matches!(
+                fault,
+                Fault::Pause | Fault::Hold | Fault::Transfer | Fault::Clock | Fault::Stall
+            ),
+        }
+    }
+
+    fn draw(self, random: &mut StdRng) -> Fault {
+        let all = FAULTS.iter().filter(|(fault, _)| self.has(*fault));
+        let mut at = random.random_range(0..all.clone().map(|(_, parts)| parts).sum());
+        for (fault, parts) in all {
+            match at.checked_sub(*parts) {
+                Some(rest) => at = rest,
+                None => return *fault,
+            }
+        }
+        unreachable!("what is drawn is below the sum")
     }
 }
 
@@ -65,29 +149,29 @@ pub async fn harm(world: Arc<World>, mut random: StdRng, until: Instant) {
             _ => millis(&mut random, 50..900),
         };
         runtime::sleep(pause).await;
-        let (kind, own) = (random.random_range(0..100u32), world.fork_random());
+        let (fault, own) = (world.mix.draw(&mut random), world.fork_random());
         // Each fault has a task of its own, so that they overlap.
-        world.harness.spawn(fault(world.clone(), kind, own));
+        world.harness.spawn(happen(world.clone(), fault, own));
     }
 }
 
-async fn fault(world: Arc<World>, kind: u32, mut random: StdRng) {
+async fn happen(world: Arc<World>, fault: Fault, mut random: StdRng) {
     let random = &mut random;
-    match kind {
-        0..22 => {
+    match fault {
+        Fault::Kill => {
             let (id, end, rest) =
                 (target(&world, random), crash(random), millis(random, 20..2_500));
             world.end(id, end, rest).await;
         }
-        22..27 => {
-            for id in NODES {
+        Fault::KillAll => {
+            for id in world.nodes.clone() {
                 let (end, rest) = (crash(random), millis(random, 20..1_500));
                 world.end(id, end, rest).await;
             }
         }
-        27..50 => partition(&world, random).await,
-        50..58 => lossy(&world, random).await,
-        58..66 => {
+        Fault::Partition => partition(&world, random).await,
+        Fault::Lossy => lossy(&world, random).await,
+        Fault::Pause => {
             let id = target(&world, random);
             let length = millis(random, 200..2_500);
             trace!(world, "nemesis pauses {id}");
@@ -104,21 +188,21 @@ async fn fault(world: Arc<World>, kind: u32, mut random: StdRng) {
             trace!(world, "nemesis resumes {id}");
             world.resume(id);
         }
-        66..72 => {
+        Fault::Hold => {
             let id = target(&world, random);
             let length = millis(random, 200..2_000);
             trace!(world, "nemesis holds what {id} sends");
             world.oracle().counts.pauses += 1;
             world.network.hold(id, Instant::now() + length);
         }
-        72..79 => transfer(&world, random).await,
-        79..84 => {
-            let id = any(random);
+        Fault::Transfer => transfer(&world, random).await,
+        Fault::Clock => {
+            let id = any(&world, random);
             let shift = random.random_range(-60_000..60_000);
             trace!(world, "nemesis turns the clock of {id} by {shift}");
             world.shift_clock(id, shift);
         }
-        84..89 => {
+        Fault::SlowDisk => {
             let id = target(&world, random);
             let time = world.sync_time(id);
             let most = random.random_range(20..600);
@@ -127,8 +211,9 @@ async fn fault(world: Arc<World>, kind: u32, mut random: StdRng) {
             runtime::sleep(millis(random, 300..2_500)).await;
             time.set(0, 3);
         }
-        89..92 => {
-            let id = any(random);
+        Fault::Stall => stall(&world, random).await,
+        Fault::Snapshot => {
+            let id = any(&world, random);
             trace!(world, "nemesis asks {id} for a snapshot");
             if let Some((scope, node)) = world.running(id) {
                 scope.spawn(async move {
@@ -137,21 +222,37 @@ async fn fault(world: Arc<World>, kind: u32, mut random: StdRng) {
                 });
             }
         }
-        92..94 => {
-            let id = any(random);
+        Fault::Reset => {
+            let id = any(&world, random);
             trace!(world, "nemesis resets the connections of {id}");
             world.network.reset(id);
         }
-        _ => sabotage(&world, random).await,
+        Fault::Spoil => sabotage(&world, random).await,
+    }
+}
+
+/// The disks of all but the leader, or but any one node, take seconds for a sync: nothing is
+/// committed, and who leads goes on to lead.
+async fn stall(world: &World, random: &mut StdRng) {
+    let one = target(world, random);
+    let (least, length) = (random.random_range(500..4_000), millis(random, 1_000..8_000));
+    trace!(world, "nemesis stalls the syncs of all but {one} to {least}");
+    let others = || world.nodes.iter().filter(|id| **id != one);
+    for id in others() {
+        world.sync_time(*id).set(least, least + 500);
+    }
+    runtime::sleep(length).await;
+    for id in others() {
+        world.sync_time(*id).set(0, 3);
     }
 }
 
 async fn partition(world: &World, random: &mut StdRng) {
     let mut links: Vec<(u64, u64)> = Vec::new();
     let one = target(world, random);
-    let others: Vec<NodeId> = NODES.into_iter().filter(|id| *id != one).collect();
+    let others: Vec<NodeId> = world.nodes.iter().copied().filter(|id| *id != one).collect();
     let both = |a: u64, b: u64| [(a, b), (b, a)];
-    match random.random_range(0..6) {
+    match random.random_range(0..7) {
         // Alone, but for some clients.
         0 | 1 => {
             links.extend(others.iter().flat_map(|other| both(one, *other)));
@@ -162,8 +263,14 @@ async fn partition(world: &World, random: &mut StdRng) {
         2 => links.extend(others.iter().map(|other| (*other, one))),
         // Mute.
         3 => links.extend(others.iter().map(|other| (one, *other))),
-        // One link: the other two do not see each other.
-        4 => links.extend(both(others[0], others[1])),
+        // Nobody sees anybody.
+        4 => {
+            let all = || world.nodes.iter().copied();
+            links.extend(all().flat_map(|from| all().map(move |to| (from, to))));
+            links.retain(|(from, to)| from != to);
+        }
+        // One link: two others do not see each other.
+        5 => links.extend(both(others[0], others[1])),
         // One link in one direction.
         _ => links.push((one, others[random.random_range(0..others.len())])),
     }
@@ -180,11 +287,12 @@ async fn partition(world: &World, random: &mut StdRng) {
 }
 
 async fn lossy(world: &World, random: &mut StdRng) {
-    let id = any(random);
+    let id = any(world, random);
     let one_in = random.random_range(2..10);
     let slow = (random.random_range(0..2) == 0).then(|| random.random_range(10..300));
     trace!(world, "nemesis makes {id} lossy: 1 in {one_in}, slow {slow:?}");
-    let peers = NODES.into_iter().chain(CLIENTS..CLIENTS + SOME_CLIENTS).filter(|to| *to != id);
+    let nodes = world.nodes.iter().copied();
+    let peers = nodes.chain(CLIENTS..CLIENTS + SOME_CLIENTS).filter(|to| *to != id);
     let links: Vec<_> = peers.flat_map(|peer| [(id, peer), (peer, id)]).collect();
     for (from, to) in &links {
         world.network.lose(*from, *to, Some(one_in));
@@ -198,7 +306,7 @@ async fn lossy(world: &World, random: &mut StdRng) {
 }
 
 async fn transfer(world: &Arc<World>, random: &mut StdRng) {
-    let (from, to) = (any(random), any(random));
+    let (from, to) = (any(world, random), any(world, random));
     let to = (random.random_range(0..3) > 0).then_some(to);
     trace!(world, "nemesis asks {from} to let {to:?} lead");
     let Some((scope, node)) = world.running(from) else { return };
@@ -215,7 +323,7 @@ async fn transfer(world: &Arc<World>, random: &mut StdRng) {
 /// A call to a disk of a node fails soon, or the power goes off in the middle of its work.
 async fn sabotage(world: &World, random: &mut StdRng) {
     let id = target(world, random);
-    let (kind, ahead) = (random.random_range(0..5), random.random_range(0..12));
+    let (kind, ahead) = (random.random_range(0..6), random.random_range(0..12));
     let of_log = random.random_range(0..3) > 0;
     trace!(world, "nemesis spoils a disk of {id}: log {of_log}, {kind}, in {ahead} calls");
     world.sabotage(id, |log, snapshots| {
@@ -224,9 +332,9 @@ async fn sabotage(world: &World, random: &mut StdRng) {
         disk.set_faults(match kind {
             0 => Faults { fail_write: Some(counts.writes + ahead), ..faults },
             1 | 2 => Faults { fail_sync: Some(counts.syncs + ahead), ..faults },
-            3 if of_log => Faults { power_off_at: Some(counts.calls + ahead), ..faults },
-            3 => Faults { fail_sync_dir: Some(counts.dir_syncs + ahead / 2), ..faults },
             _ if of_log => Faults { power_off_at: Some(counts.calls + ahead), ..faults },
+            3 => Faults { fail_sync_dir: Some(counts.dir_syncs + ahead / 2), ..faults },
+            4 => Faults { fail_read: Some(counts.reads + ahead), ..faults },
             _ => Faults { capacity: Some(0), ..faults },
         });
     });
@@ -238,7 +346,7 @@ async fn sabotage(world: &World, random: &mut StdRng) {
 pub fn heal(world: &World) {
     trace!(world, "nemesis heals everything");
     world.network.heal();
-    for id in NODES {
+    for id in world.nodes.iter().copied() {
         world.resume(id);
         world.sync_time(id).set(0, 3);
         world.repair(id);

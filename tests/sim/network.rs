@@ -20,7 +20,7 @@ use quorate::node::Node;
 use quorate::raft::codec;
 use quorate::raft::network::{Channel, Method, PeerError, Peers};
 use quorate::raft::service::PeerHandler;
-use quorate::raft::types::NodeId;
+use quorate::raft::types::{LogId, NodeId};
 use quorate::runtime::{self, Instant};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -232,6 +232,31 @@ pub fn short(bytes: &[u8]) -> u32 {
     xxh3_64(bytes) as u32
 }
 
+/// What a request of a stream says, for the trace.
+fn request(channel: Channel, bytes: &Bytes) -> String {
+    let hash = short(bytes);
+    match (channel, codec::decode_append(bytes.clone())) {
+        (Channel::Append, Ok(request)) => {
+            let index = |id: Option<LogId>| id.map(|id| (id.leader_id.term, id.index));
+            let (previous, commit) = (index(request.prev_log_id), index(request.leader_commit));
+            let last = index(request.entries.last().map(|entry| entry.log_id));
+            format!(
+                "{hash:08x} {:?} after {previous:?} to {last:?} commits {commit:?}",
+                request.vote
+            )
+        }
+        _ => format!("{hash:08x}"),
+    }
+}
+
+/// What an answer of a stream says, for the trace.
+fn response(channel: Channel, bytes: &Bytes) -> String {
+    match (channel, codec::decode_append_result(bytes.clone())) {
+        (Channel::Append, Ok(result)) => format!("{result:?}"),
+        _ => format!("{:08x}", short(bytes)),
+    }
+}
+
 impl World {
     /// Carries one message over; false when it did not arrive.
     async fn travel(&self, from: u64, to: u64) -> bool {
@@ -344,7 +369,7 @@ impl World {
                     bytes = input.next() => bytes,
                 };
                 let Some(bytes) = bytes else { break };
-                trace!(world, "{from}>{to} {channel:?} {:08x}", short(&bytes));
+                trace!(world, "{from}>{to} {channel:?} {}", request(channel, &bytes));
                 let at = world.arrival(from, to, &mut last);
                 if request_tx.send((at, bytes)).await.is_err() {
                     break;
@@ -361,8 +386,8 @@ impl World {
             drop(node);
             let mut last = Instant::now();
             while let Some(answer) = answers.next().await {
-                let hash = answer.as_ref().map(|bytes| short(bytes));
-                trace!(world, "{to}>{from} {channel:?} answers {hash:08x?}");
+                let said = answer.as_ref().map(|bytes| response(channel, bytes));
+                trace!(world, "{to}>{from} {channel:?} answers {said:?}");
                 let at = world.arrival(to, from, &mut last);
                 if answer_tx.send((at, Some(answer))).await.is_err() {
                     return;
@@ -460,15 +485,23 @@ impl World {
             // The caller may have given up.
             let _ = answer_tx.send(answer);
         });
+        let arrive = async {
+            let answer = answer_rx.await.unwrap_or_else(|_| Err(no_answer("reset")));
+            // It travels on the connection: sent again when it is lost, until the connection breaks.
+            let at = self.arrival(to, from, &mut Instant::now());
+            runtime::sleep_until(at).await;
+            if self.network.wait_for_link(to, from).await {
+                answer
+            } else {
+                Err(no_answer("reset"))
+            }
+        };
         let answer = tokio::select! {
             biased;
-            () = connection.wait(2) => return Err(no_answer("reset")),
-            answer = answer_rx => answer.unwrap_or_else(|_| Err(no_answer("reset"))),
+            () = connection.wait(2) => Err(no_answer("reset")),
+            () = runtime::sleep_until(deadline) => Err(no_answer("late")),
+            answer = arrive => answer,
         };
-        if !self.travel(to, from).await {
-            runtime::sleep_until(deadline).await;
-            return Err(no_answer("lost"));
-        }
         trace!(self, "{to}>{from} snapshot answers {}", answer.is_ok());
         answer
     }

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::fs::File;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Once, mpsc};
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use quorate::proto::v1::Consistency;
 use quorate::runtime::{self, Instant};
 use quorate::state::InstanceName;
 
-use crate::cluster::{NODES, World};
-use crate::faults;
+use crate::cluster::World;
+use crate::faults::{self, Mix};
 use crate::network::CLIENTS;
 use crate::oracle::Counts;
 use crate::plant::Plant;
 use crate::trace::{Trace, trace};
 use crate::workload;
 
-/// Real time after which a run hangs.
+/// Real time without an event after which a run hangs. On a loaded machine a run may take long.
 const WATCHDOG: Duration = Duration::from_secs(300);
 /// Virtual time within which a healed cluster serves, and within which its nodes are equal.
 const SERVICE: Duration = Duration::from_secs(5);
@@ -35,6 +35,11 @@ pub struct Setup {
     pub plant: Plant,
     /// How long things go wrong, in virtual time.
     pub faults: Duration,
+    /// What goes wrong.
+    pub mix: Mix,
+    pub nodes: u64,
+    /// Multiplies the clients.
+    pub load: u64,
 }
 
 /// What came of it.
@@ -64,6 +69,7 @@ fn install_hook() {
         std::panic::set_hook(Box::new(move |info| {
             if RUNNING.with_borrow(|running| *running) {
                 let what = format!("{info}");
+                eprintln!("{what}");
                 PANICS.with_borrow_mut(|panics| panics.push(what));
             } else {
                 usual(info);
@@ -76,13 +82,18 @@ fn install_hook() {
 struct Watchdog(#[allow(dead_code, reason = "its drop ends the thread")] mpsc::Sender<()>);
 
 impl Watchdog {
-    fn start(setup: &Setup) -> Watchdog {
+    fn start(setup: &Setup, events: Arc<AtomicU64>) -> Watchdog {
         let (sender, receiver) = mpsc::channel::<()>();
         let setup = setup.clone();
         std::thread::spawn(move || {
-            if receiver.recv_timeout(WATCHDOG) == Err(mpsc::RecvTimeoutError::Timeout) {
-                eprintln!("{setup:?} hangs after {WATCHDOG:?}\n{}", repeat(&setup));
-                std::process::exit(3);
+            let mut before = 0;
+            while receiver.recv_timeout(WATCHDOG) == Err(mpsc::RecvTimeoutError::Timeout) {
+                let now = events.load(Ordering::Relaxed);
+                if now == before {
+                    eprintln!("{setup:?} hangs after {now} events\n{}", repeat(&setup));
+                    std::process::exit(3);
+                }
+                before = now;
             }
         });
         Watchdog(sender)
@@ -95,18 +106,25 @@ pub fn repeat(setup: &Setup) -> String {
         Plant::None => String::new(),
         plant => format!("QUORATE_SIM_PLANT={plant:?} "),
     };
-    let seconds = setup.faults.as_secs();
+    let Setup { seed, plant: _, faults, mix, nodes, load } = setup;
+    let seconds = faults.as_secs();
     format!(
-        "repeat with: {plant}QUORATE_SIM_SECONDS={seconds} QUORATE_SIM_SEED={} cargo test --test sim \
-         one_seed_from_the_environment -- --nocapture",
-        setup.seed
+        "repeat with: {plant}QUORATE_SIM_SECONDS={seconds} QUORATE_SIM_NODES={nodes} \
+         QUORATE_SIM_LOAD={load} QUORATE_SIM_MIX={mix:?} QUORATE_SIM_SEED={seed} \
+         cargo test --test sim one_seed_from_the_environment -- --nocapture"
     )
 }
 
 /// Runs a seed to its end.
 pub fn run(setup: &Setup) -> Report {
+    play(setup, async |world| story(world, setup).await)
+}
+
+/// Runs a story in a world of its own. Nothing goes wrong in it but what the story does.
+pub fn play(setup: &Setup, story: impl AsyncFnOnce(&Arc<World>)) -> Report {
     install_hook();
-    let watchdog = Watchdog::start(setup);
+    let events = Arc::new(AtomicU64::new(0));
+    let watchdog = Watchdog::start(setup, events.clone());
     RUNNING.set(true);
     PANICS.take();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -117,14 +135,14 @@ pub fn run(setup: &Setup) -> Report {
     let report = runtime.block_on(async {
         let file = std::env::var_os("QUORATE_SIM_TRACE")
             .map(|path| File::create(path).expect("the trace file can be created"));
-        let world = World::new(setup.seed, setup.plant, Trace::new(file));
-        story(&world, setup).await;
+        let world = World::new(setup, Trace::new(file, events));
+        story(&world).await;
         let (hash, events) = world.trace.result();
         let oracle = std::mem::take(&mut *world.oracle());
         let violations = oracle.violations;
         let took = world.now();
-        for id in NODES {
-            world.drop_life(id);
+        for id in &world.nodes {
+            world.drop_life(*id);
         }
         world.harness.kill();
         Report { seed: setup.seed, hash, events, violations, counts: oracle.counts, took }
@@ -137,7 +155,7 @@ pub fn run(setup: &Setup) -> Report {
 }
 
 /// True when something was found, which ends the run.
-fn is_over(world: &World) -> bool {
+pub fn is_over(world: &World) -> bool {
     for what in PANICS.take() {
         world.violated(what);
     }
@@ -145,7 +163,7 @@ fn is_over(world: &World) -> bool {
 }
 
 /// Waits, unless something is found; false in that case.
-async fn pass(world: &World, time: Duration) -> bool {
+pub async fn pass(world: &World, time: Duration) -> bool {
     let until = Instant::now() + time;
     while Instant::now() < until {
         runtime::sleep(Duration::from_millis(50)).await;
@@ -178,9 +196,14 @@ async fn story(world: &Arc<World>, setup: &Setup) {
     if !serves(world).await || !pass(world, Duration::from_secs(2)).await {
         return;
     }
+    finish(world, tasks).await;
+}
+
+/// The clients end, then all must be equal.
+pub async fn finish(world: &Arc<World>, clients: Vec<runtime::JoinHandle<()>>) {
     world.busy.store(false, Ordering::Relaxed);
-    for task in tasks {
-        if runtime::timeout(CALLS, task).await.is_err() {
+    for client in clients {
+        if runtime::timeout(CALLS, client).await.is_err() {
             world.violated(format!("a client's call has not ended after {CALLS:?}"));
             return;
         }
@@ -195,7 +218,7 @@ async fn story(world: &Arc<World>, setup: &Setup) {
 }
 
 /// How often the leadership has changed.
-async fn count_leaders(world: Arc<World>) {
+pub async fn count_leaders(world: Arc<World>) {
     let mut known = None;
     loop {
         runtime::sleep(Duration::from_millis(20)).await;
@@ -210,8 +233,8 @@ async fn count_leaders(world: Arc<World>) {
 }
 
 /// Each node answers a linearizable read within bounded time.
-async fn serves(world: &Arc<World>) -> bool {
-    for id in NODES {
+pub async fn serves(world: &Arc<World>) -> bool {
+    for id in world.nodes.iter().copied() {
         let give_up = Instant::now() + SERVICE;
         loop {
             let name = InstanceName {
@@ -241,7 +264,7 @@ async fn serves(world: &Arc<World>) -> bool {
 
 fn statuses(world: &World) -> String {
     let mut text = String::new();
-    for id in NODES {
+    for id in world.nodes.iter().copied() {
         match world.running(id) {
             Some((_, node)) => text += &format!("\n{:?}", node.status()),
             None => text += &format!("\nnode {id} is down"),
@@ -251,11 +274,11 @@ fn statuses(world: &World) -> String {
 }
 
 /// All nodes are equal, and equal to what was applied.
-async fn ends_well(world: &Arc<World>) {
+pub async fn ends_well(world: &Arc<World>) {
     let give_up = Instant::now() + EQUAL;
     let digests = loop {
         let mut digests = Vec::new();
-        for id in NODES {
+        for id in world.nodes.iter().copied() {
             if let Some((_, node)) = world.running(id)
                 && let Ok(digest) = node.digest().await
             {
@@ -264,7 +287,7 @@ async fn ends_well(world: &Arc<World>) {
         }
         let index = |(_, (index, _, _)): &(u64, (u64, u64, u64))| *index;
         let equal = digests.windows(2).all(|pair| index(&pair[0]) == index(&pair[1]));
-        if digests.len() == NODES.len() && equal {
+        if digests.len() == world.nodes.len() && equal {
             break digests;
         }
         if Instant::now() >= give_up {
@@ -278,7 +301,7 @@ async fn ends_well(world: &Arc<World>) {
     for (id, (_, digest, records)) in digests {
         world.oracle().ends_with(id, digest, records);
     }
-    for id in NODES {
+    for id in world.nodes.iter().copied() {
         let Some((_, node)) = world.running(id) else { continue };
         let sessions: Vec<u64> =
             node.read(|state| state.sessions().map(|(session, _)| session.id).collect());

@@ -17,7 +17,7 @@ use rand::RngExt as _;
 use rand::rngs::StdRng;
 use tokio::sync::mpsc;
 
-use crate::cluster::{NODES, World};
+use crate::cluster::World;
 use crate::network::CLIENTS;
 use crate::oracle::history::TAG;
 use crate::oracle::watches::View;
@@ -42,7 +42,7 @@ pub fn spawn(world: &Arc<World>) -> Vec<runtime::JoinHandle<()>> {
         next += 1;
         next
     };
-    for _ in 0..3 {
+    for _ in 0..3 * world.load {
         let client = number();
         let session = Arc::new(Session { id: client, inner: Mutex::default() });
         for lane in 0..LANES {
@@ -53,12 +53,12 @@ pub fn spawn(world: &Arc<World>) -> Vec<runtime::JoinHandle<()>> {
         }
         tasks.push(world.harness.spawn(keep_alive(world.clone(), session, world.fork_random())));
     }
-    for _ in 0..2 {
+    for _ in 0..2 * world.load {
         let (client, random) = (number(), world.fork_random());
         let writer = Writer { world: world.clone(), client, lane: 0, random, count: 0, home: None };
         tasks.push(world.harness.spawn(writer.run_alone()));
     }
-    for _ in 0..3 {
+    for _ in 0..3 * world.load {
         tasks.push(world.harness.spawn(read(world.clone(), number(), world.fork_random())));
     }
     for watcher in 0..3 {
@@ -161,7 +161,7 @@ async fn keep_alive(world: Arc<World>, session: Arc<Session>, mut random: StdRng
             continue;
         };
         runtime::sleep(open.ttl / 5).await;
-        let node = any(&mut random, &NODES);
+        let node = any(&mut random, &world.nodes);
         let sent = world.now();
         let timeout = Duration::from_millis(600);
         let answer = world
@@ -339,7 +339,7 @@ impl Writer {
         }
         let give_up = runtime::Instant::now() + PATIENCE;
         for attempt in 0u64.. {
-            let node = self.home.unwrap_or_else(|| any(&mut self.random, &NODES));
+            let node = self.home.unwrap_or_else(|| any(&mut self.random, &world.nodes));
             let timeout = millis(&mut self.random, 200..2_500);
             if world.plant == Plant::RetryForgotten
                 && let Some(request) = &mut command.request
@@ -417,7 +417,7 @@ async fn read(world: Arc<World>, client: u64, mut random: StdRng) {
     while world.is_busy() {
         runtime::sleep(millis(&mut random, 5..60)).await;
         let name = shared_name(&mut random);
-        let node = any(&mut random, &NODES);
+        let node = any(&mut random, &world.nodes);
         let stale = random.random_range(0..10) == 0;
         let consistency = if stale { Consistency::Stale } else { Consistency::Linearizable };
         read_once(&world, client, node, consistency, name, Duration::from_millis(1_500)).await;
@@ -466,7 +466,7 @@ async fn watch(world: Arc<World>, client: u64, range: Range, mut random: StdRng)
     // Watchers go on after the writers, until they have seen it all or time is up.
     let mut late = 0;
     while late < 30 {
-        let node = any(&mut random, &NODES);
+        let node = any(&mut random, &world.nodes);
         watch_at(&world, client, node, &mut view, &mut random).await;
         view.disconnected();
         late += u64::from(!world.is_busy());

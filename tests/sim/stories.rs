@@ -1,0 +1,155 @@
+//! Single faults, told one by one: what a random run would seldom meet, or not tell apart.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quorate::node::Status;
+use quorate::raft::types::NodeId;
+use quorate::runtime;
+use quorate::store::fault::{Crash, Faults};
+
+use crate::cluster::{End, World};
+use crate::faults::{self, Mix};
+use crate::plant::Plant;
+use crate::run::{Report, Setup, finish, pass, play, serves};
+use crate::workload;
+
+/// Three nodes and their clients, without a nemesis.
+fn tell(seed: u64, story: impl AsyncFnOnce(&Arc<World>)) -> Report {
+    let plant = Plant::None;
+    let setup =
+        Setup { seed, plant, faults: Duration::ZERO, mix: Mix::Everything, nodes: 3, load: 1 };
+    let report = play(&setup, async |world| {
+        world.harness.spawn(faults::revive(world.clone(), world.fork_random()));
+        let clients = workload::spawn(world);
+        assert!(pass(world, Duration::from_secs(3)).await, "{:?}", world.oracle().violations);
+        story(world).await;
+        if serves(world).await {
+            finish(world, clients).await;
+        }
+    });
+    assert!(report.violations.is_empty(), "{report:#?}");
+    report
+}
+
+fn status(world: &World, id: NodeId) -> Status {
+    world.running(id).expect("the node is up").1.status()
+}
+
+fn leader(world: &World) -> NodeId {
+    world.leader().expect("there is a leader")
+}
+
+fn follower(world: &World) -> NodeId {
+    world.nodes.iter().copied().find(|id| *id != leader(world)).expect("there are several nodes")
+}
+
+/// The process ends, and a new one begins.
+async fn end(world: &Arc<World>, id: NodeId) {
+    world.end(id, End { crash: Crash::Kill, image: false }, Duration::ZERO).await;
+}
+
+/// Waits until something holds.
+async fn until(world: &World, within: Duration, what: &str, holds: impl Fn() -> bool) {
+    let give_up = runtime::Instant::now() + within;
+    while !holds() {
+        assert!(runtime::Instant::now() < give_up, "not within {within:?}: {what}");
+        assert!(pass(world, Duration::from_millis(50)).await, "{:?}", world.oracle().violations);
+    }
+}
+
+/// A node whose consensus cannot go on ends by itself, instead of listening and answering nobody; the
+/// others go on, and it comes back.
+#[test]
+fn a_node_whose_consensus_has_ended_is_ended() {
+    let report = tell(1, async |world| {
+        let id = leader(world);
+        world.lose_checkpointer(id);
+        let fatals = || world.oracle().counts.fatals;
+        until(world, Duration::from_secs(20), "the end of the node", || fatals() == 1).await;
+        until(world, Duration::from_secs(5), "a leader", || world.leader().is_some()).await;
+        until(world, Duration::from_secs(5), "its next life", || world.running(id).is_some()).await;
+    });
+    assert_eq!(report.counts.fatals, 1, "it is told once: {report:#?}");
+}
+
+/// That consensus ends is what an orderly shutdown wants, and no reason to end the process.
+#[test]
+fn a_node_that_is_shut_down_does_not_end_by_itself() {
+    let report = tell(2, async |world| {
+        for id in [leader(world), follower(world)] {
+            // Even when the disk fails meanwhile.
+            world.lose_checkpointer(id);
+            world.stop(id).await;
+            assert!(pass(world, Duration::from_secs(2)).await);
+            let (_, node) = world.running(id).expect("nobody has ended it");
+            assert!(node.status().errors.iter().any(|error| error.contains("consensus stopped")));
+            drop(node);
+            end(world, id).await;
+            until(world, Duration::from_secs(5), "a leader", || world.leader().is_some()).await;
+        }
+    });
+    assert_eq!((report.counts.fatals, report.counts.disk_failures), (0, 0), "{report:#?}");
+}
+
+/// A full disk is no reason to end consensus: the snapshot is made once there is space. Until then
+/// the node applies, serves reads, and keeps its log.
+#[test]
+fn a_snapshot_that_finds_no_space_is_made_when_there_is_some() {
+    let report = tell(3, async |world| {
+        let id = follower(world);
+        let full = |capacity| {
+            world.sabotage(id, |_, snapshots| {
+                snapshots.set_faults(Faults { capacity, ..snapshots.faults() });
+            });
+        };
+        full(Some(0));
+        // One that was under way may have found its space before.
+        assert!(pass(world, Duration::from_secs(1)).await);
+        let before = status(world, id);
+        let asked = world.snapshots_asked(id);
+        // Several times as many entries as a snapshot is made after.
+        let enough = || status(world, id).applied_index > before.applied_index + 300;
+        until(world, Duration::from_secs(60), "300 entries", enough).await;
+        let again = || world.snapshots_asked(id) >= asked + 3;
+        until(world, Duration::from_secs(10), "it is tried again and again", again).await;
+        let during = status(world, id);
+        assert_eq!(during.snapshot_index, before.snapshot_index);
+        assert!(during.purged_index <= before.snapshot_index, "{during:?}");
+        assert!(during.errors.iter().any(|error| error.contains("NOSPACE")), "{during:?}");
+        assert!(serves(world).await);
+
+        full(None);
+        let made = || status(world, id).snapshot_index >= during.applied_index;
+        until(world, Duration::from_secs(5), "the snapshot", made).await;
+        let purged = || status(world, id).purged_index > during.purged_index;
+        until(world, Duration::from_secs(2), "the purge", purged).await;
+        assert!(status(world, id).errors.is_empty());
+    });
+    assert_eq!((report.counts.fatals, report.counts.disk_failures), (0, 0), "{report:#?}");
+}
+
+/// Whoever waits for space is not in the way of a shutdown.
+#[test]
+fn a_node_without_space_for_a_snapshot_can_be_shut_down() {
+    tell(4, async |world| {
+        let id = leader(world);
+        world.sabotage(id, |_, snapshots| {
+            snapshots.set_faults(Faults { capacity: Some(0), ..snapshots.faults() });
+        });
+        let asked = world.snapshots_asked(id);
+        let tried = || world.snapshots_asked(id) > asked + 1;
+        until(world, Duration::from_secs(30), "a snapshot that fails twice", tried).await;
+
+        let began = runtime::Instant::now();
+        world.stop(id).await;
+        assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+        // What was asked for last is refused, and nothing asks again.
+        assert!(pass(world, Duration::from_secs(3)).await);
+        let asked = world.snapshots_asked(id);
+        assert!(pass(world, Duration::from_secs(10)).await);
+        assert_eq!(world.snapshots_asked(id), asked);
+        assert!(status(world, id).errors.iter().any(|error| error.contains("consensus stopped")));
+        end(world, id).await;
+    });
+}
