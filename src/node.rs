@@ -432,6 +432,10 @@ impl Node {
         if self.0.closing.load(Ordering::Relaxed) {
             return Some(Error::ShuttingDown { definite: true });
         }
+        self.no_space()
+    }
+
+    fn no_space(&self) -> Option<Error> {
         match self.0.low_disk.load(Ordering::Relaxed) {
             u64::MAX => None,
             free_bytes => Some(Error::NoSpace { free_bytes }),

@@ -23,7 +23,9 @@ use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use super::wire::{self, WireError};
 use super::{Answer, Leadership, Node};
 use crate::error::Error;
-use crate::limits::{BATCH_BYTES, BATCH_COMMANDS, PROPOSAL_QUEUE, PROPOSALS_IN_FLIGHT};
+use crate::limits::{
+    BATCH_BYTES, BATCH_COMMANDS, MAX_CALL_TIMEOUT, PROPOSAL_QUEUE, PROPOSALS_IN_FLIGHT,
+};
 use crate::raft::codec;
 use crate::raft::network::{Channel, PeerError};
 use crate::raft::types::Batch;
@@ -561,12 +563,15 @@ pub fn serve(
         while let Some(bytes) = input.next().await {
             let Ok(commands) = wire::decode_forward(bytes) else { return };
             for (tag, timeout_ms, command) in commands {
-                node.proposer().submit(Pending {
-                    command,
-                    deadline: Instant::now() + Duration::from_millis(timeout_ms.into()),
-                    local_only: true,
-                    reply: ReplyTo::Sink { tag, sink: sink.clone() },
-                });
+                let reply = ReplyTo::Sink { tag, sink: sink.clone() };
+                // It is this disk that the write would go to first.
+                if let Some(error) = node.no_space() {
+                    reply.send(Err(error));
+                    continue;
+                }
+                let timeout = Duration::from_millis(timeout_ms.into()).min(MAX_CALL_TIMEOUT);
+                let deadline = Instant::now() + timeout;
+                node.proposer().submit(Pending { command, deadline, local_only: true, reply });
             }
         }
     });

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate::node::Status;
+use quorate::error::Error;
+use quorate::node::{Answer, Node, Status};
 use quorate::raft::types::NodeId;
 use quorate::runtime;
+use quorate::state::{Command, Op};
 use quorate::store::fault::{Crash, Faults};
 
 use crate::cluster::{End, World};
@@ -42,6 +44,23 @@ fn leader(world: &World) -> NodeId {
 
 fn follower(world: &World) -> NodeId {
     world.nodes.iter().copied().find(|id| *id != leader(world)).expect("there are several nodes")
+}
+
+/// Runs a piece of a story on a node, as a call that its own tasks serve.
+async fn on<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
+    world: &World,
+    id: NodeId,
+    work: impl FnOnce(Node) -> F,
+) -> T {
+    let (scope, node) = world.running(id).expect("the node is up");
+    scope.spawn(work(node)).await.expect("nobody ends it meanwhile")
+}
+
+/// A write that changes nothing that the clients look at.
+async fn write(world: &World, id: NodeId, timeout: Duration) -> Answer {
+    let op = Op::OpenSession { ttl_ms: 1_000, client: "story".to_owned() };
+    let command = Command { request: None, op };
+    on(world, id, move |node| async move { node.propose(&command, timeout).await }).await
 }
 
 /// The process ends, and a new one begins.
@@ -151,5 +170,29 @@ fn a_node_without_space_for_a_snapshot_can_be_shut_down() {
         assert_eq!(world.snapshots_asked(id), asked);
         assert!(status(world, id).errors.iter().any(|error| error.contains("consensus stopped")));
         end(world, id).await;
+    });
+}
+
+/// The write goes to the leader's disk first: whoever forwards it is refused as well.
+#[test]
+fn a_leader_low_on_space_takes_no_forwarded_writes() {
+    tell(5, async |world| {
+        let (leads, follows) = (leader(world), follower(world));
+        let full = |capacity| {
+            world.sabotage(leads, |_, snapshots| {
+                snapshots.set_faults(Faults { capacity, ..snapshots.faults() });
+            });
+        };
+        full(Some(0));
+        assert!(pass(world, Duration::from_secs(1)).await);
+        for id in [leads, follows] {
+            let refused = write(world, id, Duration::from_secs(1)).await;
+            assert!(matches!(refused, Err(Error::NoSpace { free_bytes: 0 })), "{id}: {refused:?}");
+        }
+        full(None);
+        assert!(pass(world, Duration::from_secs(1)).await);
+        for id in [leads, follows] {
+            assert!(write(world, id, Duration::from_secs(1)).await.is_ok());
+        }
     });
 }
