@@ -43,16 +43,25 @@ struct Watch {
 #[derive(Debug)]
 struct Deadline {
     at: Instant,
-    ttl: Duration,
     expiring: bool,
 }
 
 impl Watch {
-    fn set(&mut self, session: u64, at: Instant, ttl: Duration) {
-        if let Some(old) = self.sessions.insert(session, Deadline { at, ttl, expiring: false }) {
+    fn set(&mut self, session: u64, at: Instant) {
+        if let Some(old) = self.sessions.insert(session, Deadline { at, expiring: false }) {
             self.due.remove(&(old.at, session));
         }
         self.due.insert((at, session));
+    }
+
+    /// Adds what the process slept to every deadline but of those whose expiry was proposed: the
+    /// proposal may be in the log without an answer, and must not overtake a keep-alive.
+    fn postpone(&mut self, slept: Duration) {
+        for (id, deadline) in self.sessions.iter_mut().filter(|(_, deadline)| !deadline.expiring) {
+            self.due.remove(&(deadline.at, *id));
+            deadline.at += slept;
+            self.due.insert((deadline.at, *id));
+        }
     }
 
     fn forget(&mut self, session: u64) {
@@ -90,7 +99,7 @@ impl Keeper {
                 return Err(Error::SessionExpired { session: *id });
             }
             let ttl = Duration::from_millis(ttl_ms);
-            watch.set(*id, now + ttl, ttl);
+            watch.set(*id, now + ttl);
             Ok(ttl_ms)
         };
         sessions.iter().zip(ttls).map(renew).collect()
@@ -106,11 +115,7 @@ impl Keeper {
         }
         let Some(watch) = watch.as_mut() else { return };
         if slept > STALLED {
-            let all: Vec<_> =
-                watch.sessions.iter().map(|(id, d)| (*id, d.at + slept, d.ttl)).collect();
-            for (id, at, ttl) in all {
-                watch.set(id, at, ttl);
-            }
+            watch.postpone(slept);
         }
         let new: Vec<(u64, u64)> = node.read(|state| {
             let new = state.sessions_after(watch.newest);
@@ -120,7 +125,7 @@ impl Keeper {
             watch.newest = id;
             if !watch.sessions.contains_key(&id) {
                 let ttl = Duration::from_millis(ttl_ms);
-                watch.set(id, now + ttl, ttl);
+                watch.set(id, now + ttl);
             }
         }
     }
@@ -217,5 +222,34 @@ async fn reap(node: &Node) {
             }
         }
         Err(error) => tracing::info!(%error, "the removal of orphans was not proposed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn watch() -> Watch {
+        Watch { term: 1, sessions: BTreeMap::new(), due: BTreeSet::new(), newest: 0 }
+    }
+
+    /// An expiry whose outcome is not known may still be in the log: a stall does not bring its
+    /// session back, or a keep-alive would be acknowledged that the expiry then overtakes.
+    #[test]
+    fn what_was_proposed_for_expiry_stays_so_over_a_stall() {
+        let (mut watch, now) = (watch(), Instant::now());
+        watch.set(1, now);
+        watch.set(2, now);
+        watch.sessions.get_mut(&1).unwrap().expiring = true;
+        watch.postpone(Duration::from_secs(5));
+        assert!(watch.sessions[&1].expiring, "{watch:?}");
+        // It stays due, so that its expiry is proposed again.
+        assert!(watch.due.contains(&(now, 1)), "{watch:?}");
+        // The others get what was slept.
+        assert!(!watch.sessions[&2].expiring);
+        assert!(watch.due.contains(&(now + Duration::from_secs(5), 2)), "{watch:?}");
+        assert_eq!(watch.due.len(), 2);
     }
 }
