@@ -837,6 +837,42 @@ fn the_driver_keeps_the_time_and_serves_requests() {
     assert_eq!(failures.load(Ordering::Relaxed), 0);
 }
 
+/// However many operators ask for snapshots: consensus ends when an installation is refused, and a
+/// thread that was not told to stop is waited for in vain.
+#[test]
+fn a_full_desk_takes_an_installation_and_the_stop() {
+    let machine = Machine::new();
+    let (core, _) = machine.start_well();
+    let clock = Now::default().clock();
+    let mut driver = Driver::new(core, Pace::default(), clock, Box::new(|_| {}));
+    let handle = driver.handle();
+    let mut world = World::new(22);
+    for entry in world.entries(5) {
+        handle.absorb(entry);
+    }
+    handle.set_synced(Some(world.index()));
+    let fill = || {
+        let asked = || answer(|reply| handle.snapshot(reply));
+        (0..CHECKPOINT_REQUESTS).map(|_| asked()).collect::<Vec<_>>()
+    };
+
+    let asked = fill();
+    let refused = answer(|reply| handle.checkpoint(reply));
+    assert!(matches!(refused.try_recv().unwrap(), Err(Error::Busy { .. })));
+    let ahead = world.entries(30).last().unwrap().point.index;
+    let name = send(&world, &machine.disk, ahead);
+    let installed = answer(|reply| handle.install(name, reply));
+    driver.turn();
+    assert!(asked.iter().all(|answer| answer.try_recv().unwrap().is_ok()));
+    assert_eq!(installed.try_recv().unwrap().unwrap().0.point.index, ahead);
+
+    let asked = fill();
+    let stopped = answer(|reply| handle.stop(reply));
+    assert_eq!(driver.turn(), Turn::Stopped);
+    assert!(asked.iter().all(|answer| answer.try_recv().unwrap().is_ok()));
+    stopped.try_recv().unwrap().unwrap();
+}
+
 #[test]
 fn the_driver_reports_a_failed_image_once_and_stops() {
     let machine = Machine::new();

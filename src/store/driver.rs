@@ -36,6 +36,15 @@ enum Request {
 }
 
 impl Request {
+    /// Consensus ends when an installation fails, and a shutdown waits for the thread: however many
+    /// operators ask for snapshots, these are taken. Each is asked for once at a time.
+    fn is_vital(&self) -> bool {
+        match self {
+            Request::Install(..) | Request::Stop(_) => true,
+            Request::Checkpoint(_) | Request::Snapshot(_) => false,
+        }
+    }
+
     fn refuse(self, error: Error) {
         match self {
             Request::Checkpoint(reply) => reply(Err(error)),
@@ -117,7 +126,7 @@ impl Handle {
         let mut desk = self.lock();
         let refused = if desk.stopped {
             Error::Stopped
-        } else if desk.requests.len() >= CHECKPOINT_REQUESTS {
+        } else if desk.requests.len() >= CHECKPOINT_REQUESTS && !request.is_vital() {
             Error::Busy { limit: CHECKPOINT_REQUESTS }
         } else {
             desk.requests.push_back(request);
