@@ -10,7 +10,7 @@ use futures::{Stream, StreamExt as _};
 use openraft::Raft;
 
 use super::codec;
-use super::machine::{Machine, SnapshotFile};
+use super::machine::{Machine, SnapshotFile, raft_meta};
 use super::network::{Channel, Method, PeerError, SnapshotHead};
 use super::types::Types;
 use crate::store::disk::Disk;
@@ -120,10 +120,20 @@ impl Service {
             .map_err(stopped)?;
         }
         let meta = crate::runtime::blocking(move || receiver.finish()).await.map_err(stopped)?;
-        let snapshot = SnapshotFile { disk, meta };
-        let snapshot = openraft::Snapshot { meta: head.meta(), snapshot };
-        let response =
-            self.raft.install_full_snapshot(head.vote, snapshot).await.map_err(stopped)?;
-        Ok(codec::to_bytes(&response))
+        let name = meta.name.clone();
+        let snapshot = SnapshotFile { disk: disk.clone(), meta };
+        // Consensus goes by the head, the state by the file.
+        let same = raft_meta(&snapshot.meta.point).is_ok_and(|meta| meta == head.meta());
+        let installed = if same {
+            let snapshot = openraft::Snapshot { meta: head.meta(), snapshot };
+            self.raft.install_full_snapshot(head.vote, snapshot).await.map_err(stopped)
+        } else {
+            Err(PeerError::NoAnswer(format!("{name} is not what its head says")))
+        };
+        if installed.is_ok() || !same {
+            // An installed file has another name by now; one that was not needed goes.
+            crate::runtime::blocking(move || drop(disk.remove(&name))).await;
+        }
+        Ok(codec::to_bytes(&installed?))
     }
 }

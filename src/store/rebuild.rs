@@ -137,7 +137,7 @@ mod tests {
 
     fn received(disk: &dyn Disk, index: u64) -> SnapshotMeta {
         let meta = file(disk, index);
-        let name = snapshot::received_name(index);
+        let name = snapshot::received_name(index, 1);
         disk.rename(&meta.name, &name).unwrap();
         SnapshotMeta { name, ..meta }
     }

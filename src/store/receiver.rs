@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::disk::{Disk, File};
-use super::snapshot::{Error, SnapshotMeta, received_name, verify};
+use super::snapshot::{Error, SnapshotMeta, is_received_as, received_name, verify};
 use crate::limits::{DISK_LOW_BYTES, PEER_MESSAGE_BYTES, SNAPSHOT_FILE_BYTES, SNAPSHOT_SYNC_BYTES};
 
 /// A transfer under way. Dropping it ends it and removes its file.
@@ -16,6 +16,8 @@ pub struct Receiver {
     file: Arc<dyn File>,
     /// Empty once the file has another name.
     name: String,
+    /// No other transfer has it, under way or waiting for its installation.
+    number: u64,
     cluster_id: String,
     total: u64,
     received: u64,
@@ -39,11 +41,19 @@ impl Receiver {
             let name = format!("incoming-{number}.tmp");
             match disk.create(&name) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
-                result => break (name, result.map_err(Error::io("creating a temporary file"))?),
+                result => {
+                    let file = result.map_err(Error::io("creating a temporary file"))?;
+                    let names = disk.list().map_err(Error::io("listing the received snapshots"))?;
+                    if !names.iter().any(|name| is_received_as(name, number)) {
+                        break (name, file);
+                    }
+                    disk.remove(&name).map_err(Error::io("removing a temporary file"))?;
+                    number += 1;
+                }
             }
         };
         let cluster_id = cluster_id.to_owned();
-        Ok(Receiver { disk, file, name, cluster_id, total, received: 0, unsynced: 0 })
+        Ok(Receiver { disk, file, name, number, cluster_id, total, received: 0, unsynced: 0 })
     }
 
     /// Takes the bytes that belong at `offset`. They must follow the ones before without a gap.
@@ -91,7 +101,7 @@ impl Receiver {
                 expected: self.cluster_id.clone(),
             });
         }
-        let name = received_name(meta.point.index);
+        let name = received_name(meta.point.index, self.number);
         self.disk
             .rename(&self.name, &name)
             .map_err(Error::io(format!("renaming {}", self.name)))?;

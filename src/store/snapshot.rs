@@ -98,9 +98,15 @@ fn index_of(name: &str) -> Option<u64> {
         .then(|| digits.parse().ok())?
 }
 
-/// The name of a received snapshot that is whole and not installed yet.
-pub(super) fn received_name(index: u64) -> String {
-    format!("{RECEIVED}{index:020}.snap")
+/// The name of a received snapshot that is whole and not installed yet. `number` tells apart those of
+/// one index.
+pub(super) fn received_name(index: u64, number: u64) -> String {
+    format!("{RECEIVED}{index:020}-{number}.snap")
+}
+
+/// Whether there is a received snapshot of that number.
+pub(super) fn is_received_as(name: &str, number: u64) -> bool {
+    is_received(name) && name.ends_with(&format!("-{number}.snap"))
 }
 
 pub(super) fn is_received(name: &str) -> bool {

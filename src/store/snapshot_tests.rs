@@ -284,7 +284,7 @@ fn only_names_of_snapshots_are_listed() {
         "snapshot-00000000000000000008.snap.tmp",
         "snapshot-00000000000000000006.snap.damaged",
         "snapshot-99999999999999999999.snap",
-        "received-00000000000000000009.snap",
+        "received-00000000000000000009-1.snap",
         "incoming-1.tmp",
     ] {
         disk.create(name).unwrap();
@@ -313,12 +313,28 @@ fn receive(disk: &FaultDisk, bytes: &[u8], chunk: usize) -> Result<SnapshotMeta,
     receiver.finish()
 }
 
+/// Each has its own file until it is installed or thrown away, also when they hold the same.
+#[test]
+fn transfers_of_the_same_snapshot_do_not_share_a_file() {
+    let disk = FaultDisk::new();
+    let bytes = sent(&small());
+    let mut begun = Receiver::begin(disk.handle(), CLUSTER, bytes.len() as u64).unwrap();
+    begun.chunk(0, &bytes).unwrap();
+    let received: Vec<String> =
+        (0..2).map(|_| receive(&disk, &bytes, 1_000).unwrap().name).collect();
+    let last = begun.finish().unwrap().name;
+    let all = [&*last, &*received[0], &*received[1]];
+    assert_eq!(names(&disk), all, "in the order of their numbers");
+    disk.remove(&last).unwrap();
+    assert_eq!(receive(&disk, &bytes, 1_000).unwrap().name, last, "the number is free again");
+}
+
 #[test]
 fn a_transfer_arrives_and_counts_for_nothing_yet() {
     for (rows, chunk) in [(small(), 1), (large(), 100_000)] {
         let disk = FaultDisk::new();
         let meta = receive(&disk, &sent(&rows), chunk).unwrap();
-        assert_eq!(meta.name, "received-00000000000000000020.snap");
+        assert_eq!(meta.name, "received-00000000000000000020-1.snap");
         assert_eq!(meta.point, point(20));
         assert_eq!(names(&disk), [&*meta.name]);
         assert_eq!(read(&disk, &meta.name).unwrap(), rows);
@@ -386,9 +402,9 @@ fn two_transfers_do_not_meet() {
     one.chunk(0, &bytes[..9]).unwrap();
     other.chunk(0, &bytes).unwrap();
     one.chunk(9, &bytes[9..]).unwrap();
-    other.finish().unwrap();
-    one.finish().unwrap();
-    assert_eq!(names(&disk).len(), 1);
+    let (other, one) = (other.finish().unwrap(), one.finish().unwrap());
+    assert_eq!(names(&disk), [&*one.name, &*other.name]);
+    assert_eq!(one.digest, other.digest);
 }
 
 #[test]

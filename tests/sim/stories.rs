@@ -3,11 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use quorate::error::Error;
 use quorate::node::{Answer, Node, Status};
-use quorate::raft::types::NodeId;
+use quorate::raft::codec;
+use quorate::raft::machine::{SnapshotFile, raft_meta};
+use quorate::raft::network::{PeerError, SnapshotHead};
+use quorate::raft::service::PeerHandler;
+use quorate::raft::types::{LeaderId, NodeId, Vote};
 use quorate::runtime;
 use quorate::state::{Command, Op};
+use quorate::store::disk::Disk as _;
 use quorate::store::fault::{Crash, Faults};
 
 use crate::cluster::{End, World};
@@ -194,5 +200,51 @@ fn a_leader_low_on_space_takes_no_forwarded_writes() {
         for id in [leads, follows] {
             assert!(write(world, id, Duration::from_secs(1)).await.is_ok());
         }
+    });
+}
+
+/// Ships a snapshot file to a node, in the name of the leader.
+async fn ship(
+    world: &World,
+    to: NodeId,
+    file: &SnapshotFile,
+    head: &SnapshotHead,
+) -> Result<(), PeerError> {
+    let (head, chunks) = (codec::to_bytes(head), file.chunks(1_000).map(Ok).boxed());
+    on(world, to, move |node| async move {
+        PeerHandler::snapshot(&node, head, chunks).await.map(|_| ())
+    })
+    .await
+}
+
+/// What is not needed is thrown away, and what is not what it says it is is refused.
+#[test]
+fn a_snapshot_that_is_not_installed_leaves_nothing_behind() {
+    tell(8, async |world| {
+        let (leads, follows) = (leader(world), follower(world));
+        let file = on(world, leads, |node| async move { node.snapshot().await }).await.unwrap();
+        let term = status(world, leads).term;
+        let vote = Vote { leader_id: LeaderId { term, node_id: leads }, committed: true };
+        let meta = raft_meta(&file.meta.point).unwrap();
+        let (membership, bytes) = (meta.last_membership, file.meta.bytes);
+        let head = SnapshotHead { vote, last_log_id: meta.last_log_id, membership, bytes };
+        let applied = || status(world, follows).applied_index > file.meta.point.index;
+        until(world, Duration::from_secs(2), "the follower is ahead", applied).await;
+        let received = || {
+            let names = world.snapshots(follows).list().unwrap();
+            names.into_iter().filter(|name| name.contains("received")).count()
+        };
+        let installs = world.oracle().counts.installs;
+        ship(world, follows, &file, &head).await.unwrap();
+        assert_eq!((received(), world.oracle().counts.installs), (0, installs));
+
+        // Consensus would go by the head, and believe that the file reaches that far.
+        let mut ahead = head.last_log_id.unwrap();
+        ahead.index += 1_000_000;
+        let head = SnapshotHead { last_log_id: Some(ahead), ..head };
+        let refused = ship(world, follows, &file, &head).await;
+        assert!(refused.is_err(), "{refused:?}");
+        assert_eq!((received(), world.oracle().counts.installs), (0, installs));
+        assert!(status(world, follows).errors.is_empty());
     });
 }
