@@ -43,7 +43,7 @@ use crate::limits::{
 use crate::proto::v1::Consistency;
 use crate::raft::codec;
 use crate::raft::log::Log;
-use crate::raft::machine::{Checkpoints, Machine, Observer, Replica, SnapshotFile};
+use crate::raft::machine::{Checkpoints, Machine, Observer, Replica, SnapshotFile, make_snapshot};
 use crate::raft::network::{Channel, Method, Network, PeerError, Peers};
 use crate::raft::service::{PeerHandler, Service};
 pub use crate::raft::types::Member;
@@ -280,6 +280,15 @@ impl Node {
         let fresh = !log.is_initialized();
         let network = Network::new(config.id, peers.clone());
         let machine = Machine::new(replica.clone(), checkpoints.clone(), observer);
+        // What is purged can only be replicated as a snapshot. The newest file may have been damaged,
+        // and an older one would be sent again and again to a member that needs more.
+        let reaches =
+            |index| checkpoints.current().is_some_and(|file| file.meta.point.index >= index);
+        if let Some(purged) = log.purged_index()
+            && !reaches(purged)
+        {
+            make_snapshot(&*checkpoints).await.map_err(Error::internal)?;
+        }
         let raft = Raft::new(config.id, Arc::new(raft_config), network, log.clone(), machine)
             .await
             .map_err(Error::internal)?;

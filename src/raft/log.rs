@@ -172,6 +172,11 @@ impl Log {
         self.purge(at).await
     }
 
+    /// Up to where the log is purged.
+    pub fn purged_index(&self) -> Option<u64> {
+        self.state().purged.map(|purged| purged.index)
+    }
+
     /// Bytes of entries appended since the start.
     pub fn appended_bytes(&self) -> u64 {
         self.state().appended

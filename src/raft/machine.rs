@@ -353,16 +353,20 @@ impl RaftSnapshotBuilder<Types> for Builder {
     async fn build_snapshot(
         &mut self,
     ) -> Result<alias::SnapshotOf<Types, SnapshotFile>, io::Error> {
-        // openraft ends consensus for good when this fails. A full disk is no reason for that: the
-        // log goes on and is not purged, and the next attempt may find space.
-        loop {
-            match self.checkpoints.snapshot().await {
-                Ok(file) => return to_snapshot(file),
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(error),
-                Err(error) => {
-                    tracing::warn!(%error, "no snapshot could be made; it will be tried again");
-                    runtime::sleep(SNAPSHOT_AGAIN).await;
-                }
+        to_snapshot(make_snapshot(&*self.checkpoints).await?)
+    }
+}
+
+/// Makes a snapshot, however long it takes. openraft ends consensus for good when that fails. A full
+/// disk is no reason for it: the log goes on and is not purged, and the next attempt may find space.
+pub async fn make_snapshot(checkpoints: &dyn Checkpoints) -> io::Result<SnapshotFile> {
+    loop {
+        match checkpoints.snapshot().await {
+            Ok(file) => return Ok(file),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "no snapshot could be made; it will be tried again");
+                runtime::sleep(SNAPSHOT_AGAIN).await;
             }
         }
     }

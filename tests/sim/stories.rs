@@ -15,6 +15,7 @@ use quorate::runtime;
 use quorate::state::{Command, Op};
 use quorate::store::disk::Disk as _;
 use quorate::store::fault::{Crash, Faults};
+use quorate::store::snapshot;
 
 use crate::cluster::{End, World};
 use crate::faults::{self, Mix};
@@ -246,5 +247,33 @@ fn a_snapshot_that_is_not_installed_leaves_nothing_behind() {
         assert!(refused.is_err(), "{refused:?}");
         assert_eq!((received(), world.oracle().counts.installs), (0, installs));
         assert!(status(world, follows).errors.is_empty());
+    });
+}
+
+/// The newest snapshot file is damaged while its node is down, and what it stood for is purged from
+/// the log. The older file lacks what other members may need: a new one is made before anything else.
+#[test]
+fn a_lost_snapshot_is_made_again_before_the_purged_log_is_missed() {
+    tell(9, async |world| {
+        let id = follower(world);
+        let disk = world.snapshots(id);
+        let indexes = || -> Vec<u64> {
+            snapshot::list(&disk).unwrap().into_iter().map(|(index, _)| index).collect()
+        };
+        let purged = || status(world, id).purged_index;
+        let both = || indexes().len() == 2 && indexes()[0] < purged();
+        until(world, Duration::from_secs(60), "two snapshots and a purge", both).await;
+        // The image is ahead of both.
+        assert!(pass(world, Duration::from_secs(1)).await);
+        let purged = purged();
+        end(world, id).await;
+        let (_, newest) = snapshot::list(&disk).unwrap().pop().unwrap();
+        assert!(disk.flip(&newest, 100, 1));
+
+        until(world, Duration::from_secs(2), "its next life", || world.running(id).is_some()).await;
+        assert!(disk.list().unwrap().contains(&format!("{newest}.damaged")));
+        let newest = *indexes().last().unwrap();
+        assert!(newest >= purged, "the newest snapshot is of {newest}, purged up to {purged}");
+        assert!(status(world, id).snapshot_index >= purged);
     });
 }
