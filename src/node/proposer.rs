@@ -455,7 +455,15 @@ async fn forward(node: &Node, leader: u64, address: &str, batch: Vec<Pending>) {
 async fn pump(node: Node, stream: Arc<Stream>, address: String, output: mpsc::Receiver<Bytes>) {
     let input = tokio_stream::wrappers::ReceiverStream::new(output).boxed();
     let open = node.peers().stream(stream.leader, &address, Channel::Forward, input);
-    match runtime::timeout(OPEN_STREAM, open).await {
+    let mut open = std::pin::pin!(runtime::timeout(OPEN_STREAM, open));
+    let opened = loop {
+        tokio::select! {
+            biased;
+            opened = &mut open => break opened,
+            () = runtime::sleep(SWEEP) => expire(&node, &stream),
+        }
+    };
+    match opened {
         Ok(Ok(mut answers)) => loop {
             tokio::select! {
                 biased;

@@ -204,6 +204,23 @@ fn a_leader_low_on_space_takes_no_forwarded_writes() {
     });
 }
 
+/// A call has its deadline also while nobody knows whether the leader can be reached.
+#[test]
+fn a_forwarded_write_is_answered_at_its_deadline() {
+    tell(6, async |world| {
+        let (leads, follows) = (leader(world), follower(world));
+        world.network.cut(follows, leads);
+        world.network.reset(follows);
+        assert!(pass(world, Duration::from_millis(100)).await);
+        let began = runtime::Instant::now();
+        let answer = write(world, follows, Duration::from_millis(300)).await;
+        let took = began.elapsed();
+        assert!(matches!(answer, Err(Error::Timeout { .. })), "{answer:?}");
+        assert!(took < Duration::from_millis(450), "answered after {took:?}");
+        world.network.heal();
+    });
+}
+
 /// Ships a snapshot file to a node, in the name of the leader.
 async fn ship(
     world: &World,
