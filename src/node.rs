@@ -60,6 +60,8 @@ pub type Answer = Result<Outcome, Error>;
 
 /// Pause between two attempts to learn something of a cluster that has no leader.
 const AGAIN: Duration = Duration::from_millis(10);
+/// How often whoever waits for the leader's answer looks whether it still leads.
+const DEPOSED: Duration = Duration::from_millis(50);
 /// Deadline of one message between nodes.
 const PEER_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -529,16 +531,9 @@ impl Node {
             let index = match self.leadership() {
                 Leadership::Leader { .. } => self.confirm_leadership().await,
                 Leadership::Follower { leader, address, .. } => {
-                    let call = self.0.peers.call(
-                        leader,
-                        &address,
-                        Method::ReadIndex,
-                        Bytes::new(),
-                        PEER_TIMEOUT,
-                    );
-                    match runtime::timeout(PEER_TIMEOUT, call).await {
-                        Ok(Ok(answer)) => codec::from_bytes("read index", &answer).ok().flatten(),
-                        Ok(Err(_)) | Err(_) => None,
+                    match self.ask_leader(leader, &address, Method::ReadIndex, Bytes::new()).await {
+                        Some(answer) => codec::from_bytes("read index", &answer).ok().flatten(),
+                        None => None,
                     }
                 }
                 Leadership::Unknown => None,
@@ -588,10 +583,8 @@ impl Node {
             Leadership::Leader { .. } => self.renew_here(&sessions).await,
             Leadership::Follower { leader, address, .. } => {
                 let payload = codec::to_bytes(&sessions);
-                let call =
-                    self.0.peers.call(leader, &address, Method::KeepAlive, payload, PEER_TIMEOUT);
-                match runtime::timeout(PEER_TIMEOUT, call).await {
-                    Ok(Ok(answer)) => {
+                match self.ask_leader(leader, &address, Method::KeepAlive, payload).await {
+                    Some(answer) => {
                         let results: Result<Vec<Result<u64, WireError>>, _> =
                             codec::from_bytes("keep-alive answer", &answer);
                         match results {
@@ -602,10 +595,32 @@ impl Node {
                             Ok(_) | Err(_) => all(Error::internal("malformed keep-alive answer")),
                         }
                     }
-                    Ok(Err(_)) | Err(_) => all(self.no_leader()),
+                    None => all(self.no_leader()),
                 }
             }
             Leadership::Unknown => all(self.no_leader()),
+        }
+    }
+
+    /// Asks the leader, for as long as it is the leader: whoever waits for a dead one would hold up
+    /// those that the next one could answer.
+    async fn ask_leader(
+        &self,
+        leader: NodeId,
+        address: &str,
+        method: Method,
+        payload: Bytes,
+    ) -> Option<Bytes> {
+        let call = self.0.peers.call(leader, address, method, payload, PEER_TIMEOUT);
+        let deposed = async {
+            while self.leader_id() == Some(leader) {
+                runtime::sleep(DEPOSED).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = runtime::timeout(PEER_TIMEOUT, call) => answer.ok()?.ok(),
+            () = deposed => None,
         }
     }
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use quorate::error::Error;
-use quorate::node::{Answer, Node, Status};
+use quorate::node::{Answer, Leadership, Node, Status};
+use quorate::proto::v1::Consistency;
 use quorate::raft::codec;
 use quorate::raft::machine::{SnapshotFile, raft_meta};
 use quorate::raft::network::{PeerError, SnapshotHead};
@@ -219,6 +220,46 @@ fn a_forwarded_write_is_answered_at_its_deadline() {
         assert!(took < Duration::from_millis(450), "answered after {took:?}");
         world.network.heal();
     });
+}
+
+/// Reads that wait for a leader that is no more are answered by the next one.
+#[test]
+fn reads_do_not_wait_for_a_dead_leader() {
+    tell(7, async |world| {
+        let (leads, follows) = (leader(world), follower(world));
+        let others = world.nodes.iter().copied().filter(|id| *id != leads);
+        // As if the machine were gone: nobody refuses a connection.
+        for other in others.clone() {
+            world.network.cut(other, leads);
+            world.network.cut(leads, other);
+        }
+        // Enough of them to take every round there is.
+        let (scope, node) = world.running(follows).expect("the node is up");
+        let reads: Vec<_> = (0..8)
+            .map(|number| {
+                let node = node.clone();
+                scope.spawn(async move {
+                    runtime::sleep(Duration::from_millis(10 * number)).await;
+                    node.barrier(Consistency::Linearizable, Duration::from_secs(5)).await
+                })
+            })
+            .collect();
+        drop(node);
+        let led = || others.clone().any(|id| is_leader(world, id));
+        until(world, Duration::from_secs(4), "the next leader", led).await;
+        let began = runtime::Instant::now();
+        for read in reads {
+            assert!(read.await.unwrap().is_ok());
+        }
+        let took = began.elapsed();
+        assert!(took < Duration::from_millis(400), "answered {took:?} after the election");
+        world.network.heal();
+    });
+}
+
+fn is_leader(world: &World, id: NodeId) -> bool {
+    let leadership = world.running(id).map(|(_, node)| node.leadership());
+    matches!(leadership, Some(Leadership::Leader { .. }))
 }
 
 /// Ships a snapshot file to a node, in the name of the leader.
