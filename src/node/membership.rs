@@ -18,7 +18,8 @@ use crate::raft::types::{Member, NodeId, Types};
 use crate::runtime::{self, Instant};
 use crate::state::{Command, Op};
 
-/// How often the leader looks for members that have not been noted, and how long a note may take.
+/// How often the leader looks for members that have not been noted and for changes that are
+/// unfinished, and how long either may take.
 const NOTE_INTERVAL: Duration = Duration::from_secs(1);
 const NOTE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A learner may be promoted when it lacks at most this many entries.
@@ -268,11 +269,12 @@ impl Node {
 
     /// As the leader, notes the data directories of members which the state does not know yet: those
     /// of the beginning, and those that were added before they were started. A node that joins later
-    /// then knows them before it has met them.
+    /// then knows them before it has met them. Also finishes what an earlier leader has begun.
     pub(super) async fn run_notes(self) {
         loop {
             runtime::sleep(NOTE_INTERVAL).await;
             let Leadership::Leader { .. } = self.leadership() else { continue };
+            self.finish_change().await;
             for member in self.members() {
                 let Some(store) = self.peers().known_store(member.id) else { continue };
                 let missing = self.read(|state| match state.member(member.id) {
@@ -289,6 +291,31 @@ impl Node {
                     Err(error) => tracing::debug!(%error, node = member.id, "member not noted"),
                 }
             }
+        }
+    }
+
+    /// Takes the second step of a change of voters whose leader took only the first: it ended between
+    /// them, or its caller gave up. Until then both memberships are in force, and a majority of each is
+    /// needed.
+    async fn finish_change(&self) {
+        // Held, a change is under way here.
+        let Ok(_alone) = self.0.administration.try_lock() else { return };
+        let two = {
+            let metrics = self.raft().server_metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.membership_config.membership().get_joint_config().len() > 1
+        };
+        if !two {
+            return;
+        }
+        // Removed voters go, as `Admin::Remove` wants it; nothing else removes any.
+        let nothing = ChangeMembers::AddVoterIds(BTreeSet::new());
+        let change = self.raft().change_membership(nothing, false);
+        match runtime::timeout(NOTE_TIMEOUT, change).await {
+            Ok(Ok(_)) => tracing::info!("an unfinished change of members is finished"),
+            // The next round tries again.
+            Ok(Err(error)) => tracing::info!(%error, "a change of members is unfinished"),
+            Err(_) => tracing::info!("a change of members is unfinished: no majority"),
         }
     }
 

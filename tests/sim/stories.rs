@@ -24,12 +24,24 @@ use crate::plant::Plant;
 use crate::run::{Report, Setup, finish, pass, play, serves};
 use crate::workload;
 
+fn setup(seed: u64) -> Setup {
+    let plant = Plant::None;
+    Setup { seed, plant, faults: Duration::ZERO, mix: Mix::Everything, nodes: 3, load: 1 }
+}
+
+/// Three nodes, without clients, and whatever comes of them.
+fn tell_quietly(seed: u64, story: impl AsyncFnOnce(&Arc<World>)) {
+    let report = play(&setup(seed), async |world| {
+        world.harness.spawn(faults::revive(world.clone(), world.fork_random()));
+        assert!(pass(world, Duration::from_secs(3)).await, "{:?}", world.oracle().violations);
+        story(world).await;
+    });
+    assert!(report.violations.is_empty(), "{report:#?}");
+}
+
 /// Three nodes and their clients, without a nemesis.
 fn tell(seed: u64, story: impl AsyncFnOnce(&Arc<World>)) -> Report {
-    let plant = Plant::None;
-    let setup =
-        Setup { seed, plant, faults: Duration::ZERO, mix: Mix::Everything, nodes: 3, load: 1 };
-    let report = play(&setup, async |world| {
+    let report = play(&setup(seed), async |world| {
         world.harness.spawn(faults::revive(world.clone(), world.fork_random()));
         let clients = workload::spawn(world);
         assert!(pass(world, Duration::from_secs(3)).await, "{:?}", world.oracle().violations);
@@ -333,5 +345,29 @@ fn a_lost_snapshot_is_made_again_before_the_purged_log_is_missed() {
         let newest = *indexes().last().unwrap();
         assert!(newest >= purged, "the newest snapshot is of {newest}, purged up to {purged}");
         assert!(status(world, id).snapshot_index >= purged);
+    });
+}
+
+/// The leader ends between the two steps of a change of members. The next one finishes it: until then
+/// a majority of the old members and of the new ones is needed, the dead one among them perhaps.
+#[test]
+fn a_change_of_members_is_finished_by_the_next_leader() {
+    tell_quietly(10, async |world| {
+        let (leads, removed) = (leader(world), follower(world));
+        let before = status(world, leads).last_log_index;
+        let (scope, node) = world.running(leads).expect("the node is up");
+        scope.spawn(async move { node.remove(removed, Duration::from_secs(5)).await.map(drop) });
+        let other = world.nodes.iter().copied().find(|id| ![leads, removed].contains(id)).unwrap();
+        // The first step is on both, and the leader does not know it yet.
+        let at = |id| status(world, id).last_log_index;
+        while at(other) == before || at(removed) == before {
+            runtime::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!((at(leads), at(other), at(removed)), (before + 1, before + 1, before + 1));
+        end(world, leads).await;
+        until(world, Duration::from_secs(5), "a leader", || world.leader().is_some()).await;
+        let members = |id| world.running(id).map_or(0, |(_, node)| node.members().len());
+        let done = || members(leads) == 2 && members(other) == 2;
+        until(world, Duration::from_secs(5), "the second step", done).await;
     });
 }
