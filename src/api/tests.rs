@@ -346,6 +346,7 @@ async fn the_stream_answers_every_kind_of_call_as_the_unary_services_do() {
         vec![calls(vec![
             (1, Call::Register(register("1"))),
             (2, Call::OpenSession(v1::OpenSessionRequest { ttl_ms: 2_000, client: "c".into() })),
+            (3, Call::OpenSession(v1::OpenSessionRequest { ttl_ms: 60_000, client: "c".into() })),
             (u64::MAX, Call::Register(v1::RegisterRequest::default())),
         ])],
     )
@@ -355,6 +356,9 @@ async fn the_stream_answers_every_kind_of_call_as_the_unary_services_do() {
     assert!(registered.created && registered.header.unwrap().node_id == 1);
     let Answer::OpenSession(opened) = &answers[&2] else { panic!("{answers:?}") };
     let session = opened.session;
+    // Closed beside calls that take the first one to be open.
+    let Answer::OpenSession(second) = &answers[&3] else { panic!("{answers:?}") };
+    let second = second.session;
     let Answer::Error(error) = &answers[&u64::MAX] else { panic!("{answers:?}") };
     assert_eq!(
         (error.code, error.reason()),
@@ -399,7 +403,13 @@ async fn the_stream_answers_every_kind_of_call_as_the_unary_services_do() {
                         ..Default::default()
                     }),
                 ),
-                (11, Call::CloseSession(v1::CloseSessionRequest { session, request_id: None })),
+                (
+                    11,
+                    Call::CloseSession(v1::CloseSessionRequest {
+                        session: second,
+                        request_id: None,
+                    }),
+                ),
                 (
                     12,
                     Call::DeleteService(v1::DeleteServiceRequest {

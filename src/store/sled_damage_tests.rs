@@ -125,7 +125,14 @@ impl Site {
         drop(core);
         let (core, recovery) = start(&copy).unwrap();
         assert_eq!(recovery.report, Vec::<String>::new(), "{what}: at the second start");
-        assert_eq!(core.image_meta(), Some(meta), "{what}");
+        if core.image_meta() != Some(meta) {
+            // sled may forget what it was given behind the damage. As at the first start that is a
+            // state of the past, from which snapshot and log go on.
+            let point = recovery.point.unwrap_or_else(|| panic!("{what}: nothing was left"));
+            assert!(point.index >= SNAPSHOT_AT, "{what}: back to {}", point.index);
+            self.world.assert_past(&recovery.state, &point);
+            self.seen.older += 1;
+        }
     }
 }
 
