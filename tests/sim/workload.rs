@@ -209,6 +209,7 @@ impl Writer {
                 if self.random.random_range(0..2) == 0 {
                     session.lost(open.id);
                 } else if let Some(request) = session.begin() {
+                    self.count += 1;
                     self.world.oracle().session_closing(open.id);
                     let op = Op::CloseSession { session: open.id };
                     self.write(op, Some(request)).await;
@@ -234,6 +235,7 @@ impl Writer {
                 && self.random.random_range(0..2) == 0
                 && let Some(request) = session.begin()
             {
+                self.count += 1;
                 self.world.oracle().session_closing(open.id);
                 self.write(Op::CloseSession { session: open.id }, Some(request)).await;
             }
@@ -250,6 +252,7 @@ impl Writer {
     }
 
     async fn open(&mut self, session: &Session) {
+        self.count += 1;
         let ttl_ms = self.random.random_range(1_000..4_000);
         let sent = self.world.now();
         let op = Op::OpenSession { ttl_ms, client: format!("client {}", self.client) };
@@ -261,6 +264,7 @@ impl Writer {
         }
     }
 
+    /// Marks the write that was counted last; each has its own.
     fn mark(&self) -> String {
         format!("{}.{}.{}", self.client, self.lane, self.count)
     }
