@@ -23,9 +23,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::{Raft, ReadPolicy, ServerState};
+use openraft::{Raft, ServerState};
 use tokio::sync::oneshot;
 
 use self::batcher::Batcher;
@@ -47,7 +48,7 @@ use crate::raft::machine::{Checkpoints, Machine, Observer, Replica, SnapshotFile
 use crate::raft::network::{Channel, Method, Network, PeerError, Peers};
 use crate::raft::service::{PeerHandler, Service};
 pub use crate::raft::types::Member;
-use crate::raft::types::{NodeId, Types};
+use crate::raft::types::{LeaderId, NodeId, Types};
 use crate::runtime::{self, Instant};
 use crate::state::{Command, Kind, Outcome, Refusal, State};
 use crate::store::checkpoint::Digest;
@@ -546,10 +547,57 @@ impl Node {
         }
     }
 
-    /// The read index, when this node leads.
+    /// The read index, when this node leads: what is committed now, once a majority has said since
+    /// that it knows no later leader.
+    ///
+    /// openraft's own confirmation is not used. It counts what is acknowledged on a replication stream
+    /// by log id alone: an old acknowledgement that arrives late, when a link is back, counts for the
+    /// empty request that the commit before it has just caused, and confirms who was deposed meanwhile.
     async fn confirm_leadership(&self) -> Option<u64> {
-        let linearizer = self.0.raft.get_read_linearizer(ReadPolicy::ReadIndex).await.ok()?;
-        Some(linearizer.read_log_id().index())
+        let own = self.id();
+        let leads = self.0.raft.with_raft_state(move |state| {
+            let vote = state.vote_ref();
+            // Before its first entry is committed a leader does not know what is.
+            let committed = state.local_committed().filter(|id| id.leader_id == vote.leader_id)?;
+            let leads = vote.committed && vote.leader_id.node_id == own;
+            let members = state.membership_state.effective().clone();
+            leads.then_some((vote.leader_id, committed.index, members))
+        });
+        let (leader, index, members) = leads.await.ok()??;
+        let payload = codec::to_bytes(&leader);
+        let ask = |id: NodeId| {
+            let address = members.get_node(&id).map(|member| member.peer_address.clone());
+            let peers = self.0.peers.clone();
+            let payload = payload.clone();
+            async move {
+                let call = peers.call(id, &address?, Method::Confirm, payload, PEER_TIMEOUT);
+                let follows = codec::from_bytes("confirmation", &call.await.ok()?).ok()?;
+                Some((id, follows))
+            }
+        };
+        let voters = members.voter_ids().filter(|id| *id != own);
+        let mut answers: FuturesUnordered<_> = voters.map(ask).collect();
+        let mut agree = BTreeSet::from([own]);
+        let confirmed = async {
+            // During a change of members, of both memberships.
+            let configs = members.membership().get_joint_config();
+            let most = |agree: &BTreeSet<NodeId>, config: &BTreeSet<NodeId>| {
+                config.intersection(agree).count() * 2 > config.len()
+            };
+            while !configs.iter().all(|config| most(&agree, config)) {
+                if let Some((id, true)) = answers.next().await? {
+                    agree.insert(id);
+                }
+            }
+            Some(index)
+        };
+        let patience = Duration::from_millis(self.0.config.election_max_ms);
+        runtime::timeout(patience, confirmed).await.ok()?
+    }
+
+    /// Whether this node knows no later leader than this one.
+    async fn follows(&self, leader: LeaderId) -> Option<bool> {
+        self.0.raft.with_raft_state(move |state| state.vote_ref().leader_id == leader).await.ok()
     }
 
     // ---- sessions ----
@@ -756,6 +804,10 @@ impl Node {
                     Leadership::Follower { .. } | Leadership::Unknown => None,
                 };
                 Ok(codec::to_bytes(&index))
+            }
+            Method::Confirm => {
+                let leader = codec::from_bytes("confirmation", &payload)?;
+                Ok(codec::to_bytes(&self.follows(leader).await.unwrap_or(false)))
             }
             Method::KeepAlive => {
                 let sessions: Vec<u64> = codec::from_bytes("keep-alives", &payload)?;

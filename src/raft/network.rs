@@ -42,6 +42,8 @@ pub enum Method {
     PreVote,
     TransferLeader,
     ReadIndex,
+    /// Does the peer know a later leader than the one that asks?
+    Confirm,
     KeepAlive,
     Admin,
     Digest,

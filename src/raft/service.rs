@@ -75,6 +75,7 @@ impl Service {
                 Ok(codec::to_bytes(&response))
             }
             Method::ReadIndex
+            | Method::Confirm
             | Method::KeepAlive
             | Method::Admin
             | Method::Digest

@@ -235,6 +235,7 @@ fn lane_of(method: Method) -> Lane {
         | Method::PreVote
         | Method::TransferLeader
         | Method::ReadIndex
+        | Method::Confirm
         | Method::KeepAlive
         | Method::Admin
         | Method::Digest
@@ -249,6 +250,7 @@ fn wire_method(method: Method) -> wire::Method {
         Method::PreVote => wire::Method::PreVote,
         Method::TransferLeader => wire::Method::TransferLeader,
         Method::ReadIndex => wire::Method::ReadIndex,
+        Method::Confirm => wire::Method::Confirm,
         Method::KeepAlive => wire::Method::KeepAlive,
         Method::Admin => wire::Method::Admin,
         Method::Digest => wire::Method::Digest,
@@ -264,6 +266,7 @@ fn method_of(method: wire::Method) -> Option<Method> {
         wire::Method::PreVote => Some(Method::PreVote),
         wire::Method::TransferLeader => Some(Method::TransferLeader),
         wire::Method::ReadIndex => Some(Method::ReadIndex),
+        wire::Method::Confirm => Some(Method::Confirm),
         wire::Method::KeepAlive => Some(Method::KeepAlive),
         wire::Method::Admin => Some(Method::Admin),
         wire::Method::Digest => Some(Method::Digest),

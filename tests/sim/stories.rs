@@ -20,6 +20,7 @@ use quorate::store::snapshot;
 
 use crate::cluster::{End, World};
 use crate::faults::{self, Mix};
+use crate::network::CLIENTS;
 use crate::plant::Plant;
 use crate::run::{Report, Setup, finish, pass, play, serves};
 use crate::workload;
@@ -41,7 +42,11 @@ fn tell_quietly(seed: u64, story: impl AsyncFnOnce(&Arc<World>)) {
 
 /// Three nodes and their clients, without a nemesis.
 fn tell(seed: u64, story: impl AsyncFnOnce(&Arc<World>)) -> Report {
-    let report = play(&setup(seed), async |world| {
+    tell_with(setup(seed), story)
+}
+
+fn tell_with(setup: Setup, story: impl AsyncFnOnce(&Arc<World>)) -> Report {
+    let report = play(&setup, async |world| {
         world.harness.spawn(faults::revive(world.clone(), world.fork_random()));
         let clients = workload::spawn(world);
         assert!(pass(world, Duration::from_secs(3)).await, "{:?}", world.oracle().violations);
@@ -370,5 +375,50 @@ fn a_change_of_members_is_finished_by_the_next_leader() {
         let members = |id| world.running(id).map_or(0, |(_, node)| node.members().len());
         let done = || members(leads) == 2 && members(other) == 2;
         until(world, Duration::from_secs(5), "the second step", done).await;
+    });
+}
+
+/// A leader that was cut off for less than it takes its connections to break hears old
+/// acknowledgements first, and must not take them for new ones: another one leads by then.
+#[test]
+fn late_acknowledgements_confirm_no_leadership() {
+    tell_with(Setup { load: 4, ..setup(11) }, async |world| {
+        for round in 0..24u64 {
+            let leads = leader(world);
+            let others = world.nodes.iter().copied().filter(|id| *id != leads);
+            let links = others.flat_map(|id| [(leads, id), (id, leads)]).collect::<Vec<_>>();
+            // First what it hears, so that what its last messages bring about is under way.
+            let (heard, sent): (Vec<_>, Vec<_>) =
+                links.into_iter().partition(|(_, to)| *to == leads);
+            for (links, ms) in [(&heard, round % 4), (&sent, 0)] {
+                for (from, to) in links {
+                    world.network.cut(*from, *to);
+                }
+                runtime::sleep(Duration::from_millis(ms)).await;
+            }
+            assert!(pass(world, Duration::from_millis(1_500)).await);
+            for number in 0..30 {
+                let (world, mut random) = (world.clone(), world.fork_random());
+                let name = workload::shared_name(&mut random);
+                let (linearizable, timeout) = (Consistency::Linearizable, Duration::from_secs(1));
+                world.harness.clone().spawn(async move {
+                    runtime::sleep(Duration::from_millis(10 * number)).await;
+                    let client = CLIENTS + 50 + number;
+                    workload::read_once(&world, client, leads, linearizable, name, timeout).await
+                });
+            }
+            // At another moment between two heartbeats of the new leader each time; and it hears before
+            // it is heard.
+            runtime::sleep(Duration::from_millis(250 + 17 * round % 100)).await;
+            for links in [heard, sent] {
+                for (from, to) in links {
+                    world.network.join(from, to);
+                }
+                runtime::sleep(Duration::from_millis(100)).await;
+            }
+            let rest = Duration::from_millis(2_000 + 7 * round);
+            assert!(pass(world, rest).await, "{:?}", world.oracle().violations);
+            until(world, Duration::from_secs(2), "a leader", || world.leader().is_some()).await;
+        }
     });
 }

@@ -83,7 +83,7 @@ fn millis(random: &mut StdRng, range: std::ops::Range<u64>) -> Duration {
     Duration::from_millis(random.random_range(range))
 }
 
-fn shared_name(random: &mut StdRng) -> InstanceName {
+pub fn shared_name(random: &mut StdRng) -> InstanceName {
     InstanceName {
         namespace: NAMESPACE.to_owned(),
         service: any(random, &SERVICES).to_owned(),
