@@ -56,6 +56,34 @@ pub enum Error {
     Connection { message: String, definite: bool },
     #[error("internal error: {message}")]
     Internal { message: String },
+    #[error("expected the value {expected}, the counter is at {current}")]
+    ValueDiffers { expected: i64, current: i64 },
+    #[error("{value} and {delta} would cross the bound {bound}; nothing was added")]
+    OutOfBounds { value: i64, delta: i64, bound: i64 },
+    #[error("the lock is held by session {owner} with token {token}")]
+    LockHeld { owner: u64, token: u64 },
+    #[error("the schema changed from revision {checked} to {current} meanwhile; try again")]
+    SchemaChanged { checked: u64, current: u64 },
+    /// `line` and `column` are 0 where they are not known; `path` is a JSON pointer.
+    #[error("{}", malformed(.field, *.line, *.column, .path, .why))]
+    Malformed { field: String, line: u64, column: u64, path: String, why: String },
+    /// Of a step of a transaction, by its place.
+    #[error("step {step}: {error}")]
+    InStep { step: u32, error: Box<Error> },
+}
+
+fn malformed(field: &str, line: u64, column: u64, path: &str, why: &str) -> String {
+    let mut text = field.to_owned();
+    if line > 0 {
+        text.push_str(&format!(", line {line}"));
+    }
+    if column > 0 {
+        text.push_str(&format!(", column {column}"));
+    }
+    if !path.is_empty() {
+        text.push_str(&format!(", at {path}"));
+    }
+    format!("{text}: {why}")
 }
 
 impl Error {
@@ -93,7 +121,13 @@ impl Error {
             | Error::Overloaded { .. }
             | Error::WatchLagged { .. }
             | Error::NoSpace { .. }
-            | Error::Membership { .. } => true,
+            | Error::Membership { .. }
+            | Error::ValueDiffers { .. }
+            | Error::OutOfBounds { .. }
+            | Error::LockHeld { .. }
+            | Error::SchemaChanged { .. }
+            | Error::Malformed { .. } => true,
+            Error::InStep { error, .. } => error.definite(),
             // Who answers cannot know whether the write was sent before: an earlier copy may have
             // taken place while the session lived, or before its answer was forgotten.
             Error::SessionExpired { .. } | Error::SequenceForgotten { .. } => false,
@@ -115,7 +149,9 @@ impl Error {
             | Error::ShuttingDown { .. }
             | Error::LeaderChanged
             | Error::Connection { .. }
+            | Error::SchemaChanged { .. }
             | Error::TooManyInFlight { .. } => true,
+            Error::InStep { error, .. } => error.retryable(),
             Error::Invalid { .. }
             | Error::NotFound { .. }
             | Error::SessionExpired { .. }
@@ -127,6 +163,10 @@ impl Error {
             | Error::WatchLagged { .. }
             | Error::NoSpace { .. }
             | Error::Membership { .. }
+            | Error::ValueDiffers { .. }
+            | Error::OutOfBounds { .. }
+            | Error::LockHeld { .. }
+            | Error::Malformed { .. }
             | Error::Internal { .. } => false,
         }
     }
@@ -224,6 +264,49 @@ impl Error {
             Error::Internal { message } => {
                 (Code::Internal, Reason::Internal, vec![("message", message.clone())])
             }
+            Error::ValueDiffers { expected, current } => (
+                Code::FailedPrecondition,
+                Reason::CompareFailed,
+                vec![
+                    ("expected_value", expected.to_string()),
+                    ("current_value", current.to_string()),
+                ],
+            ),
+            Error::OutOfBounds { value, delta, bound } => (
+                Code::OutOfRange,
+                Reason::OutOfBounds,
+                vec![
+                    ("value", value.to_string()),
+                    ("delta", delta.to_string()),
+                    ("bound", bound.to_string()),
+                ],
+            ),
+            Error::LockHeld { owner, token } => (
+                Code::FailedPrecondition,
+                Reason::LockHeld,
+                vec![("owner", owner.to_string()), ("token", token.to_string())],
+            ),
+            Error::SchemaChanged { checked, current } => (
+                Code::Aborted,
+                Reason::SchemaChanged,
+                vec![("checked", checked.to_string()), ("current", current.to_string())],
+            ),
+            Error::Malformed { field, line, column, path, why } => (
+                Code::InvalidArgument,
+                Reason::Malformed,
+                vec![
+                    ("field", field.clone()),
+                    ("line", line.to_string()),
+                    ("column", column.to_string()),
+                    ("path", path.clone()),
+                    ("why", why.clone()),
+                ],
+            ),
+            Error::InStep { step, error } => {
+                let (code, reason, mut pairs) = error.parts();
+                pairs.push(("step", step.to_string()));
+                (code, reason, pairs)
+            }
         }
     }
 
@@ -244,7 +327,14 @@ impl Error {
         reason: Reason,
         metadata: &BTreeMap<String, String>,
     ) -> Self {
+        if let Some(step) = metadata.get("step").and_then(|step| step.parse().ok()) {
+            let mut metadata = metadata.clone();
+            metadata.remove("step");
+            let error = Error::from_wire(code, message, reason, &metadata);
+            return Error::InStep { step, error: Box::new(error) };
+        }
         let text = |key: &str| metadata.get(key).cloned().unwrap_or_default();
+        let signed = |key: &str| metadata.get(key).and_then(|v| v.parse().ok()).unwrap_or(0i64);
         let number = |key: &str| metadata.get(key).and_then(|v| v.parse().ok()).unwrap_or(0u64);
         let definite = metadata.get("definite").is_some_and(|v| v == "true");
         match reason {
@@ -259,6 +349,12 @@ impl Error {
                 Error::SequenceForgotten { sequence: number("sequence"), lowest: number("lowest") }
             }
             Reason::TooManyInFlight => Error::TooManyInFlight { limit: number("limit") },
+            Reason::CompareFailed if metadata.contains_key("current_value") => {
+                Error::ValueDiffers {
+                    expected: signed("expected_value"),
+                    current: signed("current_value"),
+                }
+            }
             Reason::CompareFailed => {
                 Error::CompareFailed { expected: number("expected"), current: number("current") }
             }
@@ -284,6 +380,22 @@ impl Error {
             Reason::NoSpace => Error::NoSpace { free_bytes: number("free_bytes") },
             Reason::Membership => Error::Membership { why: text("why") },
             Reason::Internal => Error::Internal { message: message.to_owned() },
+            Reason::OutOfBounds => Error::OutOfBounds {
+                value: signed("value"),
+                delta: signed("delta"),
+                bound: signed("bound"),
+            },
+            Reason::LockHeld => Error::LockHeld { owner: number("owner"), token: number("token") },
+            Reason::SchemaChanged => {
+                Error::SchemaChanged { checked: number("checked"), current: number("current") }
+            }
+            Reason::Malformed => Error::Malformed {
+                field: text("field"),
+                line: number("line"),
+                column: number("column"),
+                path: text("path"),
+                why: text("why"),
+            },
             Reason::Unspecified => match code {
                 Code::DeadlineExceeded | Code::Cancelled => Error::Timeout { definite: false },
                 Code::Unavailable => Error::Connection { message: message.to_owned(), definite },
@@ -366,6 +478,21 @@ mod tests {
             (Error::NoSpace { free_bytes: 1 }, true),
             (Error::Membership { why: text() }, true),
             (Error::Internal { message: text() }, false),
+            (Error::ValueDiffers { expected: -1, current: 2 }, true),
+            (Error::OutOfBounds { value: 1, delta: -2, bound: 0 }, true),
+            (Error::LockHeld { owner: 3, token: 4 }, true),
+            (Error::SchemaChanged { checked: 1, current: 2 }, true),
+            (
+                Error::Malformed { field: text(), line: 1, column: 2, path: text(), why: text() },
+                true,
+            ),
+            (
+                Error::InStep {
+                    step: 3,
+                    error: Box::new(Error::CompareFailed { expected: 1, current: 2 }),
+                },
+                true,
+            ),
         ];
         for definite in [true, false] {
             all.push((Error::NoLeader { leader: None, definite }, definite));

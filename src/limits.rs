@@ -49,11 +49,71 @@ pub const SESSION_IN_FLIGHT: usize = 1_024;
 /// Sessions of a cluster.
 pub const SESSIONS: usize = 1_000_000;
 
+// ---- configuration ----
+
+/// The group that an empty name means.
+pub const DEFAULT_GROUP: &str = "default";
+/// Bytes of the content of one release.
+pub const CONFIG_VALUE_BYTES: usize = 1024 * 1024;
+/// Past releases that are kept of an item, and what may be asked for.
+pub const DEFAULT_CONFIG_KEEP: u32 = 50;
+pub const CONFIG_KEEP: std::ops::RangeInclusive<u64> = 1..=1_000;
+/// Bytes of the contents of an item's past releases.
+pub const CONFIG_HISTORY_BYTES: usize = 8 * 1024 * 1024;
+/// Items of a namespace, deleted ones and names with a schema alone included.
+pub const CONFIG_ITEMS: usize = 100_000;
+/// Gray releases of an item, and the bytes of their contents together.
+pub const CONFIG_GRAYS: usize = 8;
+pub const CONFIG_GRAY_BYTES: usize = 1024 * 1024;
+/// Clients that one rule names.
+pub const CONFIG_GRAY_CLIENTS: usize = 1_000;
+/// How long a gate may look.
+pub const CONFIG_GATE_MS: std::ops::RangeInclusive<u64> = 1_000..=30 * 86_400_000;
+/// Items in one report, and items that one session reports.
+pub const CONFIG_REPORTS: usize = 1_024;
+/// Bytes of a JSON Schema.
+pub const SCHEMA_BYTES: usize = 64 * 1024;
+/// Bytes of the comment on a release.
+pub const COMMENT_BYTES: usize = 1024;
+
+// ---- counters ----
+
+/// Counters of a cluster.
+pub const COUNTERS: usize = 1_000_000;
+/// Labels of a counter, and bytes of a label's name and value.
+pub const COUNTER_LABELS: usize = 16;
+pub const COUNTER_LABEL_BYTES: usize = 128;
+/// The label of a series that holds the namespace, and how the names of the node's own figures begin.
+pub const NAMESPACE_LABEL: &str = "namespace";
+pub const METRIC_PREFIX: &str = "quorate_";
+/// What is added is summed up in slots of this length; windows are made of them.
+pub const COUNTER_SLOT_MS: u64 = 10_000;
+/// The longest window, in slots: 15 minutes.
+pub const COUNTER_SLOTS: u64 = 90;
+
+// ---- locks ----
+
+/// Locks of a namespace, and requests for one lock.
+pub const LOCKS: usize = 100_000;
+pub const LOCK_REQUESTS: usize = 10_000;
+/// Bytes of the value of a lock.
+pub const LOCK_VALUE_BYTES: usize = 1024;
+
+// ---- transactions ----
+
+/// Compares of a transaction, and steps each way.
+pub const TXN_COMPARES: usize = 128;
+pub const TXN_STEPS: usize = 128;
+/// Bytes of what its steps answer.
+pub const TXN_REPLY_BYTES: usize = 2 * 1024 * 1024;
+/// Records that the scopes of its compares and ranges hold together.
+pub const TXN_RECORDS: usize = 10_000;
+
 // ---- requests ----
 
-/// Bytes of one encoded command.
-pub const COMMAND_BYTES: usize = 1024 * 1024;
-/// Bytes of one encoded record: fields of two commands at most, and what the state adds to them.
+/// Bytes of one encoded command: the greatest content of a release and what is said about it.
+pub const COMMAND_BYTES: usize = 1024 * 1024 + 256 * 1024;
+/// Bytes of one encoded record: fields of three commands at most, and what the state adds to them.
 pub const RECORD_BYTES: usize = 4 * COMMAND_BYTES;
 /// Commands in one log entry.
 pub const BATCH_COMMANDS: usize = 4_096;
@@ -309,6 +369,21 @@ const _: () = {
     assert!(WATCH_RING_EVENTS >= WATCH_QUEUE, "who is cut off may resume from the ring");
     assert!(WATCH_MESSAGE_BYTES < CLIENT_MESSAGE_BYTES);
     assert!(METADATA_TOTAL_BYTES < COMMAND_BYTES);
+    assert!(
+        CONFIG_VALUE_BYTES + METADATA_TOTAL_BYTES + CONFIG_GRAY_CLIENTS * (NAME_BYTES + 4) + 8192
+            < COMMAND_BYTES,
+        "content, labels, the clients of a rule and the rest fit one command"
+    );
+    assert!(
+        CONFIG_VALUE_BYTES
+            + CONFIG_GRAY_BYTES
+            + CONFIG_GRAYS * (CONFIG_GRAY_CLIENTS * (NAME_BYTES + 4) + METADATA_TOTAL_BYTES + 8192)
+            + METADATA_TOTAL_BYTES
+            < RECORD_BYTES,
+        "an item fits its record"
+    );
+    assert!(TXN_REPLY_BYTES < RECORD_BYTES, "the reply to a transaction can be stored");
+    assert!(CONFIG_VALUE_BYTES <= CONFIG_HISTORY_BYTES, "a release that was current is kept");
     assert!(
         2 * (METADATA_TOTAL_BYTES + 16 * METADATA_PAIRS)
             + ENDPOINTS * (NAME_BYTES + HOST_BYTES + 32)

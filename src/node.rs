@@ -202,6 +202,19 @@ impl From<Refusal> for Error {
             Refusal::Undecodable => {
                 Error::internal("the command was written by another release of Quorate")
             }
+            Refusal::SchemaChanged { checked, current } => {
+                Error::SchemaChanged { checked, current }
+            }
+            Refusal::ValueDiffers { expected, current } => {
+                Error::ValueDiffers { expected, current }
+            }
+            Refusal::OutOfBounds { value, delta, bound } => {
+                Error::OutOfBounds { value, delta, bound }
+            }
+            Refusal::LockHeld { owner, token } => Error::LockHeld { owner, token },
+            Refusal::InStep { step, refusal } => {
+                Error::InStep { step, error: Box::new((*refusal).into()) }
+            }
         }
     }
 }
@@ -212,6 +225,11 @@ fn kind_name(kind: Kind) -> &'static str {
         Kind::Service => "service",
         Kind::Instance => "instance",
         Kind::Session => "session",
+        Kind::Config => "config item",
+        Kind::Release => "release",
+        Kind::Gray => "gray release",
+        Kind::Counter => "counter",
+        Kind::Lock => "lock",
     }
 }
 

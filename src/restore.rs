@@ -178,7 +178,14 @@ fn translated((key, value): Row, tally: &mut Tally) -> Result<Option<Row>, Strin
         | Key::Service { .. }
         | Key::Instance { .. }
         | Key::Session { .. }
-        | Key::Reply { .. } => Ok(Some((key, value))),
+        | Key::Reply { .. }
+        | Key::Config { .. }
+        | Key::Release { .. }
+        | Key::Schema { .. }
+        | Key::Report { .. }
+        | Key::Counter { .. }
+        | Key::Lock { .. }
+        | Key::Removal { .. } => Ok(Some((key, value))),
     }
 }
 

@@ -375,7 +375,14 @@ fn watch_event(change: &Change) -> v1::WatchEvent {
                 | Record::Namespace(_)
                 | Record::Session(_)
                 | Record::Reply(_)
-                | Record::Member(_),
+                | Record::Member(_)
+                | Record::Config(_)
+                | Record::Release(_)
+                | Record::Schema(_)
+                | Record::Report(_)
+                | Record::Counter(_)
+                | Record::Lock(_)
+                | Record::Removal(_),
             ),
             _,
         )
@@ -385,7 +392,14 @@ fn watch_event(change: &Change) -> v1::WatchEvent {
             | Key::Namespace { .. }
             | Key::Session { .. }
             | Key::Reply { .. }
-            | Key::Member { .. },
+            | Key::Member { .. }
+            | Key::Config { .. }
+            | Key::Release { .. }
+            | Key::Schema { .. }
+            | Key::Report { .. }
+            | Key::Counter { .. }
+            | Key::Lock { .. }
+            | Key::Removal { .. },
         ) => {
             unreachable!("the hub passes services and instances only, not {:?}", change.key)
         }

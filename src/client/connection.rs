@@ -266,6 +266,12 @@ impl Client {
             | Error::WatchLagged { .. }
             | Error::NoSpace { .. }
             | Error::Membership { .. }
+            | Error::ValueDiffers { .. }
+            | Error::OutOfBounds { .. }
+            | Error::LockHeld { .. }
+            | Error::SchemaChanged { .. }
+            | Error::Malformed { .. }
+            | Error::InStep { .. }
             | Error::Internal { .. } => {}
         }
     }
@@ -448,6 +454,10 @@ pub(super) fn settle(error: Error, uncertain: bool) -> Error {
         | Error::OwnedByAnother { .. }
         | Error::LimitReached { .. }
         | Error::InUse { .. }
+        | Error::ValueDiffers { .. }
+        | Error::OutOfBounds { .. }
+        | Error::LockHeld { .. }
+        | Error::InStep { .. }
         // These leave it open themselves.
         | Error::SessionExpired { .. }
         | Error::SequenceForgotten { .. }
@@ -462,6 +472,8 @@ pub(super) fn settle(error: Error, uncertain: bool) -> Error {
         | Error::Overloaded { .. }
         | Error::WatchLagged { .. }
         | Error::NoSpace { .. }
+        | Error::SchemaChanged { .. }
+        | Error::Malformed { .. }
         | Error::Membership { .. } => Error::Connection {
             message: format!("{error}; an earlier attempt may have taken place"),
             definite: false,

@@ -8,6 +8,15 @@
 use bincode::Options;
 use serde::{Deserialize, Serialize};
 
+mod config;
+mod counter;
+mod lock;
+pub(super) mod txn;
+
+pub use self::config::*;
+pub use self::counter::*;
+pub use self::lock::*;
+pub use self::txn::*;
 use super::table::{Admin, Corrupt, Endpoint, Endpoints, Health, Instance, Pairs, coding};
 use crate::limits;
 
@@ -83,6 +92,49 @@ pub enum Op<T = String> {
     RetireMember {
         node: u64,
     },
+    PublishConfig(Box<Publication<T>>),
+    DeleteConfig(Box<ConfigDeletion<T>>),
+    RollbackConfig(Box<ConfigRollback<T>>),
+    PutSchema(Box<SchemaPut<T>>),
+    DeleteSchema {
+        name: ItemName<T>,
+    },
+    EndGray(Box<GrayDecision<T>>),
+    /// From the leader's loop only: does what the gate of a gray release now asks for, if anything.
+    JudgeGray {
+        name: ItemName<T>,
+        rule: T,
+        /// As of [`Publication`].
+        schema: u64,
+    },
+    /// What a session's client runs from now on.
+    ReportConfig {
+        session: u64,
+        client: T,
+        items: Vec<Running<T>>,
+    },
+    AddCounter(Box<Addition<T>>),
+    SetCounter(Box<Setting<T>>),
+    /// To 0, also a counter that only grows. Windows go on as they were.
+    ResetCounter {
+        name: CounterName<T>,
+        expected: Option<i64>,
+    },
+    DeleteCounter {
+        name: CounterName<T>,
+    },
+    AcquireLock(Box<Claim<T>>),
+    ReleaseLock {
+        lock: LockName<T>,
+        by: Leaving<T>,
+    },
+    /// The value of a lock that the holder has.
+    UpdateLock {
+        lock: LockName<T>,
+        holder: Holder<T>,
+        value: T,
+    },
+    Txn(Box<Txn<T>>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -137,19 +189,104 @@ pub struct ServiceSettings<T = String> {
 /// What a command that was carried out answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    SessionOpened { session: u64, ttl_ms: u64 },
-    SessionClosed { closed: bool, removed_instances: u64 },
-    SessionsExpired { expired: u64 },
-    Reaped { removed: u64 },
-    Registered { created: bool, mod_revision: u64 },
-    Deregistered { removed: bool },
+    SessionOpened {
+        session: u64,
+        ttl_ms: u64,
+    },
+    SessionClosed {
+        closed: bool,
+        removed_instances: u64,
+    },
+    SessionsExpired {
+        expired: u64,
+    },
+    Reaped {
+        removed: u64,
+    },
+    Registered {
+        created: bool,
+        mod_revision: u64,
+    },
+    Deregistered {
+        removed: bool,
+    },
     InstanceUpdated(std::sync::Arc<Instance>),
-    ServicePut { created: bool },
-    ServiceDeleted { removed: bool },
-    NamespacePut { created: bool },
-    NamespaceDeleted { removed: bool },
-    MemberAdmitted { changed: bool },
-    MemberRetired { changed: bool },
+    ServicePut {
+        created: bool,
+    },
+    ServiceDeleted {
+        removed: bool,
+    },
+    NamespacePut {
+        created: bool,
+    },
+    NamespaceDeleted {
+        removed: bool,
+    },
+    MemberAdmitted {
+        changed: bool,
+    },
+    MemberRetired {
+        changed: bool,
+    },
+    /// The version is that of the current release, or of the gray one; not `changed`: it was so.
+    ConfigPublished {
+        version: u64,
+        changed: bool,
+    },
+    /// Not `removed`: there was none, or it was deleted before.
+    ConfigDeleted {
+        removed: bool,
+        version: u64,
+    },
+    SchemaPut {
+        changed: bool,
+        mod_revision: u64,
+    },
+    SchemaDeleted {
+        removed: bool,
+    },
+    /// The version of the new current release of a promotion; the one that ended otherwise.
+    GrayEnded {
+        version: u64,
+    },
+    /// None: nothing was due.
+    GrayJudged {
+        ending: Option<super::table::Ending>,
+    },
+    ConfigReported {
+        changed: u64,
+    },
+    /// The new value.
+    CounterChanged {
+        value: i64,
+        changed: bool,
+        mod_revision: u64,
+    },
+    CounterDeleted {
+        removed: bool,
+    },
+    /// With the fencing token.
+    LockAcquired {
+        token: u64,
+    },
+    /// How many stand before it.
+    LockQueued {
+        ticket: u64,
+        ahead: u64,
+    },
+    /// Not `released`: there was no such request.
+    LockReleased {
+        released: bool,
+    },
+    LockUpdated {
+        changed: bool,
+    },
+    /// Which way it went, and what each step said.
+    Txn {
+        succeeded: bool,
+        replies: Vec<StepReply>,
+    },
 }
 
 /// Why a command was not carried out. A refusal is a value: its neighbours in the batch go on.
@@ -199,6 +336,44 @@ pub enum Refusal {
     },
     /// The bytes of the command are not of this release.
     Undecodable,
+    /// Content was checked against another schema than the item has.
+    SchemaChanged {
+        checked: u64,
+        current: u64,
+    },
+    /// The value of a counter is another one.
+    ValueDiffers {
+        expected: i64,
+        current: i64,
+    },
+    /// An addition would cross a bound; that of 64 bits is one.
+    OutOfBounds {
+        value: i64,
+        delta: i64,
+        bound: i64,
+    },
+    /// Somebody else holds the lock.
+    LockHeld {
+        owner: u64,
+        token: u64,
+    },
+    /// A step of a transaction was refused, so none was carried out.
+    InStep {
+        step: u32,
+        refusal: Box<Refusal>,
+    },
+}
+
+impl Refusal {
+    /// True when the same write may be carried out later under the same id, so that its answer is not
+    /// stored: whoever proposed it checks it anew and proposes it again.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Refusal::SchemaChanged { .. } => true,
+            Refusal::InStep { refusal, .. } => refusal.is_passing(),
+            _ => false,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -207,6 +382,11 @@ pub enum Kind {
     Service,
     Instance,
     Session,
+    Config,
+    Release,
+    Gray,
+    Counter,
+    Lock,
 }
 
 /// What the log carries: commands in order, stamped by the leader that proposed them.
@@ -268,7 +448,11 @@ impl Command {
         if let Some(request) = &self.request {
             check_request(request)?;
         }
-        match &self.op {
+        Command::check_op(&self.op)
+    }
+
+    fn check_op(op: &Op) -> Result<(), Refusal> {
+        match op {
             Op::OpenSession { ttl_ms, client } => {
                 check_range("ttl_ms", *ttl_ms, &limits::SESSION_TTL_MS)?;
                 check_text("client", client, limits::TEXT_BYTES)
@@ -297,6 +481,36 @@ impl Command {
             Op::AdmitMember { node, store: _ } | Op::RetireMember { node } => {
                 check_range("id", *node, &limits::NODE_IDS)
             }
+            Op::PublishConfig(publication) => publication.check(),
+            Op::DeleteConfig(deletion) => deletion.check(),
+            Op::RollbackConfig(rollback) => rollback.check(),
+            Op::PutSchema(schema) => schema.check(),
+            Op::DeleteSchema { name } => name.check(),
+            Op::EndGray(decision) => decision.check(),
+            Op::JudgeGray { name, rule, schema: _ } => {
+                name.check()?;
+                check_name("", "rule", rule)
+            }
+            Op::ReportConfig { session: _, client, items } => {
+                check_client("client", client)?;
+                let allowed = 1..=limits::CONFIG_REPORTS as u64;
+                check_range("items", items.len() as u64, &allowed)?;
+                items.iter().enumerate().try_for_each(|(i, item)| item.check(i))
+            }
+            Op::AddCounter(addition) => addition.check(),
+            Op::SetCounter(setting) => setting.check(),
+            Op::ResetCounter { name, expected: _ } | Op::DeleteCounter { name } => name.check(),
+            Op::AcquireLock(claim) => claim.check(),
+            Op::ReleaseLock { lock, by } => {
+                lock.check()?;
+                by.check()
+            }
+            Op::UpdateLock { lock, holder, value } => {
+                lock.check()?;
+                holder.check()?;
+                lock::check_value(value)
+            }
+            Op::Txn(txn) => txn.check(),
         }
     }
 }

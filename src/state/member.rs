@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::command::{Refusal, Reply, invalid};
-use super::table::{Change, Key, Member, Record};
+use super::journal::{Journal, Written};
+use super::table::{Key, Member, Record};
 use crate::limits;
 
 #[derive(Debug, Default)]
@@ -20,17 +21,18 @@ impl Members {
         self.0.values()
     }
 
-    pub fn put(&mut self, record: Member) -> Change {
+    pub fn put(&mut self, record: Member) -> Written {
         let record = Arc::new(record);
-        self.0.insert(record.node, record.clone());
-        Change { key: Key::Member { node: record.node }, record: Some(Record::Member(record)) }
+        let before = self.0.insert(record.node, record.clone());
+        let key = Key::Member { node: record.node };
+        Written::put(key, Record::Member(record), before.map(Record::Member))
     }
 
     pub fn admit(
         &mut self,
         node: u64,
         store: Option<u128>,
-        changes: &mut Vec<Change>,
+        journal: &mut Journal,
     ) -> Result<Reply, Refusal> {
         let known = match self.get(node) {
             None if self.0.len() >= limits::MEMBERS => {
@@ -54,19 +56,19 @@ impl Members {
         let store = known.flatten().or(store);
         let changed = known != Some(store);
         if changed {
-            changes.push(self.put(Member { node, store, removed: false }));
+            journal.push(self.put(Member { node, store, removed: false }));
         }
         Ok(Reply::MemberAdmitted { changed })
     }
 
     /// A node that was not noted is noted now: it is a member from before, of which nobody has said
     /// anything yet.
-    pub fn retire(&mut self, node: u64, changes: &mut Vec<Change>) -> Result<Reply, Refusal> {
+    pub fn retire(&mut self, node: u64, journal: &mut Journal) -> Result<Reply, Refusal> {
         let known = self.get(node);
         let changed = known.is_none_or(|member| !member.removed);
         if changed {
             let store = known.and_then(|member| member.store);
-            changes.push(self.put(Member { node, store, removed: true }));
+            journal.push(self.put(Member { node, store, removed: true }));
         }
         Ok(Reply::MemberRetired { changed })
     }

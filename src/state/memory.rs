@@ -1,6 +1,7 @@
 //! The tables in memory, their indexes and counts. Every write to a record goes through a function of
-//! this file and yields its [`Change`], so that no write can be forgotten by the image or a watcher.
-//! What a command may write is decided in `registry` and `session`.
+//! this file or of the files below it and yields what it [`Written`], so that no write can be forgotten
+//! by the image, by a watcher or by a transaction that is taken back. What a command may write is
+//! decided in `registry`, `config`, `counter`, `lock`, `session` and `member`.
 //!
 //! Invariants:
 //! - an instance has a holder (see [`Instance::holder`]) only while that session lives;
@@ -11,10 +12,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+mod config;
+mod counter;
+mod lock;
+
+pub(super) use self::config::{ConfigTable, ItemTable};
+pub(super) use self::counter::CounterTable;
+pub(super) use self::lock::LockTables;
 use super::catalog::Catalog;
+use super::journal::{Journal, Written};
 use super::member::Members;
 use super::registry::share_reason;
-use super::table::{Change, Instance, Key, Namespace, Record, Service, Session, StoredReply};
+use super::table::{
+    Class, Instance, Key, Namespace, Record, Removal, Service, Session, StoredReply,
+};
 use crate::limits;
 
 #[derive(Debug)]
@@ -30,6 +41,11 @@ pub(super) struct NamespaceTable {
     /// revisions are 0.
     pub record: Arc<Namespace>,
     pub services: Catalog<ServiceTable>,
+    pub config: ConfigTable,
+    pub counters: CounterTable,
+    pub locks: LockTables,
+    /// When something of each class was last removed.
+    removals: BTreeMap<Class, Removal>,
 }
 
 #[derive(Debug)]
@@ -61,6 +77,28 @@ pub(super) struct Ledger {
     pub instances: u64,
     pub services: u64,
     pub replies: u64,
+    /// Items, deleted ones included.
+    pub items: u64,
+    pub releases: u64,
+    pub counters: u64,
+    /// Requests for locks, granted or waiting.
+    pub lock_requests: u64,
+    /// The requests for locks of each session.
+    requested: BTreeSet<(u64, LockPlace)>,
+    /// The items that each session has reported.
+    reported: BTreeSet<(u64, Arc<ItemName>)>,
+    /// The items that have a gray release with a gate.
+    pub gated: BTreeSet<Arc<ItemName>>,
+}
+
+/// Namespace, lock and ticket of a request for a lock.
+pub(super) type LockPlace = (Arc<str>, Arc<str>, u64);
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ItemName {
+    pub namespace: Arc<str>,
+    pub group: Arc<str>,
+    pub key: Arc<str>,
 }
 
 /// A live session with what hangs on it.
@@ -92,9 +130,8 @@ impl Default for Tables {
             create_revision: 0,
             mod_revision: 0,
         });
-        let services = Catalog::default();
         Tables {
-            namespaces: BTreeMap::from([(name, NamespaceTable { record, services })]),
+            namespaces: BTreeMap::from([(name, NamespaceTable::new(record))]),
             ledger: Ledger::default(),
             members: Members::default(),
         }
@@ -106,35 +143,130 @@ impl Tables {
         self.namespaces.get(namespace)?.services.get(name)
     }
 
-    pub fn put_namespace_record(&mut self, record: Namespace) -> Change {
+    pub fn put_namespace_record(&mut self, record: Namespace) -> Written {
         let record = Arc::new(record);
         let key = Key::Namespace { name: record.name.clone() };
-        match self.namespaces.get_mut(&*record.name) {
-            Some(namespace) => namespace.record = record.clone(),
-            None => {
-                let table = NamespaceTable { record: record.clone(), services: Catalog::default() };
-                self.namespaces.insert(record.name.clone(), table);
+        let before = match self.namespaces.get_mut(&*record.name) {
+            Some(namespace) => {
+                let before = std::mem::replace(&mut namespace.record, record.clone());
+                (before.mod_revision > 0).then_some(Record::Namespace(before))
             }
-        }
-        Change { key, record: Some(Record::Namespace(record)) }
+            None => {
+                self.namespaces.insert(record.name.clone(), NamespaceTable::new(record.clone()));
+                None
+            }
+        };
+        Written::put(key, Record::Namespace(record), before)
     }
 
-    /// The namespace exists, has no services and is not the default one.
-    pub fn remove_namespace_record(&mut self, name: &str) -> Change {
+    /// The namespace exists, has nothing in it and is not the default one. What it remembers of
+    /// removals goes with it.
+    pub fn remove_namespace_record(&mut self, name: &str) -> Vec<Written> {
         let gone = self.namespaces.remove(name).expect("asked for by its key");
-        assert!(gone.services.is_empty(), "{name} still had {} services", gone.services.len());
-        Change { key: Key::Namespace { name: gone.record.name.clone() }, record: None }
+        assert!(gone.used_by().is_none(), "{name} still had {:?}", gone.used_by());
+        let namespace = gone.record.name.clone();
+        let mut writes: Vec<Written> = gone
+            .removals
+            .into_iter()
+            .map(|(class, removal)| {
+                let key = Key::Removal { namespace: namespace.clone(), class };
+                Written::removed(key, Record::Removal(removal))
+            })
+            .collect();
+        writes.push(Written::removed(
+            Key::Namespace { name: namespace },
+            Record::Namespace(gone.record),
+        ));
+        writes
     }
 
     /// None when there is no such instance.
-    pub fn remove_instance(&mut self, namespace: &str, service: &str, id: &str) -> Option<Change> {
+    pub fn remove_instance(&mut self, namespace: &str, service: &str, id: &str) -> Option<Written> {
         let namespace = self.namespaces.get_mut(namespace)?;
         let table = namespace.services.get_mut(service)?;
         let gone = table.instances.remove(id)?;
         table.count(Some(&gone), None);
         self.ledger.follow(&table.name, Some(&gone), None);
         namespace.prune(&mut self.ledger, service);
-        Some(Change { key: gone.key(), record: None })
+        Some(Written::removed(gone.key(), Record::Instance(gone)))
+    }
+
+    /// Remembers that something of `class` is removed from an existing namespace at `revision`. None
+    /// when that is known.
+    pub fn note_removal(
+        &mut self,
+        namespace: &str,
+        class: Class,
+        revision: u64,
+    ) -> Option<Written> {
+        let table = self.namespaces.get_mut(namespace).expect("something of it is removed");
+        table.put_removal(class, Removal { revision })
+    }
+
+    /// Makes the record under `key` what it was before a write that is taken back.
+    pub fn put_back(&mut self, key: Key, before: Option<Record>) {
+        let Some(record) = before else { return self.remove(&key) };
+        match record {
+            // These replace what is there; an instance also replaces it in the indexes.
+            Record::Instance(_)
+            | Record::Service(_)
+            | Record::Config(_)
+            | Record::Release(_)
+            | Record::Counter(_)
+            | Record::Lock(_)
+            | Record::Report(_)
+            | Record::Removal(_) => self.restore(key, record),
+            Record::Meta(_)
+            | Record::Namespace(_)
+            | Record::Session(_)
+            | Record::Reply(_)
+            | Record::Member(_)
+            | Record::Schema(_) => unreachable!("no transaction writes {key:?}"),
+        }
+    }
+
+    /// Removes what a transaction that is taken back has made.
+    fn remove(&mut self, key: &Key) {
+        let there = "made by the transaction that is taken back";
+        match key {
+            Key::Instance { namespace, service, id } => {
+                self.remove_instance(namespace, service, id).expect(there);
+            }
+            Key::Service { namespace, name } => {
+                let namespace = self.namespaces.get_mut(namespace).expect(there);
+                let table = namespace.services.get_mut(name).expect(there);
+                table.remove_settings().expect(there);
+                namespace.prune(&mut self.ledger, name);
+            }
+            Key::Config { namespace, group, key } => {
+                let table = self.namespaces.get_mut(namespace).expect(there);
+                table.config.remove_item(&mut self.ledger, group, key).expect(there);
+            }
+            Key::Release { namespace, group, key, version } => {
+                let table = self.namespaces.get_mut(namespace).expect(there);
+                let item = table.config.item_mut(group, key).expect(there);
+                item.remove_release(&mut self.ledger, *version).expect(there);
+            }
+            Key::Counter { namespace, name, labels } => {
+                let table = self.namespaces.get_mut(namespace).expect(there);
+                table.counters.remove(&mut self.ledger, name, labels).expect(there);
+            }
+            Key::Lock { namespace, lock, ticket } => {
+                let table = self.namespaces.get_mut(namespace).expect(there);
+                table.locks.remove(&mut self.ledger, lock, *ticket).expect(there);
+            }
+            Key::Removal { namespace, class } => {
+                let table = self.namespaces.get_mut(namespace).expect(there);
+                table.removals.remove(class).expect(there);
+            }
+            Key::Meta
+            | Key::Namespace { .. }
+            | Key::Session { .. }
+            | Key::Reply { .. }
+            | Key::Member { .. }
+            | Key::Schema { .. }
+            | Key::Report { .. } => unreachable!("no transaction makes {key:?}"),
+        }
     }
 
     /// All records but Meta, in the order of their keys.
@@ -165,12 +297,29 @@ impl Tables {
             .members
             .all()
             .map(|record| (Key::Member { node: record.node }, Record::Member(record.clone())));
+        let all = || self.namespaces.values();
+        let removals = all().flat_map(|namespace| {
+            namespace.removals.iter().map(|(class, removal)| {
+                let key = Key::Removal { namespace: namespace.record.name.clone(), class: *class };
+                (key, Record::Removal(*removal))
+            })
+        });
+        // In the order of the kinds.
         let registry = namespaces.chain(services).chain(instances);
-        registry.chain(sessions).chain(replies).chain(members)
+        let sessions = registry.chain(sessions).chain(replies).chain(members);
+        let config = sessions
+            .chain(all().flat_map(|namespace| namespace.config.item_records()))
+            .chain(all().flat_map(|namespace| namespace.config.release_records()))
+            .chain(all().flat_map(|namespace| namespace.config.schema_records()))
+            .chain(all().flat_map(|namespace| namespace.config.report_records()));
+        config
+            .chain(all().flat_map(|namespace| namespace.counters.records()))
+            .chain(all().flat_map(|namespace| namespace.locks.records()))
+            .chain(removals)
     }
 
-    /// Takes a record of [`Tables::records`]; the order of the keys puts a namespace before its
-    /// services, and a session before its replies.
+    /// Takes a record of [`Tables::records`]; the order of the keys puts a namespace before what is in
+    /// it, an item before its releases, and a session before its replies.
     pub fn restore(&mut self, key: Key, record: Record) {
         assert!(record.is_of(&key), "restoring {key:?}, which has the record {record:?}");
         let parent =
@@ -209,6 +358,36 @@ impl Tables {
             (Key::Member { .. }, Record::Member(record)) => {
                 self.members.put(Arc::unwrap_or_clone(record));
             }
+            (Key::Config { .. }, Record::Config(record)) => {
+                let table = self.namespaces.get_mut(&*record.namespace).expect(parent);
+                table.config.put_item(&mut self.ledger, Arc::unwrap_or_clone(record));
+            }
+            (Key::Release { namespace, group, key, .. }, Record::Release(record)) => {
+                let table = self.namespaces.get_mut(&*namespace).expect(parent);
+                let item = table.config.item_mut(&group, &key).expect(parent);
+                item.put_release(&mut self.ledger, record);
+            }
+            (Key::Schema { .. }, Record::Schema(record)) => {
+                let table = self.namespaces.get_mut(&*record.namespace).expect(parent);
+                table.config.put_schema(Arc::unwrap_or_clone(record));
+            }
+            (Key::Report { .. }, Record::Report(record)) => {
+                let table = self.namespaces.get_mut(&*record.namespace).expect(parent);
+                let item = table.config.item_mut(&record.group, &record.key).expect(parent);
+                item.put_report(&mut self.ledger, Arc::unwrap_or_clone(record));
+            }
+            (Key::Counter { .. }, Record::Counter(record)) => {
+                let table = self.namespaces.get_mut(&*record.namespace).expect(parent);
+                table.counters.put(&mut self.ledger, Arc::unwrap_or_clone(record));
+            }
+            (Key::Lock { .. }, Record::Lock(record)) => {
+                let table = self.namespaces.get_mut(&*record.namespace).expect(parent);
+                table.locks.put(&mut self.ledger, Arc::unwrap_or_clone(record));
+            }
+            (Key::Removal { namespace, class }, Record::Removal(removal)) => {
+                let table = self.namespaces.get_mut(&*namespace).expect(parent);
+                table.put_removal(class, removal);
+            }
             (key, record) => unreachable!("{key:?} does not go with {record:?}"),
         }
     }
@@ -221,6 +400,41 @@ impl Tables {
 }
 
 impl NamespaceTable {
+    fn new(record: Arc<Namespace>) -> NamespaceTable {
+        let name = record.name.clone();
+        NamespaceTable {
+            record,
+            services: Catalog::default(),
+            config: ConfigTable::new(name.clone()),
+            counters: CounterTable::new(name.clone()),
+            locks: LockTables::new(name),
+            removals: BTreeMap::new(),
+        }
+    }
+
+    /// How many of what there are in it; None when it is empty.
+    pub fn used_by(&self) -> Option<(usize, &'static str)> {
+        let uses = [
+            (self.services.len(), "service"),
+            (self.config.len(), "config item"),
+            (self.counters.len(), "counter"),
+            (self.locks.len(), "lock"),
+        ];
+        uses.into_iter().find(|(count, _)| *count > 0)
+    }
+
+    /// When something of a class was last removed; 0 = never.
+    pub fn removal(&self, class: Class) -> u64 {
+        self.removals.get(&class).map_or(0, |removal| removal.revision)
+    }
+
+    fn put_removal(&mut self, class: Class, removal: Removal) -> Option<Written> {
+        let before = self.removals.insert(class, removal);
+        let key = Key::Removal { namespace: self.record.name.clone(), class };
+        (before != Some(removal))
+            .then(|| Written::put(key, Record::Removal(removal), before.map(Record::Removal)))
+    }
+
     /// The service, which comes into being without settings and must get settings or an instance
     /// before the command is over.
     pub fn service_mut(&mut self, ledger: &mut Ledger, service: &str) -> &mut ServiceTable {
@@ -249,15 +463,15 @@ impl NamespaceTable {
 
 impl ServiceTable {
     /// `record` holds the names of this table.
-    pub fn put_settings(&mut self, record: Service) -> Change {
+    pub fn put_settings(&mut self, record: Service) -> Written {
         let record = Arc::new(record);
-        self.settings = Some(record.clone());
-        Change { key: record.key(), record: Some(Record::Service(record)) }
+        let before = self.settings.replace(record.clone());
+        Written::put(record.key(), Record::Service(record), before.map(Record::Service))
     }
 
     /// None when it has no settings. The caller prunes.
-    pub fn remove_settings(&mut self) -> Option<Change> {
-        self.settings.take().map(|gone| Change { key: gone.key(), record: None })
+    pub fn remove_settings(&mut self) -> Option<Written> {
+        self.settings.take().map(|gone| Written::removed(gone.key(), Record::Service(gone)))
     }
 
     /// `record` holds the names of this table, and the id of its predecessor if there is one.
@@ -265,12 +479,12 @@ impl ServiceTable {
         &mut self,
         ledger: &mut Ledger,
         record: impl Into<Arc<Instance>>,
-    ) -> Change {
+    ) -> Written {
         let record = record.into();
         let old = self.instances.put(&record.id, record.clone());
         self.count(old.as_deref(), Some(&record));
         ledger.follow(&self.name, old.as_deref(), Some(&record));
-        Change { key: record.key(), record: Some(Record::Instance(record)) }
+        Written::put(record.key(), Record::Instance(record), old.map(Record::Instance))
     }
 
     fn count(&mut self, old: Option<&Instance>, new: Option<&Instance>) {
@@ -285,7 +499,7 @@ impl ServiceTable {
 }
 
 impl Ledger {
-    pub fn put_session(&mut self, record: Session) -> Change {
+    pub fn put_session(&mut self, record: Session) -> Written {
         let id = record.id;
         let record = Arc::new(record);
         // A new session holds nothing yet; a restored one may.
@@ -295,18 +509,35 @@ impl Ledger {
             SessionEntry { record: record.clone(), instances, replies: BTreeMap::new(), lowest };
         let before = self.sessions.insert(id, entry);
         assert!(before.is_none(), "session {id} was there: {before:?}");
-        Change { key: Key::Session { id }, record: Some(Record::Session(record)) }
+        Written::put(Key::Session { id }, Record::Session(record), None)
     }
 
-    /// Removes a session that exists and whose instances are gone or orphaned, and its stored replies.
-    pub fn remove_session(&mut self, id: u64, changes: &mut Vec<Change>) {
+    /// Removes a session that exists, whose instances are gone or orphaned and whose locks are released,
+    /// and its stored replies.
+    pub fn remove_session(&mut self, id: u64, journal: &mut Journal) {
         let gone = self.sessions.remove(&id).expect("asked for by its id");
         assert_eq!(gone.instances, 0, "instances that session {id} still held");
         self.replies -= gone.replies.len() as u64;
-        for sequence in gone.replies.into_keys() {
-            changes.push(Change { key: Key::Reply { session: id, sequence }, record: None });
+        for (sequence, reply) in gone.replies {
+            let key = Key::Reply { session: id, sequence };
+            journal.push(Written::removed(key, Record::Reply(reply)));
         }
-        changes.push(Change { key: Key::Session { id }, record: None });
+        journal.push(Written::removed(Key::Session { id }, Record::Session(gone.record)));
+    }
+
+    /// Requests for locks of a session, by namespace, lock and ticket.
+    pub fn requested_by(&self, session: u64) -> impl Iterator<Item = &LockPlace> {
+        let first = (session, LockPlace::default());
+        let all = self.requested.range(first..);
+        all.take_while(move |(of, _)| *of == session).map(|(_, place)| place)
+    }
+
+    /// Items that a session has reported.
+    pub fn reported_by(&self, session: u64) -> impl Iterator<Item = &Arc<ItemName>> {
+        let empty: Arc<str> = Arc::default();
+        let name = ItemName { namespace: empty.clone(), group: empty.clone(), key: empty };
+        let all = self.reported.range((session, Arc::new(name))..);
+        all.take_while(move |(of, _)| *of == session).map(|(_, name)| name)
     }
 
     /// The instances of a live session, by service and id.

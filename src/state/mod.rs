@@ -10,15 +10,22 @@
 //!   `mod_revision` and session id ever given out;
 //! - a refused command has written nothing but, for exactly-once, its stored reply.
 
+mod blob;
 mod catalog;
 pub mod command;
+mod config;
+mod counter;
+mod journal;
+mod lock;
 mod member;
 mod memory;
 mod packed;
 mod read;
 mod registry;
+mod scope;
 mod session;
 pub mod table;
+mod txn;
 
 #[cfg(test)]
 mod tests;
@@ -30,10 +37,14 @@ mod tests_model;
 mod tests_properties;
 
 pub use command::*;
+pub use config::Verdict;
+pub use counter::window_ms;
 pub use memory::SessionEntry;
-pub use read::{Counts, Discovery, Filter, ServiceView};
+pub use read::*;
+pub use scope::{Match, Scope};
 pub use table::*;
 
+use journal::Journal;
 use memory::Tables;
 
 /// The whole replicated state.
@@ -82,14 +93,14 @@ impl State {
         let mut outcomes = Vec::with_capacity(entry.commands.len());
         let mut events = Vec::with_capacity(entry.commands.len());
         for bytes in &entry.commands {
-            let mut changes = Vec::new();
+            let mut journal = Journal::default();
             outcomes.push(match Command::decode(bytes) {
-                Ok(command) => self.execute(command, entry.term, &mut changes),
+                Ok(command) => self.execute(command, entry.term, &mut journal),
                 Err(_) => self.outcome(Err(Refusal::Undecodable)),
             });
-            if !changes.is_empty() {
+            if !journal.is_empty() {
                 let Meta { revision, now_ms } = self.meta;
-                events.push(Event { revision, at_ms: now_ms, changes });
+                events.push(Event { revision, at_ms: now_ms, changes: journal.into_changes() });
             }
         }
         Applied { outcomes, events, meta: self.meta }
@@ -136,14 +147,16 @@ impl State {
     }
 
     /// Exactly once around [`State::run`].
-    fn execute(&mut self, command: Command<&str>, term: u64, changes: &mut Vec<Change>) -> Outcome {
+    fn execute(&mut self, command: Command<&str>, term: u64, journal: &mut Journal) -> Outcome {
         let Some(request) = command.request else {
-            return self.run(command.op, term, changes);
+            return self.run(command.op, term, journal);
         };
         match self.tables.ledger.admit(&request) {
             Ok(None) => {
-                let outcome = self.run(command.op, term, changes);
-                self.tables.ledger.keep_reply(&request, &outcome, changes);
+                let outcome = self.run(command.op, term, journal);
+                if !outcome.result.as_ref().is_err_and(Refusal::is_passing) {
+                    self.tables.ledger.keep_reply(&request, &outcome, journal);
+                }
                 outcome
             }
             Ok(Some(stored)) => Outcome { duplicate: true, ..stored },
@@ -151,41 +164,19 @@ impl State {
         }
     }
 
-    fn run(&mut self, op: Op<&str>, term: u64, changes: &mut Vec<Change>) -> Outcome {
+    fn run(&mut self, op: Op<&str>, term: u64, journal: &mut Journal) -> Outcome {
         let Meta { revision, now_ms } = self.meta;
         let at = At { term, now_ms, revision: revision + 1 };
-        let tables = &mut self.tables;
         let result = match op {
-            Op::OpenSession { ttl_ms, client } => {
-                tables.ledger.open_session(ttl_ms, client, &at, changes)
-            }
-            Op::CloseSession { session } => tables.close_session(session, changes),
-            Op::ExpireSessions { term, sessions } => {
-                tables.expire_sessions(term, &sessions, &at, changes)
-            }
-            Op::Reap { instances } => tables.reap(&instances, &at, changes),
-            Op::Register(registration) => tables.register(*registration, &at, changes),
-            Op::Deregister { name, expected_mod_revision } => {
-                tables.deregister(&name, expected_mod_revision, changes)
-            }
-            Op::UpdateInstance(patch) => tables.update_instance(*patch, &at, changes),
-            Op::PutService(settings) => tables.put_service(*settings, &at, changes),
-            Op::DeleteService { namespace, name } => {
-                tables.delete_service(namespace, name, changes)
-            }
-            Op::PutNamespace { name, description } => {
-                tables.put_namespace(name, description, &at, changes)
-            }
-            Op::DeleteNamespace { name } => tables.delete_namespace(name, changes),
-            Op::AdmitMember { node, store } => tables.members.admit(node, store, changes),
-            Op::RetireMember { node } => tables.members.retire(node, changes),
+            Op::Txn(txn) => self.tables.txn(*txn, &at, journal),
+            op => self.tables.carry_out(op, &at, journal),
         };
         assert!(
-            result.is_ok() || changes.is_empty(),
+            result.is_ok() || journal.is_empty(),
             "a refused command ({result:?}) made {} changes",
-            changes.len()
+            journal.changes().len()
         );
-        if changes.iter().any(|change| !matches!(change.key, Key::Member { .. })) {
+        if journal.changes().iter().any(|change| !matches!(change.key, Key::Member { .. })) {
             self.meta.revision = at.revision;
         }
         self.outcome(result)
@@ -193,5 +184,63 @@ impl State {
 
     fn outcome(&self, result: Result<Reply, Refusal>) -> Outcome {
         Outcome { revision: self.meta.revision, duplicate: false, result }
+    }
+}
+
+impl Tables {
+    /// Any command but a transaction. What is refused has written nothing.
+    fn carry_out(
+        &mut self,
+        op: Op<&str>,
+        at: &At,
+        journal: &mut Journal,
+    ) -> Result<Reply, Refusal> {
+        match op {
+            Op::OpenSession { ttl_ms, client } => {
+                self.ledger.open_session(ttl_ms, client, at, journal)
+            }
+            Op::CloseSession { session } => self.close_session(session, at, journal),
+            Op::ExpireSessions { term, sessions } => {
+                self.expire_sessions(term, &sessions, at, journal)
+            }
+            Op::Reap { instances } => self.reap(&instances, at, journal),
+            Op::Register(registration) => self.register(*registration, at, journal),
+            Op::Deregister { name, expected_mod_revision } => {
+                self.deregister(&name, expected_mod_revision, at, journal)
+            }
+            Op::UpdateInstance(patch) => self.update_instance(*patch, at, journal),
+            Op::PutService(settings) => self.put_service(*settings, at, journal),
+            Op::DeleteService { namespace, name } => {
+                self.delete_service(namespace, name, at, journal)
+            }
+            Op::PutNamespace { name, description } => {
+                self.put_namespace(name, description, at, journal)
+            }
+            Op::DeleteNamespace { name } => self.delete_namespace(name, journal),
+            Op::AdmitMember { node, store } => self.members.admit(node, store, journal),
+            Op::RetireMember { node } => self.members.retire(node, journal),
+            Op::PublishConfig(publication) => self.publish(*publication, at, journal),
+            Op::DeleteConfig(deletion) => self.delete_config(*deletion, at, journal),
+            Op::RollbackConfig(rollback) => self.rollback(*rollback, at, journal),
+            Op::PutSchema(schema) => self.put_schema(*schema, at, journal),
+            Op::DeleteSchema { name } => self.delete_schema(&name, at, journal),
+            Op::EndGray(decision) => self.end_gray(*decision, at, journal),
+            Op::JudgeGray { name, rule, schema } => {
+                self.judge_gray(&name, rule, schema, at, journal)
+            }
+            Op::ReportConfig { session, client, items } => {
+                self.report(session, client, &items, at, journal)
+            }
+            Op::AddCounter(addition) => self.add_to_counter(*addition, at, journal),
+            Op::SetCounter(setting) => self.set_counter(*setting, at, journal),
+            Op::ResetCounter { name, expected } => self.reset_counter(&name, expected, at, journal),
+            Op::DeleteCounter { name } => self.delete_counter(&name, at, journal),
+            Op::AcquireLock(claim) => self.acquire_lock(*claim, at, journal),
+            Op::ReleaseLock { lock, by } => self.release_lock(&lock, &by, at, journal),
+            Op::UpdateLock { lock, holder, value } => {
+                self.update_lock(&lock, &holder, value, at, journal)
+            }
+            Op::Txn(_) => unreachable!("transactions are not nested"),
+        }
     }
 }

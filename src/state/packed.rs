@@ -15,8 +15,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 const GROUP_BITS: u32 = 6;
 const MORE: u8 = 1 << GROUP_BITS;
 
-/// Pairs of texts: metadata and parameters.
-#[derive(Clone, PartialEq, Eq, Default, Serialize)]
+/// Pairs of texts: metadata, parameters and labels. Their order is that of their encoding, which says
+/// nothing to people.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize)]
 pub struct Pairs(Packed);
 
 /// One named address of an instance. `T` holds its texts.
@@ -46,6 +47,25 @@ impl Pairs {
 
     pub fn get(&self, key: &str) -> Option<&str> {
         self.iter().find(|(candidate, _)| *candidate == key).map(|(_, value)| value)
+    }
+
+    /// True when all of `wanted` are among them.
+    pub fn has_all(&self, wanted: &Pairs) -> bool {
+        wanted.iter().all(|(key, value)| self.get(key) == Some(value))
+    }
+
+    /// The text that they are encoded as, by which they are found.
+    pub(super) fn as_packed(&self) -> &str {
+        &self.0.0
+    }
+
+    /// None when the text is not one that pairs are encoded as.
+    pub(super) fn from_packed(text: Arc<str>) -> Option<Pairs> {
+        let mut rest = &*text;
+        while !rest.is_empty() {
+            pair(&mut rest)?;
+        }
+        Some(Pairs(Packed(text)))
     }
 }
 
@@ -132,7 +152,7 @@ fn endpoint<'a>(rest: &mut &'a str) -> Option<Endpoint<&'a str>> {
 }
 
 /// Invariant: made by a [`Writer`], or checked when it was read.
-#[derive(Clone, PartialEq, Eq, Default)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 struct Packed(Arc<str>);
 
 impl Packed {

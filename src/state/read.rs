@@ -1,9 +1,16 @@
 //! What can be read from the state. Records are shared, never copied; nothing here changes anything.
 
+mod config;
+mod counter;
+mod lock;
+
 use std::ops::Bound;
 use std::sync::Arc;
 
+pub use self::config::{ConfigClient, ConfigFilter, ConfigHistory};
+pub use self::counter::CounterFilter;
 use super::State;
+use super::command::{Refusal, Reply, Txn};
 use super::memory::{ServiceTable, SessionEntry};
 use super::table::{Instance, Member, Namespace, Pairs, Service, Session};
 use crate::limits;
@@ -49,6 +56,13 @@ pub struct Counts {
     pub replies: u64,
     /// Nodes that are or were members, as far as they have been noted.
     pub members: u64,
+    /// Of configuration, deleted ones included.
+    pub items: u64,
+    /// Past ones, of all items.
+    pub releases: u64,
+    pub counters: u64,
+    /// For locks: those that hold one and those that wait.
+    pub lock_requests: u64,
 }
 
 impl State {
@@ -169,7 +183,16 @@ impl State {
             namespaces: self.tables.namespaces.len() as u64,
             replies: ledger.replies,
             members: self.tables.members.all().len() as u64,
+            items: ledger.items,
+            releases: ledger.releases,
+            counters: ledger.counters,
+            lock_requests: ledger.lock_requests,
         }
+    }
+
+    /// Carries out a transaction that only reads.
+    pub fn look(&self, txn: &Txn) -> Result<Reply, Refusal> {
+        self.tables.look(txn)
     }
 }
 
@@ -210,6 +233,6 @@ impl ServiceTable {
 impl Filter {
     fn matches(&self, instance: &Instance) -> bool {
         (self.zone.is_empty() || *self.zone == *instance.zone)
-            && self.metadata.iter().all(|(key, value)| instance.metadata.get(key) == Some(value))
+            && instance.metadata.has_all(&self.metadata)
     }
 }

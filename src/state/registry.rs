@@ -14,8 +14,9 @@ use super::command::{
     InstanceName, InstancePatch, Kind, Refusal, Registration, Reply, ServiceSettings,
     check_deletable,
 };
-use super::memory::{NamespaceTable, Tables};
-use super::table::{Change, Health, Instance, Namespace, Service};
+use super::journal::Journal;
+use super::memory::Tables;
+use super::table::{Class, Health, Instance, Namespace, Service};
 use crate::limits;
 
 /// The reason of a change whose client gave none. It never makes a change by itself.
@@ -27,7 +28,7 @@ impl Tables {
         &mut self,
         registration: Registration<&str>,
         at: &At,
-        changes: &mut Vec<Change>,
+        journal: &mut Journal,
     ) -> Result<Reply, Refusal> {
         let Registration { name, session, .. } = &registration;
         let namespace = existing(self.namespaces.get_mut(name.namespace), name.namespace)?;
@@ -47,7 +48,7 @@ impl Tables {
             }
             let names = (table.name.namespace.clone(), table.name.name.clone());
             let instance = registration.into_instance(names, None, at);
-            changes.push(table.put_instance(&mut self.ledger, instance));
+            journal.push(table.put_instance(&mut self.ledger, instance));
             return Ok(Reply::Registered { created: true, mod_revision: at.revision });
         };
         if let (Some(owner), Some(session)) = (old.holder(), *session)
@@ -60,7 +61,7 @@ impl Tables {
         }
         let names = (table.name.namespace.clone(), table.name.name.clone());
         let instance = registration.into_instance(names, Some(old), at);
-        changes.push(table.put_instance(&mut self.ledger, instance));
+        journal.push(table.put_instance(&mut self.ledger, instance));
         Ok(Reply::Registered { created: false, mod_revision: at.revision })
     }
 
@@ -68,16 +69,20 @@ impl Tables {
         &mut self,
         name: &InstanceName<&str>,
         expected_mod_revision: Option<u64>,
-        changes: &mut Vec<Change>,
+        at: &At,
+        journal: &mut Journal,
     ) -> Result<Reply, Refusal> {
         let current = self
             .service(name.namespace, name.service)
             .and_then(|table| table.instances.get(name.id))
             .map_or(0, |instance| instance.mod_revision);
         compare(expected_mod_revision, current)?;
-        let change = self.remove_instance(name.namespace, name.service, name.id);
-        let removed = change.is_some();
-        changes.extend(change);
+        let gone = self.remove_instance(name.namespace, name.service, name.id);
+        let removed = gone.is_some();
+        if removed {
+            journal.extend(gone);
+            journal.extend(self.note_removal(name.namespace, Class::Service, at.revision));
+        }
         Ok(Reply::Deregistered { removed })
     }
 
@@ -87,7 +92,7 @@ impl Tables {
         &mut self,
         patch: InstancePatch<&str>,
         at: &At,
-        changes: &mut Vec<Change>,
+        journal: &mut Journal,
     ) -> Result<Reply, Refusal> {
         let InstanceName { namespace, service, id } = &patch.name;
         let table = self
@@ -119,7 +124,7 @@ impl Tables {
         }
         instance.stamp(reason_or(patch.reason, &UPDATED), at);
         let instance = Arc::new(instance);
-        changes.push(table.put_instance(&mut self.ledger, instance.clone()));
+        journal.push(table.put_instance(&mut self.ledger, instance.clone()));
         Ok(Reply::InstanceUpdated(instance))
     }
 
@@ -129,7 +134,7 @@ impl Tables {
         &mut self,
         names: &[InstanceName<&str>],
         at: &At,
-        changes: &mut Vec<Change>,
+        journal: &mut Journal,
     ) -> Result<Reply, Refusal> {
         let mut removed = 0;
         for InstanceName { namespace, service, id } in names {
@@ -138,7 +143,8 @@ impl Tables {
                 table.reap_at_ms(instance)
             });
             if due.is_some_and(|due| at.now_ms >= due) {
-                changes.extend(self.remove_instance(namespace, service, id));
+                journal.extend(self.remove_instance(namespace, service, id));
+                journal.extend(self.note_removal(namespace, Class::Service, at.revision));
                 removed += 1;
             }
         }
@@ -149,7 +155,7 @@ impl Tables {
         &mut self,
         settings: ServiceSettings<&str>,
         at: &At,
-        changes: &mut Vec<Change>,
+        journal: &mut Journal,
     ) -> Result<Reply, Refusal> {
         let namespace = existing(self.namespaces.get_mut(settings.namespace), settings.namespace)?;
         let old = namespace.services.get(settings.name).and_then(|t| t.settings.clone());
@@ -168,7 +174,7 @@ impl Tables {
             mod_revision: current,
         };
         if old.as_deref() != Some(&record) {
-            changes.push(table.put_settings(Service { mod_revision: at.revision, ..record }));
+            journal.push(table.put_settings(Service { mod_revision: at.revision, ..record }));
         }
         Ok(Reply::ServicePut { created: old.is_none() })
     }
@@ -177,17 +183,20 @@ impl Tables {
         &mut self,
         namespace: &str,
         name: &str,
-        changes: &mut Vec<Change>,
+        at: &At,
+        journal: &mut Journal,
     ) -> Result<Reply, Refusal> {
         let absent = Ok(Reply::ServiceDeleted { removed: false });
-        let Some(namespace) = self.namespaces.get_mut(namespace) else { return absent };
-        let Some(table) = namespace.services.get_mut(name) else { return absent };
-        if !table.instances.is_empty() {
-            let by = counted(table.instances.len(), "instance");
+        let Some(table) = self.namespaces.get_mut(namespace) else { return absent };
+        let services = &mut table.services;
+        let Some(service) = services.get_mut(name) else { return absent };
+        if !service.instances.is_empty() {
+            let by = counted(service.instances.len(), "instance");
             return Err(Refusal::InUse { kind: Kind::Service, name: name.into(), by });
         }
-        changes.extend(table.remove_settings());
-        namespace.prune(&mut self.ledger, name);
+        journal.extend(service.remove_settings());
+        table.prune(&mut self.ledger, name);
+        journal.extend(self.note_removal(namespace, Class::Service, at.revision));
         Ok(Reply::ServiceDeleted { removed: true })
     }
 
@@ -196,7 +205,7 @@ impl Tables {
         name: &str,
         description: &str,
         at: &At,
-        changes: &mut Vec<Change>,
+        journal: &mut Journal,
     ) -> Result<Reply, Refusal> {
         let record = match self.namespaces.get(name).map(|table| &table.record) {
             Some(old) if old.description == description => None,
@@ -223,7 +232,7 @@ impl Tables {
         };
         let created = !self.namespaces.contains_key(name);
         if let Some(record) = record {
-            changes.push(self.put_namespace_record(record));
+            journal.push(self.put_namespace_record(record));
         }
         Ok(Reply::NamespacePut { created })
     }
@@ -231,17 +240,17 @@ impl Tables {
     pub fn delete_namespace(
         &mut self,
         name: &str,
-        changes: &mut Vec<Change>,
+        journal: &mut Journal,
     ) -> Result<Reply, Refusal> {
         check_deletable(name)?;
         let Some(namespace) = self.namespaces.get(name) else {
             return Ok(Reply::NamespaceDeleted { removed: false });
         };
-        if !namespace.services.is_empty() {
-            let by = counted(namespace.services.len(), "service");
+        if let Some((count, what)) = namespace.used_by() {
+            let by = counted(count, what);
             return Err(Refusal::InUse { kind: Kind::Namespace, name: name.into(), by });
         }
-        changes.push(self.remove_namespace_record(name));
+        journal.extend(self.remove_namespace_record(name));
         Ok(Reply::NamespaceDeleted { removed: true })
     }
 }
@@ -337,14 +346,11 @@ fn shared<T: PartialEq + Clone>(new: T, old: Option<&T>) -> T {
     old.filter(|old| **old == new).cloned().unwrap_or(new)
 }
 
-fn existing<'a>(
-    namespace: Option<&'a mut NamespaceTable>,
-    name: &str,
-) -> Result<&'a mut NamespaceTable, Refusal> {
+pub(super) fn existing<N>(namespace: Option<N>, name: &str) -> Result<N, Refusal> {
     namespace.ok_or_else(|| Refusal::NotFound { kind: Kind::Namespace, name: name.into() })
 }
 
-fn compare(expected: Option<u64>, current: u64) -> Result<(), Refusal> {
+pub(super) fn compare(expected: Option<u64>, current: u64) -> Result<(), Refusal> {
     match expected {
         Some(expected) if expected != current => Err(Refusal::CompareFailed { expected, current }),
         Some(_) | None => Ok(()),
@@ -362,6 +368,6 @@ pub(super) fn share_reason(reason: &mut Arc<str>) {
     }
 }
 
-fn counted(count: usize, what: &str) -> String {
+pub(super) fn counted(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }

@@ -3,14 +3,17 @@
 //! A session ends in one of two ways. Closing it deregisters its instances at once. Expiry, decided
 //! by the leader's keeper, turns them critical and orphans them: discovery stops handing them out, and
 //! the keeper reaps them when their service's `deregister_after_ms` has passed, so that a process that
-//! comes back in time finds its place. Registering an orphan again adopts it.
+//! comes back in time finds its place. Registering an orphan again adopts it. Locks are released either
+//! way, and what the session reported of configuration is forgotten, unless a gray release needs it
+//! to tell that clients were lost.
 
 use std::sync::Arc;
 
 use super::At;
 use super::command::{Outcome, Refusal, Reply, RequestId, check_request};
+use super::journal::{Journal, Written};
 use super::memory::{Ledger, ServiceName, Tables};
-use super::table::{Change, Health, Key, Record, Session, StoredReply};
+use super::table::{Class, Health, Key, Record, Session, StoredReply};
 use crate::limits;
 
 impl Ledger {
@@ -42,12 +45,7 @@ impl Ledger {
 
     /// Stores the outcome of an admitted write and drops what it acknowledges. A write that ended its
     /// own session leaves nothing behind.
-    pub fn keep_reply(
-        &mut self,
-        request: &RequestId,
-        outcome: &Outcome,
-        changes: &mut Vec<Change>,
-    ) {
+    pub fn keep_reply(&mut self, request: &RequestId, outcome: &Outcome, journal: &mut Journal) {
         let &RequestId { session, sequence, lowest_unacknowledged } = request;
         let Some(entry) = self.sessions.get_mut(&session) else { return };
         let reply = Arc::new(StoredReply { lowest_unacknowledged, outcome: outcome.clone() });
@@ -55,7 +53,7 @@ impl Ledger {
         assert!(before.is_none(), "sequence {sequence} of session {session} ran twice: {before:?}");
         self.replies += 1;
         let key = Key::Reply { session, sequence };
-        changes.push(Change { key, record: Some(Record::Reply(reply)) });
+        journal.push(Written::put(key, Record::Reply(reply), None));
 
         if lowest_unacknowledged <= entry.lowest {
             return;
@@ -67,9 +65,8 @@ impl Ledger {
             && *first.key() < lowest_unacknowledged
         {
             let key = Key::Reply { session, sequence: *first.key() };
-            first.remove();
             self.replies -= 1;
-            changes.push(Change { key, record: None });
+            journal.push(Written::removed(key, Record::Reply(first.remove())));
         }
     }
 
@@ -79,7 +76,7 @@ impl Ledger {
         ttl_ms: u64,
         client: &str,
         at: &At,
-        changes: &mut Vec<Change>,
+        journal: &mut Journal,
     ) -> Result<Reply, Refusal> {
         if self.sessions.len() >= limits::SESSIONS {
             let allowed = limits::SESSIONS as u64;
@@ -87,7 +84,7 @@ impl Ledger {
         }
         let id = at.revision;
         let session = Session { id, ttl_ms, client: client.into(), opened_at_ms: at.now_ms };
-        changes.push(self.put_session(session));
+        journal.push(self.put_session(session));
         Ok(Reply::SessionOpened { session: id, ttl_ms })
     }
 }
@@ -96,17 +93,21 @@ impl Tables {
     pub fn close_session(
         &mut self,
         session: u64,
-        changes: &mut Vec<Change>,
+        at: &At,
+        journal: &mut Journal,
     ) -> Result<Reply, Refusal> {
         if !self.ledger.sessions.contains_key(&session) {
             return Ok(Reply::SessionClosed { closed: false, removed_instances: 0 });
         }
         let held = self.held_by(session);
         for (service, id) in &held {
-            let change = self.remove_instance(&service.namespace, &service.name, id);
-            changes.push(change.expect("what a session holds exists"));
+            let gone = self.remove_instance(&service.namespace, &service.name, id);
+            journal.push(gone.expect("what a session holds exists"));
+            journal.extend(self.note_removal(&service.namespace, Class::Service, at.revision));
         }
-        self.ledger.remove_session(session, changes);
+        self.release_locks_of(session, at, journal);
+        self.forget_reports_of(session, None, journal);
+        self.ledger.remove_session(session, journal);
         Ok(Reply::SessionClosed { closed: true, removed_instances: held.len() as u64 })
     }
 
@@ -116,7 +117,7 @@ impl Tables {
         term: u64,
         sessions: &[u64],
         at: &At,
-        changes: &mut Vec<Change>,
+        journal: &mut Journal,
     ) -> Result<Reply, Refusal> {
         if term != at.term {
             return Err(Refusal::StaleTerm { proposed: term, current: at.term });
@@ -124,14 +125,14 @@ impl Tables {
         let mut expired = 0;
         for session in sessions {
             if self.ledger.sessions.contains_key(session) {
-                self.expire_session(*session, at, changes);
+                self.expire_session(*session, at, journal);
                 expired += 1;
             }
         }
         Ok(Reply::SessionsExpired { expired })
     }
 
-    fn expire_session(&mut self, session: u64, at: &At, changes: &mut Vec<Change>) {
+    fn expire_session(&mut self, session: u64, at: &At, journal: &mut Journal) {
         let reason: Arc<str> = format!("session {session} expired").into();
         for (service, id) in self.held_by(session) {
             let table = self
@@ -144,9 +145,11 @@ impl Tables {
             instance.set_health(Health::Critical, at);
             instance.orphaned_at_ms = Some(at.now_ms);
             instance.stamp(reason.clone(), at);
-            changes.push(table.put_instance(&mut self.ledger, instance));
+            journal.push(table.put_instance(&mut self.ledger, instance));
         }
-        self.ledger.remove_session(session, changes);
+        self.release_locks_of(session, at, journal);
+        self.forget_reports_of(session, Some(at.now_ms), journal);
+        self.ledger.remove_session(session, journal);
     }
 
     fn held_by(&self, session: u64) -> Vec<(Arc<ServiceName>, Arc<str>)> {

@@ -17,6 +17,14 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
+mod config;
+mod counter;
+mod lock;
+
+pub use self::config::*;
+pub use self::counter::*;
+pub use self::lock::*;
+pub use super::blob::Blob;
 use super::command::Outcome;
 pub use super::packed::{Endpoint, Endpoints, Pairs};
 use crate::limits;
@@ -31,6 +39,13 @@ const INSTANCE: u8 = 4;
 const SESSION: u8 = 5;
 const REPLY: u8 = 6;
 const MEMBER: u8 = 7;
+const CONFIG: u8 = 8;
+const RELEASE: u8 = 9;
+const SCHEMA: u8 = 10;
+const REPORT: u8 = 11;
+const COUNTER: u8 = 12;
+const LOCK: u8 = 14;
+const REMOVAL: u8 = 15;
 
 /// Key of a record. The order of the variants and fields is the order of the encoded bytes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,10 +64,35 @@ pub enum Key {
     Reply { session: u64, sequence: u64 },
     /// Kind 7. A node that is or was a member of the cluster.
     Member { node: u64 },
+    /// Kind 8. What is served of a configuration item.
+    Config { namespace: Arc<str>, group: Arc<str>, key: Arc<str> },
+    /// Kind 9. What was served before.
+    Release { namespace: Arc<str>, group: Arc<str>, key: Arc<str>, version: u64 },
+    /// Kind 10.
+    Schema { namespace: Arc<str>, group: Arc<str>, key: Arc<str> },
+    /// Kind 11. What a client runs of an item.
+    Report { namespace: Arc<str>, group: Arc<str>, key: Arc<str>, session: u64 },
+    /// Kind 12. The labels as one text, in the form of [`Pairs`].
+    Counter { namespace: Arc<str>, name: Arc<str>, labels: Pairs },
+    /// Kind 14. One who holds a lock or waits for it.
+    Lock { namespace: Arc<str>, lock: Arc<str>, ticket: u64 },
+    /// Kind 15. When something of a class was last removed in a namespace. The class is one byte.
+    Removal { namespace: Arc<str>, class: Class },
+}
+
+/// Records that belong together: what a watcher or a compare may name. The numbers are the bytes of
+/// keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Class {
+    /// Services and their instances.
+    Service = 1,
+    Config = 2,
+    Counter = 3,
+    Lock = 5,
 }
 
 /// Value of a record; shared, never changed in place.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Record {
     Meta(Meta),
     Namespace(Arc<Namespace>),
@@ -61,6 +101,13 @@ pub enum Record {
     Session(Arc<Session>),
     Reply(Arc<StoredReply>),
     Member(Arc<Member>),
+    Config(Arc<ConfigItem>),
+    Release(Arc<Release>),
+    Schema(Arc<Schema>),
+    Report(Arc<Report>),
+    Counter(Arc<Counter>),
+    Lock(Arc<LockRequest>),
+    Removal(Removal),
 }
 
 /// One write to a table: the new record, or None when it was removed.
@@ -176,6 +223,12 @@ pub struct Member {
     pub removed: bool,
 }
 
+/// What is removed leaves no record behind that could tell of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removal {
+    pub revision: u64,
+}
+
 impl Service {
     pub fn key(&self) -> Key {
         Key::Service { namespace: self.namespace.clone(), name: self.name.clone() }
@@ -207,6 +260,42 @@ impl Instance {
     }
 }
 
+impl Record {
+    /// The revision that made it; 0 for what has none.
+    pub fn create_revision(&self) -> u64 {
+        match self {
+            Record::Namespace(record) => record.create_revision,
+            Record::Service(record) => record.create_revision,
+            Record::Instance(record) => record.create_revision,
+            Record::Session(record) => record.id,
+            Record::Config(record) => record.create_revision,
+            Record::Release(record) => record.revision,
+            Record::Schema(record) => record.create_revision,
+            Record::Counter(record) => record.create_revision,
+            Record::Lock(record) => record.ticket,
+            Record::Removal(record) => record.revision,
+            Record::Meta(_) | Record::Reply(_) | Record::Member(_) | Record::Report(_) => 0,
+        }
+    }
+
+    /// The revision that changed it last; 0 for what has none.
+    pub fn mod_revision(&self) -> u64 {
+        match self {
+            Record::Namespace(record) => record.mod_revision,
+            Record::Service(record) => record.mod_revision,
+            Record::Instance(record) => record.mod_revision,
+            Record::Session(record) => record.id,
+            Record::Config(record) => record.mod_revision,
+            Record::Release(record) => record.revision,
+            Record::Schema(record) => record.mod_revision,
+            Record::Counter(record) => record.mod_revision,
+            Record::Lock(record) => record.mod_revision,
+            Record::Removal(record) => record.revision,
+            Record::Meta(_) | Record::Reply(_) | Record::Member(_) | Record::Report(_) => 0,
+        }
+    }
+}
+
 /// Bytes that are not what this release, or one before it, wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Corrupt {
@@ -234,19 +323,13 @@ impl Key {
         match self {
             Key::Meta => out.push(META),
             Key::Namespace { name } => {
-                out.push(NAMESPACE);
-                put_text(&mut out, name);
+                put_texts(&mut out, NAMESPACE, [name]);
             }
             Key::Service { namespace, name } => {
-                out.push(SERVICE);
-                put_text(&mut out, namespace);
-                put_text(&mut out, name);
+                put_texts(&mut out, SERVICE, [namespace, name]);
             }
             Key::Instance { namespace, service, id } => {
-                out.push(INSTANCE);
-                put_text(&mut out, namespace);
-                put_text(&mut out, service);
-                put_text(&mut out, id);
+                put_texts(&mut out, INSTANCE, [namespace, service, id]);
             }
             Key::Session { id } => {
                 out.push(SESSION);
@@ -261,6 +344,31 @@ impl Key {
                 out.push(MEMBER);
                 out.extend_from_slice(&node.to_be_bytes());
             }
+            Key::Config { namespace, group, key } => {
+                put_texts(&mut out, CONFIG, [namespace, group, key]);
+            }
+            Key::Release { namespace, group, key, version } => {
+                put_texts(&mut out, RELEASE, [namespace, group, key]);
+                out.extend_from_slice(&version.to_be_bytes());
+            }
+            Key::Schema { namespace, group, key } => {
+                put_texts(&mut out, SCHEMA, [namespace, group, key]);
+            }
+            Key::Report { namespace, group, key, session } => {
+                put_texts(&mut out, REPORT, [namespace, group, key]);
+                out.extend_from_slice(&session.to_be_bytes());
+            }
+            Key::Counter { namespace, name, labels } => {
+                put_texts(&mut out, COUNTER, [namespace, name, labels.as_packed()]);
+            }
+            Key::Lock { namespace, lock, ticket } => {
+                put_texts(&mut out, LOCK, [namespace, lock]);
+                out.extend_from_slice(&ticket.to_be_bytes());
+            }
+            Key::Removal { namespace, class } => {
+                put_texts(&mut out, REMOVAL, [namespace]);
+                out.push(*class as u8);
+            }
         }
         out
     }
@@ -272,24 +380,61 @@ impl Key {
             META => Key::Meta,
             NAMESPACE => Key::Namespace { name: take_text(&mut rest)? },
             SERVICE => {
-                Key::Service { namespace: take_text(&mut rest)?, name: take_text(&mut rest)? }
+                let [namespace, name] = take_texts(&mut rest)?;
+                Key::Service { namespace, name }
             }
-            INSTANCE => Key::Instance {
-                namespace: take_text(&mut rest)?,
-                service: take_text(&mut rest)?,
-                id: take_text(&mut rest)?,
-            },
+            INSTANCE => {
+                let [namespace, service, id] = take_texts(&mut rest)?;
+                Key::Instance { namespace, service, id }
+            }
             SESSION => Key::Session { id: take_number(&mut rest)? },
             REPLY => {
                 Key::Reply { session: take_number(&mut rest)?, sequence: take_number(&mut rest)? }
             }
             MEMBER => Key::Member { node: take_number(&mut rest)? },
+            CONFIG => {
+                let [namespace, group, key] = take_texts(&mut rest)?;
+                Key::Config { namespace, group, key }
+            }
+            RELEASE => {
+                let [namespace, group, key] = take_texts(&mut rest)?;
+                Key::Release { namespace, group, key, version: take_number(&mut rest)? }
+            }
+            SCHEMA => {
+                let [namespace, group, key] = take_texts(&mut rest)?;
+                Key::Schema { namespace, group, key }
+            }
+            REPORT => {
+                let [namespace, group, key] = take_texts(&mut rest)?;
+                Key::Report { namespace, group, key, session: take_number(&mut rest)? }
+            }
+            COUNTER => {
+                let [namespace, name, labels] = take_texts(&mut rest)?;
+                let labels = Pairs::from_packed(labels)
+                    .ok_or_else(|| Corrupt::new("labels in a key that are no pairs"))?;
+                Key::Counter { namespace, name, labels }
+            }
+            LOCK => {
+                let [namespace, lock] = take_texts(&mut rest)?;
+                Key::Lock { namespace, lock, ticket: take_number(&mut rest)? }
+            }
+            REMOVAL => {
+                let [namespace] = take_texts(&mut rest)?;
+                Key::Removal { namespace, class: take_class(&mut rest)? }
+            }
             other => return Err(Corrupt::new(format!("a key of unknown kind {other}"))),
         };
         if !rest.is_empty() {
             return Err(Corrupt::new(format!("{} bytes after the key {key:?}", rest.len())));
         }
         Ok(key)
+    }
+}
+
+fn put_texts<const N: usize>(out: &mut Vec<u8>, kind: u8, texts: [&str; N]) {
+    out.push(kind);
+    for text in texts {
+        put_text(out, text);
     }
 }
 
@@ -323,6 +468,23 @@ fn take_text(rest: &mut &[u8]) -> Result<Arc<str>, Corrupt> {
     Ok(text.into())
 }
 
+fn take_texts<const N: usize>(rest: &mut &[u8]) -> Result<[Arc<str>; N], Corrupt> {
+    let mut texts = [(); N].map(|()| Arc::default());
+    for text in &mut texts {
+        *text = take_text(rest)?;
+    }
+    Ok(texts)
+}
+
+fn take_class(rest: &mut &[u8]) -> Result<Class, Corrupt> {
+    let all = [Class::Service, Class::Config, Class::Counter, Class::Lock];
+    let (byte, after) =
+        rest.split_first().ok_or_else(|| Corrupt::new("a key without its class"))?;
+    *rest = after;
+    let class = all.into_iter().find(|class| *class as u8 == *byte);
+    class.ok_or_else(|| Corrupt::new(format!("a key of unknown class {byte}")))
+}
+
 fn take_number(rest: &mut &[u8]) -> Result<u64, Corrupt> {
     let (number, after) = rest
         .split_first_chunk::<8>()
@@ -341,6 +503,13 @@ impl Record {
             Record::Session(session) => encode_value(&**session),
             Record::Reply(reply) => encode_value(&**reply),
             Record::Member(member) => encode_value(&**member),
+            Record::Config(item) => encode_value(&**item),
+            Record::Release(release) => encode_value(&**release),
+            Record::Schema(schema) => encode_value(&**schema),
+            Record::Report(report) => encode_value(&**report),
+            Record::Counter(counter) => encode_value(&**counter),
+            Record::Lock(request) => encode_value(&**request),
+            Record::Removal(removal) => encode_value(removal),
         }
     }
 
@@ -354,6 +523,13 @@ impl Record {
             Key::Session { .. } => Record::Session(Arc::new(decode_value(key, bytes)?)),
             Key::Reply { .. } => Record::Reply(Arc::new(decode_value(key, bytes)?)),
             Key::Member { .. } => Record::Member(Arc::new(decode_value(key, bytes)?)),
+            Key::Config { .. } => Record::Config(Arc::new(decode_value(key, bytes)?)),
+            Key::Release { .. } => Record::Release(Arc::new(decode_value(key, bytes)?)),
+            Key::Schema { .. } => Record::Schema(Arc::new(decode_value(key, bytes)?)),
+            Key::Report { .. } => Record::Report(Arc::new(decode_value(key, bytes)?)),
+            Key::Counter { .. } => Record::Counter(Arc::new(decode_value(key, bytes)?)),
+            Key::Lock { .. } => Record::Lock(Arc::new(decode_value(key, bytes)?)),
+            Key::Removal { .. } => Record::Removal(decode_value(key, bytes)?),
         };
         if !record.is_of(key) {
             return Err(Corrupt::new(format!("the record under {key:?} is of another name")));
@@ -374,6 +550,20 @@ impl Record {
             }
             (Key::Session { id }, Record::Session(record)) => *id == record.id,
             (Key::Member { node }, Record::Member(record)) => *node == record.node,
+            (Key::Config { .. }, Record::Config(record)) => *key == record.key(),
+            (Key::Release { version, .. }, Record::Release(record)) => *version == record.version,
+            (Key::Schema { namespace, group, key }, Record::Schema(record)) => {
+                *namespace == record.namespace && *group == record.group && *key == record.key
+            }
+            (Key::Report { namespace, group, key, session }, Record::Report(record)) => {
+                *namespace == record.namespace
+                    && *group == record.group
+                    && *key == record.key
+                    && *session == record.session
+            }
+            (Key::Counter { .. }, Record::Counter(record)) => *key == record.key(),
+            (Key::Lock { .. }, Record::Lock(record)) => *key == record.key(),
+            (Key::Removal { .. }, Record::Removal(_)) => true,
             (
                 Key::Meta
                 | Key::Namespace { .. }
@@ -381,7 +571,14 @@ impl Record {
                 | Key::Instance { .. }
                 | Key::Session { .. }
                 | Key::Reply { .. }
-                | Key::Member { .. },
+                | Key::Member { .. }
+                | Key::Config { .. }
+                | Key::Release { .. }
+                | Key::Schema { .. }
+                | Key::Report { .. }
+                | Key::Counter { .. }
+                | Key::Lock { .. }
+                | Key::Removal { .. },
                 _,
             ) => false,
         }
@@ -402,7 +599,7 @@ fn encode_value<T: Serialize>(value: &T) -> Vec<u8> {
     out.push(RECORD_VERSION);
     coding(limits::RECORD_BYTES - 1)
         .serialize_into(&mut out, value)
-        .expect("a record is made of at most two commands, and RECORD_BYTES holds four");
+        .expect("a record is made of at most three commands, and RECORD_BYTES holds four");
     out
 }
 

@@ -570,6 +570,17 @@ fn show_key(key: &Key) -> String {
         Key::Session { id } => format!("session {id}"),
         Key::Reply { session, sequence } => format!("reply {session}/{sequence}"),
         Key::Member { node } => format!("member {node}"),
+        Key::Config { namespace, group, key } => format!("config {namespace}/{group}/{key}"),
+        Key::Release { namespace, group, key, version } => {
+            format!("release {namespace}/{group}/{key} {version}")
+        }
+        Key::Schema { namespace, group, key } => format!("schema {namespace}/{group}/{key}"),
+        Key::Report { namespace, group, key, session } => {
+            format!("report {namespace}/{group}/{key} {session}")
+        }
+        Key::Counter { namespace, name, labels } => format!("counter {namespace}/{name}{labels:?}"),
+        Key::Lock { namespace, lock, ticket } => format!("lock {namespace}/{lock} {ticket}"),
+        Key::Removal { namespace, class } => format!("removal {namespace} {class:?}"),
     }
 }
 
@@ -630,6 +641,8 @@ fn show_record(record: &Record) -> String {
             part("store", m.store.map_or("unknown".to_owned(), |store| format!("{store:x}")));
             part("", if m.removed { "removed".to_owned() } else { String::new() });
         }
+        Record::Removal(r) => part("at", r.revision.to_string()),
+        other => part("", format!("{other:?}")),
     }
     parts.join("; ")
 }

@@ -18,6 +18,8 @@ pub(super) struct Model {
     pub sessions: Vec<Session>,
     pub replies: Vec<(u64, u64, StoredReply)>,
     pub members: Vec<Member>,
+    /// When something of a class was last removed from a namespace.
+    removals: Vec<(String, Class, u64)>,
 }
 
 /// What one command sees of its place in the log.
@@ -108,6 +110,10 @@ impl Model {
         }
         for m in &self.members {
             records.push((Key::Member { node: m.node }, Record::Member(Arc::new(m.clone()))));
+        }
+        for (namespace, class, revision) in &self.removals {
+            let key = Key::Removal { namespace: namespace.as_str().into(), class: *class };
+            records.push((key, Record::Removal(Removal { revision: *revision })));
         }
         let mut bytes: Vec<_> = records.iter().map(|(k, r)| (k.encode(), r.encode())).collect();
         bytes.sort();
@@ -215,6 +221,7 @@ impl Model {
         let place = Place { term, revision: self.revision + 1, now_ms: self.now_ms };
         let mut after = self.clone();
         let result = after.op(op, &place);
+        after.note_removals(self, place.revision);
         if result.is_ok() && after != *self {
             // Members are not the registry's: no revision tells of them.
             let registry = after.members == self.members;
@@ -224,8 +231,48 @@ impl Model {
         Outcome { revision: self.revision, duplicate: false, result }
     }
 
+    /// Whatever was there before and is not any more was removed.
+    fn note_removals(&mut self, before: &Model, revision: u64) {
+        let named = |model: &Model| -> Vec<(String, Class, String)> {
+            let instances = model.instances.iter().map(|i| {
+                (i.namespace.to_string(), Class::Service, format!("{}/{}", i.service, i.id))
+            });
+            let settings = model.settings.iter();
+            let settings =
+                settings.map(|s| (s.namespace.to_string(), Class::Service, s.name.to_string()));
+            instances.chain(settings).collect()
+        };
+        let left = named(self);
+        for gone in named(before) {
+            if left.contains(&gone) {
+                continue;
+            }
+            let (namespace, class, _) = gone;
+            self.removals.retain(|r| (&r.0, r.1) != (&namespace, class));
+            self.removals.push((namespace, class, revision));
+        }
+        let kept: Vec<_> = self.removals.drain(..).filter(|r| before.has_namespace(&r.0)).collect();
+        self.removals = kept.into_iter().filter(|r| self.has_namespace(&r.0)).collect();
+    }
+
     fn op(&mut self, op: Op, place: &Place) -> Answer {
         match op {
+            Op::PublishConfig(_)
+            | Op::DeleteConfig(_)
+            | Op::RollbackConfig(_)
+            | Op::PutSchema(_)
+            | Op::DeleteSchema { .. }
+            | Op::EndGray(_)
+            | Op::JudgeGray { .. }
+            | Op::ReportConfig { .. }
+            | Op::AddCounter(_)
+            | Op::SetCounter(_)
+            | Op::ResetCounter { .. }
+            | Op::DeleteCounter { .. }
+            | Op::AcquireLock(_)
+            | Op::ReleaseLock { .. }
+            | Op::UpdateLock { .. }
+            | Op::Txn(_) => unreachable!("the model is not asked for {op:?}"),
             Op::OpenSession { ttl_ms, client } => {
                 if self.sessions.len() == limits::SESSIONS {
                     let limit = "sessions of the cluster".into();

@@ -519,6 +519,7 @@ fn assert_reads_alike(state: &State, model: &Model) {
         namespaces: state.namespaces().count() as u64,
         replies: model.replies.len() as u64,
         members: model.members.len() as u64,
+        ..Counts::default()
     };
     assert_eq!(state.counts(), counts);
 }

@@ -155,7 +155,14 @@ pub(super) fn names(key: &Key) -> Option<(&Arc<str>, &Arc<str>)> {
         | Key::Namespace { .. }
         | Key::Session { .. }
         | Key::Reply { .. }
-        | Key::Member { .. } => None,
+        | Key::Member { .. }
+        | Key::Config { .. }
+        | Key::Release { .. }
+        | Key::Schema { .. }
+        | Key::Report { .. }
+        | Key::Counter { .. }
+        | Key::Lock { .. }
+        | Key::Removal { .. } => None,
     }
 }
 
@@ -177,7 +184,14 @@ pub(super) fn weigh(change: &Change) -> usize {
         | Key::Namespace { .. }
         | Key::Session { .. }
         | Key::Reply { .. }
-        | Key::Member { .. } => 0,
+        | Key::Member { .. }
+        | Key::Config { .. }
+        | Key::Release { .. }
+        | Key::Schema { .. }
+        | Key::Report { .. }
+        | Key::Counter { .. }
+        | Key::Lock { .. }
+        | Key::Removal { .. } => 0,
     };
     let record = match &change.record {
         Some(Record::Service(service)) => {
@@ -202,7 +216,14 @@ pub(super) fn weigh(change: &Change) -> usize {
             | Record::Namespace(_)
             | Record::Session(_)
             | Record::Reply(_)
-            | Record::Member(_),
+            | Record::Member(_)
+            | Record::Config(_)
+            | Record::Release(_)
+            | Record::Schema(_)
+            | Record::Report(_)
+            | Record::Counter(_)
+            | Record::Lock(_)
+            | Record::Removal(_),
         )
         | None => 0,
     };

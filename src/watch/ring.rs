@@ -146,7 +146,14 @@ impl Kept {
                 | Record::Namespace(_)
                 | Record::Session(_)
                 | Record::Reply(_)
-                | Record::Member(_),
+                | Record::Member(_)
+                | Record::Config(_)
+                | Record::Release(_)
+                | Record::Schema(_)
+                | Record::Report(_)
+                | Record::Counter(_)
+                | Record::Lock(_)
+                | Record::Removal(_),
             ) => None,
             None => message::names(&change.key).map(|_| Kept::Gone(Box::new(change.key.clone()))),
         }

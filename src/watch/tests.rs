@@ -89,7 +89,14 @@ fn within(records: &Records, range: &Range) -> Records {
             | Key::Namespace { .. }
             | Key::Session { .. }
             | Key::Reply { .. }
-            | Key::Member { .. },
+            | Key::Member { .. }
+            | Key::Config { .. }
+            | Key::Release { .. }
+            | Key::Schema { .. }
+            | Key::Report { .. }
+            | Key::Counter { .. }
+            | Key::Lock { .. }
+            | Key::Removal { .. },
             _,
         ) => false,
     };

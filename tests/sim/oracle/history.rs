@@ -52,7 +52,14 @@ pub fn tag_of(record: &Record) -> Option<&str> {
         | Record::Namespace(_)
         | Record::Session(_)
         | Record::Reply(_)
-        | Record::Member(_) => {
+        | Record::Member(_)
+        | Record::Config(_)
+        | Record::Release(_)
+        | Record::Schema(_)
+        | Record::Report(_)
+        | Record::Counter(_)
+        | Record::Lock(_)
+        | Record::Removal(_) => {
             return None;
         }
     };
@@ -96,7 +103,14 @@ impl History {
                     | Key::Namespace { .. }
                     | Key::Service { .. }
                     | Key::Instance { .. }
-                    | Key::Member { .. } => {}
+                    | Key::Member { .. }
+                    | Key::Config { .. }
+                    | Key::Release { .. }
+                    | Key::Schema { .. }
+                    | Key::Report { .. }
+                    | Key::Counter { .. }
+                    | Key::Lock { .. }
+                    | Key::Removal { .. } => {}
                 }
                 if let Some(tag) = record.as_ref().and_then(tag_of)
                     && old.and_then(tag_of) != Some(tag)
@@ -107,7 +121,18 @@ impl History {
                         event.revision
                     ));
                 }
-                if !matches!(key, Key::Reply { .. } | Key::Member { .. }) {
+                if !matches!(
+                    key,
+                    Key::Reply { .. }
+                        | Key::Member { .. }
+                        | Key::Config { .. }
+                        | Key::Release { .. }
+                        | Key::Schema { .. }
+                        | Key::Report { .. }
+                        | Key::Counter { .. }
+                        | Key::Lock { .. }
+                        | Key::Removal { .. }
+                ) {
                     visible.push(Change { key: key.clone(), record: record.clone() });
                     let versions = self.versions.entry(key.clone()).or_default();
                     versions.push((event.revision, record.clone()));
@@ -189,7 +214,14 @@ fn holds(range: &Range, key: &Key) -> bool {
         | Key::Namespace { .. }
         | Key::Session { .. }
         | Key::Reply { .. }
-        | Key::Member { .. } => {
+        | Key::Member { .. }
+        | Key::Config { .. }
+        | Key::Release { .. }
+        | Key::Schema { .. }
+        | Key::Report { .. }
+        | Key::Counter { .. }
+        | Key::Lock { .. }
+        | Key::Removal { .. } => {
             return false;
         }
     };

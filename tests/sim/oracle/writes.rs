@@ -54,7 +54,14 @@ fn mod_revision(record: Option<&Record>) -> u64 {
             | Record::Namespace(_)
             | Record::Session(_)
             | Record::Reply(_)
-            | Record::Member(_),
+            | Record::Member(_)
+            | Record::Config(_)
+            | Record::Release(_)
+            | Record::Schema(_)
+            | Record::Report(_)
+            | Record::Counter(_)
+            | Record::Lock(_)
+            | Record::Removal(_),
         )
         | None => 0,
     }
@@ -114,7 +121,23 @@ impl Oracle {
             | Op::PutNamespace { .. }
             | Op::DeleteNamespace { .. }
             | Op::AdmitMember { .. }
-            | Op::RetireMember { .. } => None,
+            | Op::RetireMember { .. }
+            | Op::PublishConfig(_)
+            | Op::DeleteConfig(_)
+            | Op::RollbackConfig(_)
+            | Op::PutSchema(_)
+            | Op::DeleteSchema { .. }
+            | Op::EndGray(_)
+            | Op::JudgeGray { .. }
+            | Op::ReportConfig { .. }
+            | Op::AddCounter(_)
+            | Op::SetCounter(_)
+            | Op::ResetCounter { .. }
+            | Op::DeleteCounter { .. }
+            | Op::AcquireLock(_)
+            | Op::ReleaseLock { .. }
+            | Op::UpdateLock { .. }
+            | Op::Txn(_) => None,
         };
         let history = &self.history;
         let record = key.as_ref().and_then(|key| history.at(key, revision));
@@ -168,6 +191,22 @@ impl Oracle {
                 | Reply::MemberAdmitted { .. }
                 | Reply::MemberRetired { .. },
             ) => Ok(()),
+            Ok(
+                Reply::ConfigPublished { .. }
+                | Reply::ConfigDeleted { .. }
+                | Reply::SchemaPut { .. }
+                | Reply::SchemaDeleted { .. }
+                | Reply::GrayEnded { .. }
+                | Reply::GrayJudged { .. }
+                | Reply::ConfigReported { .. }
+                | Reply::CounterChanged { .. }
+                | Reply::CounterDeleted { .. }
+                | Reply::LockAcquired { .. }
+                | Reply::LockQueued { .. }
+                | Reply::LockReleased { .. }
+                | Reply::LockUpdated { .. }
+                | Reply::Txn { .. },
+            ) => Err("no client asked for anything of the kind".to_owned()),
             Err(Refusal::CompareFailed { current, .. }) => match mod_revision(record) == *current {
                 true => Ok(()),
                 false => Err(format!("there was {record:?}")),
@@ -189,7 +228,12 @@ impl Oracle {
                 | Refusal::TooManyInFlight { .. }
                 | Refusal::LimitReached { .. }
                 | Refusal::StaleTerm { .. }
-                | Refusal::Undecodable,
+                | Refusal::Undecodable
+                | Refusal::SchemaChanged { .. }
+                | Refusal::ValueDiffers { .. }
+                | Refusal::OutOfBounds { .. }
+                | Refusal::LockHeld { .. }
+                | Refusal::InStep { .. },
             ) => Err("no client asked for anything of the kind".to_owned()),
         }
     }
