@@ -10,6 +10,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let public = protox::compile(
         [
             "quorate/v1/common.proto",
+            "quorate/v1/records.proto",
+            "quorate/v1/watch.proto",
             "quorate/v1/registry.proto",
             "quorate/v1/session.proto",
             "quorate/v1/cluster.proto",

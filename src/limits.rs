@@ -185,6 +185,8 @@ pub const WATCH_QUEUE: usize = 16_384;
 /// Bytes that wait for watchers in all ranges of one node; a range that would exceed it cuts off its
 /// slowest watchers.
 pub const WATCH_QUEUE_BYTES: usize = 256 * 1024 * 1024;
+/// Selectors of one range.
+pub const WATCH_SELECTORS: usize = 32;
 /// Watchers of one node.
 pub const WATCHERS: usize = 100_000;
 /// Events in one message of a watch snapshot.

@@ -253,8 +253,13 @@ async fn report_health(api: Api, reporter: HealthReporter) {
                 true => ServingStatus::Serving,
                 false => ServingStatus::NotServing,
             };
-            for service in ["", "quorate.v1.Registry", "quorate.v1.Sessions", "quorate.v1.Cluster"]
-            {
+            for service in [
+                "",
+                "quorate.v1.Registry",
+                "quorate.v1.Sessions",
+                "quorate.v1.Cluster",
+                "quorate.v1.Watches",
+            ] {
                 reporter.set_service_status(service, status).await;
             }
         }

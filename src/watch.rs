@@ -1,8 +1,9 @@
 //! Watch: a bounded ring of recent changes, and how they reach whoever watches a range.
 //!
-//! A watcher first gets the state of its range (or, when it resumes at a revision that the ring still
-//! covers, the changes after it) and then every change: in order, none twice, none missing, all
-//! changes of one revision in one message.
+//! A range is the union of some selectors: the records of one class in one namespace, by their names,
+//! whole or by prefix. Its watcher first gets the state of the range (or, when it resumes at a revision
+//! that the ring still covers, the changes after it) and then every change: in order, none twice, none
+//! missing, all changes of one revision in one message, whatever they are changes of.
 //!
 //! Invariant: [`Hub::publish`] and [`Hub::reset`] are called with the state's write lock held, after
 //! the change and before the lock is released; [`Hub::subscribe`] with its read lock held. So whoever
@@ -13,9 +14,17 @@
 //! message costs the same however many wait for it, and is encoded once. What every reader has read
 //! leaves the queue; a reader that falls behind a full queue is cut off with the revision after which
 //! it may resume. Nothing here is kept per watcher but its place and what is left of its beginning.
+//!
+//! What a change costs: its place in the ring; when anybody watches anything, a few look-ups by its
+//! names; when somebody watches it, one message for all groups that see the same of its revision.
+//!
+//! Another kind of record is made watchable by an arm in each of `range::names`, `Range::visit`,
+//! `message::weigh`, `ring::Kept` and `api::convert::watch_event`; the matches there are exhaustive.
 
 mod group;
+mod index;
 mod message;
+mod range;
 mod ring;
 #[cfg(test)]
 mod tests;
@@ -26,13 +35,17 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 pub use group::WakeUps;
 use group::{Group, Item};
-pub use message::{Kind, Message, Range};
-use message::{Snapshot, names};
+use index::Index;
+use message::Snapshot;
+pub use message::{Kind, Message};
+pub use range::Range;
+use range::names;
 use ring::Ring;
 
 use crate::error::Error;
 use crate::limits;
-use crate::state::{Change, Event, State};
+pub use crate::state::{Class, Match, Scope as Selector};
+use crate::state::{Event, State};
 
 /// The ranges are divided into this many parts; each tick sends the bookmarks of one, so that idle
 /// watchers do not all wake at once.
@@ -87,22 +100,16 @@ struct Inner {
     /// Revision of the state.
     revision: u64,
     ring: Ring,
-    /// The groups, found by the names in a change: a change costs two look-ups however many watch
-    /// something else.
-    namespaces: BTreeMap<Arc<str>, Watched>,
-    /// The same groups, by which part of the bookmarks they are in and by their number.
+    /// Every range that is watched has one group.
+    groups: BTreeMap<Range, Arc<Group>>,
+    /// The same groups, by the names of what they watch.
+    index: Index,
+    /// The same, by which part of the bookmarks they are in and by their number.
     parts: [BTreeMap<u64, Arc<Group>>; BOOKMARK_PARTS as usize],
     next_part: usize,
     next_group: u64,
     watchers: usize,
     closed: bool,
-}
-
-/// Who watches a namespace or services of it.
-#[derive(Debug, Default)]
-struct Watched {
-    whole: Option<Arc<Group>>,
-    services: BTreeMap<Arc<str>, Arc<Group>>,
 }
 
 /// One watcher. Dropping it ends the watch.
@@ -142,7 +149,8 @@ impl Hub {
         let inner = Inner {
             revision,
             ring: Ring::new(revision),
-            namespaces: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            index: Index::default(),
             parts: std::array::from_fn(|_| BTreeMap::new()),
             next_part: 0,
             next_group: 0,
@@ -393,33 +401,48 @@ impl Shared {
 }
 
 impl Inner {
-    /// Puts the changes into the queue of every group whose range they touch.
+    /// Puts the changes into the queue of every group whose range they touch: each change once, and all
+    /// of them in one message, however many selectors of the range hold it.
     fn fan_out(&self, shared: &Shared, event: &Event, wake_ups: &mut WakeUps) {
-        if self.namespaces.is_empty() {
+        if self.groups.is_empty() {
             return;
         }
-        let watchable = event.changes.iter().filter(|change| names(&change.key).is_some());
-        let message = Message::new(event.revision, Kind::Changes, watchable.cloned().collect());
-        if let Some((namespace, service)) = message.one_service() {
-            if let Some(watched) = self.namespaces.get(namespace) {
-                for group in watched.whole.iter().chain(watched.services.get(service)) {
-                    group.publish(shared, message.clone(), wake_ups);
+        let mut watchable =
+            event.changes.iter().filter_map(|change| Some((names(&change.key)?, change)));
+        let message = |changes| Message::new(event.revision, Kind::Changes, changes);
+        let all = watchable.clone();
+        let Some((first, _)) = watchable.next() else { return };
+        if watchable.all(|(names, _)| names == first) {
+            // Nearly every write: whoever sees one of the changes sees all.
+            let mut whole = None;
+            for group in self.index.groups(first) {
+                let whole = whole.get_or_insert_with(|| {
+                    message(all.clone().map(|(_, change)| change.clone()).collect())
+                });
+                group.publish(shared, whole, wake_ups);
+            }
+            return;
+        }
+        // Which of the changes each group sees. Groups that see the same ones share a message.
+        let mut parts: BTreeMap<u64, (&Arc<Group>, Vec<usize>)> = BTreeMap::new();
+        for (at, (names, _)) in all.clone().enumerate() {
+            for group in self.index.groups(names) {
+                let (_, part) = parts.entry(group.number).or_insert_with(|| (group, Vec::new()));
+                if part.last() != Some(&at) {
+                    part.push(at);
                 }
             }
+        }
+        if parts.is_empty() {
             return;
         }
-        let mut parts: BTreeMap<u64, (&Arc<Group>, Vec<Change>)> = BTreeMap::new();
-        for change in &message.events {
-            let Some((namespace, service)) = names(&change.key) else { continue };
-            let Some(watched) = self.namespaces.get(namespace) else { continue };
-            for group in watched.whole.iter().chain(watched.services.get(service)) {
-                let part = parts.entry(group.number).or_insert_with(|| (group, Vec::new()));
-                part.1.push(change.clone());
-            }
-        }
-        for (group, changes) in parts.into_values() {
-            let part = Message::new(message.revision, Kind::Changes, changes.into());
-            group.publish(shared, part, wake_ups);
+        let all: Vec<_> = all.map(|(_, change)| change).collect();
+        let mut messages: BTreeMap<Vec<usize>, Arc<Message>> = BTreeMap::new();
+        for (group, part) in parts.into_values() {
+            let message = messages.entry(part).or_insert_with_key(|part| {
+                message(part.iter().map(|at| all[*at].clone()).collect())
+            });
+            group.publish(shared, message, wake_ups);
         }
     }
 
@@ -447,25 +470,16 @@ impl Inner {
 
     /// The group of a range; made when it is the first of its kind.
     fn group(&mut self, range: Range) -> Arc<Group> {
-        let Inner { revision, namespaces, parts, next_group, .. } = self;
-        let mut make = |range: Range| {
-            let number = *next_group;
-            *next_group += 1;
-            let group = Arc::new(Group::new(number, range, *revision));
-            parts[part_of(number)].insert(number, group.clone());
-            group
-        };
-        match &range {
-            Range::Namespace { namespace } => {
-                let watched = namespaces.entry(namespace.as_str().into()).or_default();
-                watched.whole.get_or_insert_with(|| make(range)).clone()
-            }
-            Range::Service { namespace, service } => {
-                let watched = namespaces.entry(namespace.as_str().into()).or_default();
-                let entry = watched.services.entry(service.as_str().into());
-                entry.or_insert_with(|| make(range)).clone()
-            }
+        if let Some(group) = self.groups.get(&range) {
+            return group.clone();
         }
+        let number = self.next_group;
+        self.next_group += 1;
+        let group = Arc::new(Group::new(number, range.clone(), self.revision));
+        self.groups.insert(range, group.clone());
+        self.index.insert(&group);
+        self.parts[part_of(number)].insert(number, group.clone());
+        group
     }
 
     /// Removes a group that nobody watches. Asked again for a group that is gone, or whose range has
@@ -474,17 +488,8 @@ impl Inner {
         if self.parts[part_of(group.number)].remove(&group.number).is_none() {
             return;
         }
-        let namespace = group.range.namespace();
-        let watched = self.namespaces.get_mut(namespace).expect("a listed group is indexed");
-        match &group.range {
-            Range::Namespace { .. } => watched.whole = None,
-            Range::Service { service, .. } => {
-                watched.services.remove(service.as_str());
-            }
-        }
-        if watched.whole.is_none() && watched.services.is_empty() {
-            self.namespaces.remove(namespace);
-        }
+        self.groups.remove(&group.range);
+        self.index.remove(group);
     }
 }
 

@@ -202,11 +202,41 @@ pub fn settings(
 pub fn range(namespace: String, service: String) -> Result<watch::Range, Error> {
     let namespace = self::namespace(namespace);
     state::check_name("", "namespace", &namespace)?;
-    if service.is_empty() {
-        return Ok(watch::Range::Namespace { namespace });
+    Ok(service_selector("", namespace, service)?.into())
+}
+
+/// The union of the selectors, their names checked.
+pub fn ranges(selectors: Vec<v1::WatchSelector>) -> Result<watch::Range, Error> {
+    let selectors = selectors.into_iter().enumerate().map(selector);
+    watch::Range::new(selectors.collect::<Result<Vec<_>, Error>>()?)
+}
+
+fn selector((i, selector): (usize, v1::WatchSelector)) -> Result<watch::Selector, Error> {
+    use v1::watch_selector::What;
+    let v1::WatchSelector { namespace, what } = selector;
+    let at = format!("selectors[{i}].");
+    // Absent, or of a kind that this release does not know.
+    let what = what.ok_or_else(|| Error::invalid(format!("{at}what"), "", "services"))?;
+    let namespace = self::namespace(namespace);
+    state::check_name(&at, "namespace", &namespace)?;
+    match what {
+        What::Services(v1::ServiceSelector { service }) => {
+            service_selector(&format!("{at}services."), namespace, service)
+        }
     }
-    state::check_name("", "service", &service)?;
-    Ok(watch::Range::Service { namespace, service })
+}
+
+/// One service; all of the namespace when it is empty.
+fn service_selector(
+    prefix: &str,
+    namespace: String,
+    service: String,
+) -> Result<watch::Selector, Error> {
+    if service.is_empty() {
+        return Ok(watch::Selector::services(namespace));
+    }
+    state::check_name(prefix, "service", &service)?;
+    Ok(watch::Selector::service(namespace, service))
 }
 
 // ---- to the wire ----

@@ -30,7 +30,8 @@ use crate::node::Node;
 use crate::proto::v1::cluster_server::ClusterServer;
 use crate::proto::v1::registry_server::RegistryServer;
 use crate::proto::v1::sessions_server::SessionsServer;
-use crate::proto::v1::{Consistency, Header};
+use crate::proto::v1::watches_server::WatchesServer;
+use crate::proto::v1::{Consistency, Header, WatchRangesRequest, WatchRequest};
 use crate::runtime::Instant;
 
 /// What the node does not know of itself.
@@ -82,7 +83,7 @@ pub struct Api {
 }
 
 impl Api {
-    /// Registry, sessions and cluster.
+    /// Registry, sessions, cluster and watches.
     pub fn routes(&self) -> Routes {
         // Macro: the generated servers have these methods, but no trait that names them.
         macro_rules! limited {
@@ -95,8 +96,10 @@ impl Api {
         let router = Routes::new(limited!(RegistryServer::new(registry::Registry(self.clone()))))
             .add_service(limited!(SessionsServer::new(sessions::Sessions(self.clone()))))
             .add_service(limited!(ClusterServer::new(cluster::Cluster(self.clone()))))
+            .add_service(limited!(WatchesServer::new(watch::Watches(self.clone()))))
             .into_axum_router();
-        Routes::from(router.route_service(watch::PATH, watch::Shared(self.clone())))
+        let router = watch::route::<WatchRequest>(router, self);
+        Routes::from(watch::route::<WatchRangesRequest>(router, self))
     }
 
     async fn write<W: Write>(&self, request: Request<W>) -> Result<Response<W::Response>, Status> {

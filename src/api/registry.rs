@@ -1,9 +1,8 @@
 //! `quorate.v1.Registry`.
 
-use futures::stream::{BoxStream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
-use super::{Api, convert};
+use super::{Api, watch};
 use crate::proto::v1;
 use crate::proto::v1::registry_server;
 
@@ -12,7 +11,7 @@ pub struct Registry(pub Api);
 
 #[tonic::async_trait]
 impl registry_server::Registry for Registry {
-    type WatchStream = BoxStream<'static, Result<v1::WatchResponse, Status>>;
+    type WatchStream = watch::Responses;
 
     async fn register(
         &self,
@@ -103,9 +102,6 @@ impl registry_server::Registry for Registry {
         &self,
         request: Request<v1::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let messages = self.0.watch(request).await?;
-        Ok(messages.map(|messages| {
-            messages.map(|next| next.map(|message| convert::watch_response(&message))).boxed()
-        }))
+        self.0.watch_apart(request).await
     }
 }

@@ -24,9 +24,16 @@ use crate::proto::v1::sessions_client::SessionsClient;
 use crate::proto::v1::stream_answer::Answer;
 use crate::proto::v1::stream_call::Call;
 use crate::proto::v1::watch_event::Record;
+use crate::proto::v1::watch_selector::What;
+use crate::proto::v1::watches_client::WatchesClient;
 use crate::proto::v1::{self, StreamCall, StreamRequest};
 use crate::server::Server;
 use crate::state::{Endpoints, InstanceName, Op, Pairs};
+
+const REGISTRY: &str = "quorate.v1.Registry";
+const SESSIONS: &str = "quorate.v1.Sessions";
+const CLUSTER: &str = "quorate.v1.Cluster";
+const WATCHES: &str = "quorate.v1.Watches";
 
 /// A node that serves, in its own directory.
 struct TestNode {
@@ -97,6 +104,10 @@ impl TestNode {
 
     fn registry(&self) -> RegistryClient<Channel> {
         RegistryClient::new(self.channel.clone())
+    }
+
+    fn watches(&self) -> WatchesClient<Channel> {
+        WatchesClient::new(self.channel.clone())
     }
 
     fn sessions(&self) -> SessionsClient<Channel> {
@@ -628,6 +639,96 @@ async fn a_watch_shows_a_snapshot_and_then_every_change() {
     assert!(started.elapsed() < limits::SHUTDOWN, "{:?}", started.elapsed());
 }
 
+/// A service of the namespace; the empty one is all of them.
+fn selector(namespace: &str, service: &str) -> v1::WatchSelector {
+    let what = What::Services(v1::ServiceSelector { service: service.into() });
+    v1::WatchSelector { namespace: namespace.into(), what: Some(what) }
+}
+
+fn events(message: v1::WatchResponse) -> (u64, Vec<String>) {
+    let names = message.events.into_iter().map(|event| match event.record.unwrap() {
+        Record::Instance(i) => format!("{}/{}/{}", i.namespace, i.service, i.id),
+        Record::Service(s) => format!("{}/{}", s.namespace, s.name),
+    });
+    (message.revision, names.collect())
+}
+
+#[tokio::test]
+async fn a_watch_of_several_selectors_shows_each_revision_in_one_message() {
+    let node = TestNode::start().await;
+    let mut registry = node.registry();
+    let opened = node.sessions().open(v1::OpenSessionRequest::default()).await.unwrap();
+    let session = opened.into_inner().session;
+    let of_session = |service: &str, id: &str| v1::RegisterRequest {
+        instance: Some(v1::Instance { service: service.into(), session, ..instance(id) }),
+        request_id: None,
+    };
+    for service in ["web", "db", "other"] {
+        registry.register(of_session(service, "1")).await.unwrap();
+    }
+    let dev = v1::PutNamespaceRequest { name: "dev".into(), ..Default::default() };
+    registry.put_namespace(dev).await.unwrap();
+    let settings =
+        v1::Service { namespace: "dev".into(), name: "web".into(), ..Default::default() };
+    let put = v1::PutServiceRequest { service: Some(settings), ..Default::default() };
+    registry.put_service(put).await.unwrap();
+
+    // The empty namespace is the default one, and one of them is asked for twice.
+    let selectors = vec![
+        selector("dev", ""),
+        selector("", "web"),
+        selector("default", "db"),
+        selector("", "db"),
+    ];
+    let request = |after_revision| {
+        let selectors = selectors.clone();
+        v1::WatchRangesRequest { selectors, after_revision }
+    };
+    let mut watcher = node.watches().watch(request(0)).await.unwrap().into_inner();
+    let first = watcher.message().await.unwrap().unwrap();
+    assert!(first.snapshot && !first.more);
+    let (start, names) = events(first);
+    assert_eq!(names, ["dev/web", "default/db/1", "default/web/1"]);
+
+    let close = v1::CloseSessionRequest { session, ..Default::default() };
+    node.sessions().close(close).await.unwrap();
+    registry.register(register("2")).await.unwrap();
+    let closed = watcher.message().await.unwrap().unwrap();
+    assert!(closed.events.iter().all(|event| event.deleted));
+    let (revision, mut names) = events(closed);
+    names.sort();
+    assert_eq!((revision, names), (start + 1, vec!["default/db/1".into(), "default/web/1".into()]));
+    let registered = (start + 2, vec!["default/web/2".to_owned()]);
+    assert_eq!(events(watcher.message().await.unwrap().unwrap()), registered);
+
+    // Resumed, with shared bytes and on the path that encodes every message itself.
+    let mut resumed = node.watches().watch(request(start + 1)).await.unwrap().into_inner();
+    assert_eq!(events(resumed.message().await.unwrap().unwrap()), registered);
+    let mut resumed = {
+        use crate::proto::v1::watches_server::Watches as _;
+        let watches = super::watch::Watches(node.api().clone());
+        watches.watch(Request::new(request(start + 1))).await.unwrap().into_inner()
+    };
+    assert_eq!(events(resumed.next().await.unwrap().unwrap()), registered);
+
+    let nothing = v1::WatchSelector { namespace: String::new(), what: None };
+    let many = vec![selector("", "web"); limits::WATCH_SELECTORS + 1];
+    for (bad, wrong) in [
+        (vec![selector("", ""), selector("", "no spaces")], "selectors[1].services.service"),
+        (vec![selector("", ""), selector("", ""), selector("/", "")], "selectors[2].namespace"),
+        (vec![nothing], "selectors[0].what"),
+        (vec![], "selectors"),
+        (many, "selectors"),
+    ] {
+        let request = v1::WatchRangesRequest { selectors: bad, after_revision: 0 };
+        let refused = Error::from(node.watches().watch(request).await.unwrap_err());
+        assert!(matches!(&refused, Error::Invalid { field, .. } if field == wrong), "{refused}");
+    }
+    node.server.stop().await;
+    let end = watcher.message().await.unwrap_err();
+    assert_eq!(Error::from(end), Error::ShuttingDown { definite: true });
+}
+
 #[tokio::test]
 async fn operators_see_health_figures_and_the_cluster() {
     use tonic_health::pb::health_check_response::ServingStatus;
@@ -640,7 +741,7 @@ async fn operators_see_health_figures_and_the_cluster() {
     node.registry().register(register("1")).await.unwrap();
     tokio::time::sleep(Duration::from_millis(150)).await;
     let mut health = HealthClient::new(node.channel.clone());
-    for service in ["", "quorate.v1.Registry", "quorate.v1.Sessions", "quorate.v1.Cluster"] {
+    for service in ["", REGISTRY, SESSIONS, CLUSTER, WATCHES] {
         let request = tonic_health::pb::HealthCheckRequest { service: service.into() };
         let status = health.check(request).await.unwrap().into_inner().status();
         assert_eq!(status, ServingStatus::Serving, "{service:?}");
@@ -655,7 +756,7 @@ async fn operators_see_health_figures_and_the_cluster() {
     let answer = answers.message().await.unwrap().unwrap().message_response.unwrap();
     let MessageResponse::ListServicesResponse(services) = answer else { panic!("{answer:?}") };
     let names: Vec<String> = services.service.into_iter().map(|service| service.name).collect();
-    for service in ["quorate.v1.Registry", "quorate.v1.Sessions", "quorate.v1.Cluster"] {
+    for service in [REGISTRY, SESSIONS, CLUSTER, WATCHES] {
         assert!(names.iter().any(|name| name == service), "{names:?}");
     }
 

@@ -123,6 +123,7 @@ writes! {
 
 others! {
     WatchRequest => WatchResponse, "Registry/Watch", Anywhere, true, true;
+    WatchRangesRequest => WatchResponse, "Watches/Watch", Anywhere, true, true;
     // Opening twice leaves a session that nobody keeps alive: it ends by itself.
     OpenSessionRequest => OpenSessionResponse, "Sessions/Open", Leader, false, true;
     KeepAliveRequest => KeepAliveResponse, "Sessions/KeepAlive", Leader, true, true;

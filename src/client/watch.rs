@@ -15,7 +15,10 @@ use super::remote::{Failure, Remote, failure};
 use super::request::Route;
 use crate::error::Error;
 use crate::limits;
-use crate::proto::v1::{WatchEvent, WatchRequest, WatchResponse};
+use crate::proto::v1::watch_selector::What;
+use crate::proto::v1::{
+    ServiceSelector, WatchEvent, WatchRangesRequest, WatchRequest, WatchResponse, WatchSelector,
+};
 
 /// What is watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +27,26 @@ pub enum WatchRange {
     Service { namespace: String, service: String },
     /// Every service of a namespace.
     Namespace { namespace: String },
+    /// All of these in one stream: what several of them hold comes once, and all changes of one
+    /// revision in one update. 1 to 32 single ranges, however they are nested.
+    Many(Vec<WatchRange>),
+}
+
+impl WatchRange {
+    /// Its single ranges.
+    fn flatten(&self, into: &mut Vec<WatchSelector>) {
+        let (namespace, service) = match self {
+            WatchRange::Service { namespace, service } => (namespace, service.as_str()),
+            WatchRange::Namespace { namespace } => (namespace, ""),
+            WatchRange::Many(ranges) => {
+                return ranges.iter().for_each(|range| range.flatten(into));
+            }
+        };
+        into.push(WatchSelector {
+            namespace: namespace.clone(),
+            what: Some(What::Services(ServiceSelector { service: service.to_owned() })),
+        });
+    }
 }
 
 /// What a watcher learns, in this order only: a snapshot or the revision it resumed after, then what
@@ -171,14 +194,28 @@ impl Watch {
             sleep_until(until).await;
             self.pause_until = None;
         }
-        let (namespace, service) = match &self.range {
-            WatchRange::Service { namespace, service } => (namespace.clone(), service.clone()),
-            WatchRange::Namespace { namespace } => (namespace.clone(), String::new()),
-        };
-        let request = WatchRequest { namespace, service, after_revision: self.revision };
         let node = self.client.pick(Route::Anywhere, self.avoid.as_ref());
         let patience = self.client.options().attempt_timeout;
-        match node.server_stream(request, patience).await {
+        let after_revision = self.revision;
+        let answer = match &self.range {
+            WatchRange::Service { namespace, service } => {
+                let (namespace, service) = (namespace.clone(), service.clone());
+                let request = WatchRequest { namespace, service, after_revision };
+                node.server_stream(request, patience).await
+            }
+            WatchRange::Namespace { namespace } => {
+                let (namespace, service) = (namespace.clone(), String::new());
+                let request = WatchRequest { namespace, service, after_revision };
+                node.server_stream(request, patience).await
+            }
+            WatchRange::Many(_) => {
+                let mut selectors = Vec::new();
+                self.range.flatten(&mut selectors);
+                let request = WatchRangesRequest { selectors, after_revision };
+                node.server_stream(request, patience).await
+            }
+        };
+        match answer {
             Ok(messages) => {
                 self.source = Some(Source { node, messages, partial: None });
                 Ok(())

@@ -12,7 +12,7 @@ use crate::proto::v1::Consistency;
 use crate::state::{
     Admin, Command, Endpoint, Entry, Health, InstanceName, Op, Pairs, Refusal, Registration, State,
 };
-use crate::watch::{Kind, Range};
+use crate::watch::{Kind, Range, Selector};
 
 const OLD_CLUSTER: &str = "0123456789abcdef0123456789abcdef";
 const NEW_CLUSTER: &str = "fedcba9876543210fedcba9876543210";
@@ -86,7 +86,7 @@ fn registry(state: &State) -> Vec<(Key, Record)> {
 /// All that a watcher of the service gets before the first bookmark or change: whether it is a snapshot,
 /// how many instances, and the revision.
 async fn resumed(node: &Node, after_revision: u64) -> (bool, usize, u64) {
-    let range = Range::Service { namespace: "default".into(), service: "web".into() };
+    let range = Range::from(Selector::service("default", "web"));
     let mut watch = node.watch(range, after_revision).unwrap();
     let mut events = 0;
     loop {

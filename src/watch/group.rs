@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use tokio::sync::Notify;
 
-use super::message::{Message, Range, Snapshot};
+use super::message::{Message, Snapshot};
+use super::range::Range;
 use super::{Capacity, Shared};
 use crate::state::State;
 
@@ -30,7 +31,8 @@ pub(super) struct Queue {
     pub(super) members: usize,
     /// Place of the last snapshot that [`Hub::reset`] pushed.
     pub(super) reset: Option<u64>,
-    /// Nothing in the range changed after this revision.
+    /// Nothing in the range changed after this revision: the one at which the group was made or reset, or
+    /// of what was last published to it.
     pub(super) quiet_since: u64,
     /// The last snapshot of the range, for whoever comes while it is still right.
     snapshot: Weak<Snapshot>,
@@ -85,13 +87,18 @@ impl Group {
         self.queue.lock().expect("no thread panicked while it held the group")
     }
 
+    /// Puts all that the revision changed in the range into the queue. The second time that is asked
+    /// for one revision, nothing is left to do.
     pub(super) fn publish(
         self: &Arc<Self>,
         shared: &Shared,
-        message: Arc<Message>,
+        message: &Arc<Message>,
         wake_ups: &mut WakeUps,
     ) {
         let mut queue = self.lock();
+        if queue.quiet_since == message.revision {
+            return;
+        }
         queue.quiet_since = message.revision;
         if message.bytes > shared.capacity.message_bytes {
             // No message may hold it all and none may hold a part: everybody is cut off and comes
@@ -99,7 +106,7 @@ impl Group {
             queue.cut(shared);
         } else {
             let bytes = message.bytes;
-            queue.push(shared, Item::Message(message), bytes);
+            queue.push(shared, Item::Message(message.clone()), bytes);
         }
         wake_ups.add(self, &mut queue);
     }

@@ -1,21 +1,12 @@
-//! What watchers get: the messages, and what a range holds.
+//! What watchers get: the messages.
 
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
 use super::Capacity;
-use crate::limits;
-use crate::state::{Change, Endpoint, Key, Pairs, Record, ServiceView, State};
-
-/// What a watcher sees.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Range {
-    /// One service: its settings and its instances.
-    Service { namespace: String, service: String },
-    /// All services of a namespace and their instances.
-    Namespace { namespace: String },
-}
+use super::range::Range;
+use crate::state::{Change, Endpoint, Key, Pairs, Record, State};
 
 /// One message to a watcher, shared by all who get it.
 #[derive(Debug)]
@@ -48,56 +39,6 @@ pub(super) struct Snapshot {
     pub(super) messages: Vec<Arc<Message>>,
 }
 
-impl Range {
-    pub(super) fn namespace(&self) -> &str {
-        match self {
-            Range::Service { namespace, .. } | Range::Namespace { namespace } => namespace,
-        }
-    }
-
-    pub(super) fn holds(&self, key: &Key) -> bool {
-        names(key).is_some_and(|(namespace, service)| match self {
-            Range::Service { namespace: n, service: s } => **namespace == **n && **service == **s,
-            Range::Namespace { namespace: n } => **namespace == **n,
-        })
-    }
-
-    /// Shows every record of the range, in the order of services.
-    fn visit(&self, state: &State, see: &mut impl FnMut(Change)) {
-        match self {
-            Range::Service { namespace, service } => {
-                if let Some(view) = state.service(namespace, service) {
-                    visit_service(state, &view, see);
-                }
-            }
-            Range::Namespace { namespace } => {
-                let mut after = String::new();
-                loop {
-                    let (views, more) = state.services(namespace, "", &after, limits::PAGE);
-                    for view in &views {
-                        visit_service(state, view, see);
-                    }
-                    match views.last() {
-                        Some(last) if more => after = last.settings.name.to_string(),
-                        Some(_) | None => break,
-                    }
-                }
-            }
-        }
-    }
-}
-
-fn visit_service(state: &State, view: &ServiceView, see: &mut impl FnMut(Change)) {
-    let settings = &view.settings;
-    // A service that exists through its instances alone has no record.
-    if settings.create_revision > 0 {
-        see(Change { key: settings.key(), record: Some(Record::Service(settings.clone())) });
-    }
-    for instance in state.instances(&settings.namespace, &settings.name) {
-        see(Change { key: instance.key(), record: Some(Record::Instance(instance.clone())) });
-    }
-}
-
 impl Message {
     pub(super) fn new(revision: u64, kind: Kind, events: Box<[Change]>) -> Arc<Message> {
         let bytes = events.iter().map(weigh).sum();
@@ -107,12 +48,6 @@ impl Message {
     /// The message as bytes: made by the first who asks, shared by all others.
     pub fn encoded(&self, encode: impl FnOnce(&Message) -> Bytes) -> Bytes {
         self.encoded.get_or_init(|| encode(self)).clone()
-    }
-
-    /// Namespace and name of the service when all events are of one.
-    pub(super) fn one_service(&self) -> Option<(&Arc<str>, &Arc<str>)> {
-        let first = names(&self.events.first()?.key);
-        self.events[1..].iter().all(|change| names(&change.key) == first).then_some(first)?
     }
 }
 
@@ -143,26 +78,6 @@ impl Snapshot {
             })
             .collect();
         Snapshot { revision, messages }
-    }
-}
-
-/// Namespace and service of a key that can be watched.
-pub(super) fn names(key: &Key) -> Option<(&Arc<str>, &Arc<str>)> {
-    match key {
-        Key::Service { namespace, name } => Some((namespace, name)),
-        Key::Instance { namespace, service, id: _ } => Some((namespace, service)),
-        Key::Meta
-        | Key::Namespace { .. }
-        | Key::Session { .. }
-        | Key::Reply { .. }
-        | Key::Member { .. }
-        | Key::Config { .. }
-        | Key::Release { .. }
-        | Key::Schema { .. }
-        | Key::Report { .. }
-        | Key::Counter { .. }
-        | Key::Lock { .. }
-        | Key::Removal { .. } => None,
     }
 }
 

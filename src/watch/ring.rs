@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::Capacity;
-use super::message::{self, Kind, Message, Range, weigh};
+use super::message::{Kind, Message, weigh};
+use super::range::{Names, Range, names};
+use super::{Capacity, Match, Selector};
 use crate::state::{Change, Instance, Key, Record, Service};
 
 #[derive(Debug)]
@@ -44,13 +45,23 @@ enum Kept {
 
 /// Tells most revisions that are of no interest without looking at their changes.
 #[derive(Debug, Clone, Copy)]
-enum Tag {
-    /// All changes are of this service: hashes of its namespace and of both names.
+pub(super) enum Tag {
+    /// All changes have the same names: hashes of class and namespace, of these and the first name, and
+    /// of all. Half a hash is enough: what it takes for another one is looked at in vain.
     One {
-        namespace: u64,
-        service: u64,
+        space: u32,
+        first: u32,
+        all: u32,
     },
     Mixed,
+}
+
+/// The tags that one change of interest could have: for each selector, of those names that it fixes.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    spaces: Vec<u32>,
+    firsts: Vec<u32>,
+    alls: Vec<u32>,
 }
 
 impl Ring {
@@ -97,23 +108,15 @@ impl Ring {
             return None;
         }
         let mut found = VecDeque::new();
-        let wanted = match range {
-            Range::Service { namespace, service } => hash(namespace, service),
-            Range::Namespace { namespace } => hash(namespace, ""),
-        };
+        let wanted = Wanted::of(range);
         let start = self.recent.partition_point(|recent| recent.revision <= revision);
         for recent in self.recent.range(start..) {
-            let of_interest = match (recent.tag, range) {
-                (Tag::Mixed, _) => true,
-                (Tag::One { service, .. }, Range::Service { .. }) => service == wanted,
-                (Tag::One { namespace, .. }, Range::Namespace { .. }) => namespace == wanted,
-            };
-            if !of_interest {
+            if !wanted.admits(recent.tag) {
                 continue;
             }
-            let changes = recent.changes.as_slice().iter().map(Kept::change);
-            let changes: Box<[Change]> =
-                changes.filter(|change| range.holds(&change.key)).collect();
+            let of_range =
+                recent.changes.as_slice().iter().filter(|kept| range.holds(kept.names()));
+            let changes: Box<[Change]> = of_range.map(Kept::change).collect();
             if !changes.is_empty() {
                 let message = Message::new(recent.revision, Kind::Changes, changes);
                 if message.bytes > capacity.message_bytes {
@@ -155,19 +158,15 @@ impl Kept {
                 | Record::Lock(_)
                 | Record::Removal(_),
             ) => None,
-            None => message::names(&change.key).map(|_| Kept::Gone(Box::new(change.key.clone()))),
+            None => names(&change.key).map(|_| Kept::Gone(Box::new(change.key.clone()))),
         }
     }
 
-    fn names(&self) -> (&str, &str) {
+    fn names(&self) -> Names<'_> {
         match self {
-            Kept::Service(service) => (&service.namespace, &service.name),
-            Kept::Instance(instance) => (&instance.namespace, &instance.service),
-            Kept::Gone(key) => {
-                let (namespace, service) =
-                    message::names(key).expect("only what can be watched is kept");
-                (namespace, service)
-            }
+            Kept::Service(service) => Names::of_service(&service.namespace, &service.name),
+            Kept::Instance(instance) => Names::of_service(&instance.namespace, &instance.service),
+            Kept::Gone(key) => names(key).expect("only what can be watched is kept"),
         }
     }
 
@@ -186,14 +185,56 @@ impl Kept {
 
 impl Tag {
     fn of(changes: &[Kept]) -> Tag {
-        let (namespace, service) = changes[0].names();
-        if changes[1..].iter().any(|change| change.names() != (namespace, service)) {
-            return Tag::Mixed;
+        let names = changes[0].names();
+        match changes[1..].iter().all(|change| change.names() == names) {
+            true => Tag::one(names),
+            false => Tag::Mixed,
         }
-        Tag::One { namespace: hash(namespace, ""), service: hash(namespace, service) }
+    }
+
+    pub(super) fn one(names: Names<'_>) -> Tag {
+        let space = hash(names.class as u64, names.namespace);
+        let first = hash(space, names.first);
+        let all = hash(first, names.second);
+        Tag::One { space: half(space), first: half(first), all: half(all) }
     }
 }
 
-fn hash(namespace: &str, service: &str) -> u64 {
-    xxh3_64_with_seed(service.as_bytes(), xxh3_64(namespace.as_bytes()))
+impl Wanted {
+    pub(super) fn of(range: &Range) -> Wanted {
+        let mut wanted = Wanted::default();
+        for Selector { class, namespace, first, second } in range.selectors() {
+            let space = hash(*class as u64, namespace);
+            match (first, second) {
+                (Match::Exact(first), Match::Exact(second)) => {
+                    wanted.alls.push(half(hash(hash(space, first), second)));
+                }
+                (Match::Exact(first), Match::Any | Match::Prefix(_)) => {
+                    wanted.firsts.push(half(hash(space, first)));
+                }
+                (Match::Any | Match::Prefix(_), _) => wanted.spaces.push(half(space)),
+            }
+        }
+        wanted
+    }
+
+    /// False only when no change with this tag is of interest.
+    pub(super) fn admits(&self, tag: Tag) -> bool {
+        match tag {
+            Tag::Mixed => true,
+            Tag::One { space, first, all } => {
+                self.firsts.contains(&first)
+                    || self.spaces.contains(&space)
+                    || self.alls.contains(&all)
+            }
+        }
+    }
+}
+
+fn hash(seed: u64, text: &str) -> u64 {
+    xxh3_64_with_seed(text.as_bytes(), seed)
+}
+
+fn half(hash: u64) -> u32 {
+    hash as u32
 }

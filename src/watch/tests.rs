@@ -1,10 +1,12 @@
 //! Stories about the six guarantees (ordered, unique, reliable, atomic, resumable, bookmarkable), then
-//! a model: watchers of random ranges, speeds and resumes, whose picture must equal the state's at
-//! every revision that they are told to be complete at.
+//! a model: watchers of random ranges, speeds and resumes. Each message must hold just what filtering
+//! all changes of its revision gives, and each picture must equal the state's at every revision that
+//! its watcher is told to be complete at.
 
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
+use std::ops::Bound::{Excluded, Included};
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
@@ -13,10 +15,12 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
+use super::range::{Names, disjoint};
+use super::ring::{Tag, Wanted};
 use super::*;
 use crate::state::{
-    Admin, Command, Endpoint, Entry, Health, InstanceName, Key, Op, Pairs, Record, Registration,
-    Reply, ServiceSettings,
+    Admin, Change, Command, Endpoint, Entry, Health, InstanceName, Key, Op, Pairs, Record,
+    Registration, Reply, ServiceSettings,
 };
 
 /// All watchable records at one revision.
@@ -26,14 +30,32 @@ type Records = BTreeMap<Key, Record>;
 struct World {
     state: State,
     hub: Hub,
-    history: BTreeMap<u64, Records>,
+    history: History,
+}
+
+struct History {
+    records: BTreeMap<u64, Records>,
+    changes: BTreeMap<u64, Vec<Change>>,
+}
+
+impl History {
+    /// What happened in the range after one revision and up to another, by revision.
+    fn within(&self, range: &Range, after: u64, upto: u64) -> Vec<(u64, Vec<Change>)> {
+        let revisions =
+            self.changes.range((Excluded(after), Included(upto))).map(|(revision, changes)| {
+                let of_range = changes.iter().filter(|change| holds(range, &change.key));
+                (*revision, of_range.cloned().collect::<Vec<_>>())
+            });
+        revisions.filter(|(_, changes)| !changes.is_empty()).collect()
+    }
 }
 
 impl World {
     fn new(capacity: Capacity) -> World {
         let state = State::default();
         let hub = Hub::with_capacity(state.revision(), capacity);
-        World { state, hub, history: BTreeMap::from([(0, Records::new())]) }
+        let records = BTreeMap::from([(0, Records::new())]);
+        World { state, hub, history: History { records, changes: BTreeMap::new() } }
     }
 
     /// Applies the commands as one entry and publishes it as a node does. Returns the replies.
@@ -51,8 +73,12 @@ impl World {
             let bytes = Command { request: None, op }.encode().unwrap();
             let applied = self.state.apply(&Entry { term: 1, at_ms: 1, commands: vec![&bytes] });
             replies.extend(applied.outcomes.into_iter().filter_map(|outcome| outcome.result.ok()));
+            for event in &applied.events {
+                let changes = self.history.changes.entry(event.revision).or_default();
+                changes.extend_from_slice(&event.changes);
+            }
             events.extend(applied.events);
-            self.history.insert(self.state.revision(), watchable(&self.state));
+            self.history.records.insert(self.state.revision(), watchable(&self.state));
         }
         (replies, events)
     }
@@ -73,34 +99,40 @@ fn watchable(state: &State) -> Records {
 }
 
 fn within(records: &Records, range: &Range) -> Records {
-    let matches = |key: &Key| match (key, range) {
-        (Key::Service { namespace: n, name }, Range::Service { namespace, service }) => {
-            **n == **namespace && **name == **service
-        }
-        (Key::Instance { namespace: n, service: s, .. }, Range::Service { namespace, service }) => {
-            **n == **namespace && **s == **service
-        }
-        (
-            Key::Service { namespace: n, .. } | Key::Instance { namespace: n, .. },
-            Range::Namespace { namespace },
-        ) => **n == **namespace,
-        (
-            Key::Meta
-            | Key::Namespace { .. }
-            | Key::Session { .. }
-            | Key::Reply { .. }
-            | Key::Member { .. }
-            | Key::Config { .. }
-            | Key::Release { .. }
-            | Key::Schema { .. }
-            | Key::Report { .. }
-            | Key::Counter { .. }
-            | Key::Lock { .. }
-            | Key::Removal { .. },
-            _,
-        ) => false,
+    let of_range = records.iter().filter(|(key, _)| holds(range, key));
+    of_range.map(|(k, r)| (k.clone(), r.clone())).collect()
+}
+
+fn holds(range: &Range, key: &Key) -> bool {
+    let (namespace, service) = match key {
+        Key::Service { namespace, name } => (namespace, name),
+        Key::Instance { namespace, service, id: _ } => (namespace, service),
+        Key::Meta
+        | Key::Namespace { .. }
+        | Key::Session { .. }
+        | Key::Reply { .. }
+        | Key::Member { .. }
+        | Key::Config { .. }
+        | Key::Release { .. }
+        | Key::Schema { .. }
+        | Key::Report { .. }
+        | Key::Counter { .. }
+        | Key::Lock { .. }
+        | Key::Removal { .. } => return false,
     };
-    records.iter().filter(|(key, _)| matches(key)).map(|(k, r)| (k.clone(), r.clone())).collect()
+    let names = Names { class: Class::Service, namespace, first: service, second: "" };
+    range.selectors().iter().any(|selector| selects(selector, names))
+}
+
+fn selects(selector: &Selector, names: Names<'_>) -> bool {
+    let matches = |wanted: &Match, name: &str| match wanted {
+        Match::Any => true,
+        Match::Prefix(prefix) => name.starts_with(prefix.as_str()),
+        Match::Exact(exact) => name == exact,
+    };
+    (selector.class, selector.namespace.as_str()) == (names.class, names.namespace)
+        && matches(&selector.first, names.first)
+        && matches(&selector.second, names.second)
 }
 
 /// A client: builds its picture of the range from the messages, and checks each.
@@ -112,25 +144,23 @@ struct Watcher {
     complete: u64,
     /// Of a snapshot that has more to come.
     partial: Option<(u64, Records)>,
+    /// Not checked yet: complete at the first revision, it was told that until the second this happened.
+    told: Vec<(u64, u64, Vec<Change>)>,
     snapshots: u64,
     changes: u64,
     bookmarks: u64,
 }
 
 impl Watcher {
-    fn new(
-        subscription: Subscription,
-        range: Range,
-        after: u64,
-        history: &BTreeMap<u64, Records>,
-    ) -> Watcher {
-        let known = history.get(&after).map(|r| within(r, &range)).unwrap_or_default();
+    fn new(subscription: Subscription, range: Range, after: u64, history: &History) -> Watcher {
+        let known = history.records.get(&after).map(|r| within(r, &range)).unwrap_or_default();
         Watcher {
             subscription,
             range,
             known,
             complete: after,
             partial: None,
+            told: Vec::new(),
             snapshots: 0,
             changes: 0,
             bookmarks: 0,
@@ -148,11 +178,7 @@ impl Watcher {
 
     fn take_in(&mut self, message: &Message) {
         for change in &message.events {
-            let one = BTreeMap::from([(
-                change.key.clone(),
-                change.record.clone().unwrap_or(Record::Meta(Default::default())),
-            )]);
-            assert_eq!(within(&one, &self.range).len(), 1, "{change:?} is not in {:?}", self.range);
+            assert!(holds(&self.range, &change.key), "{change:?} is not in {:?}", self.range);
         }
         match message.kind {
             Kind::Snapshot { more } => {
@@ -163,7 +189,9 @@ impl Watcher {
                 assert_eq!(revision, message.revision, "one snapshot, one revision");
                 for change in &message.events {
                     let record = change.record.clone().expect("a snapshot deletes nothing");
-                    assert!(records.insert(change.key.clone(), record).is_none(), "sent twice");
+                    let last = records.last_key_value().map(|(key, _)| key);
+                    assert!(last < Some(&change.key), "{last:?}, then {:?}", change.key);
+                    records.insert(change.key.clone(), record);
                 }
                 if more {
                     self.partial = Some((revision, records));
@@ -189,6 +217,7 @@ impl Watcher {
                         ),
                     }
                 }
+                self.told.push((self.complete, message.revision, message.events.to_vec()));
                 self.complete = message.revision;
                 self.changes += 1;
             }
@@ -196,6 +225,7 @@ impl Watcher {
                 assert!(self.partial.is_none(), "a bookmark within a snapshot");
                 assert!(message.events.is_empty());
                 assert!(message.revision >= self.complete);
+                self.told.push((self.complete, message.revision, Vec::new()));
                 self.complete = message.revision;
                 self.bookmarks += 1;
             }
@@ -212,21 +242,31 @@ impl Watcher {
         None
     }
 
-    /// The picture equals the state as it was at the revision that the watcher is complete at.
-    fn check(&self, history: &BTreeMap<u64, Records>) {
+    /// Each message held what happened, and the picture equals the state as it was at the revision that
+    /// the watcher is complete at.
+    fn check(&mut self, history: &History) {
+        for (after, upto, changes) in self.told.drain(..) {
+            let told: Vec<_> =
+                Some((upto, changes)).filter(|(_, c)| !c.is_empty()).into_iter().collect();
+            assert_eq!(told, history.within(&self.range, after, upto), "{:?}", self.range);
+        }
         if self.partial.is_none() {
-            let state = within(&history[&self.complete], &self.range);
+            let state = within(&history.records[&self.complete], &self.range);
             assert_eq!(self.known, state, "{:?} at revision {}", self.range, self.complete);
         }
     }
 }
 
 fn service(name: &str) -> Range {
-    Range::Service { namespace: "default".into(), service: name.into() }
+    Selector::service("default", name).into()
 }
 
 fn namespace(name: &str) -> Range {
-    Range::Namespace { namespace: name.into() }
+    Selector::services(name).into()
+}
+
+fn prefix(prefix: &str) -> Selector {
+    Selector { first: Match::Prefix(prefix.into()), ..Selector::services("default") }
 }
 
 fn name(service: &str, id: &str) -> InstanceName {
@@ -644,6 +684,8 @@ fn publishing_touches_only_those_who_watch_what_changed() {
     let _idle: Vec<Watcher> =
         (0..10_000).map(|i| world.watch(service(&format!("idle-{i}")), 0)).collect();
     let _elsewhere = world.watch(namespace("elsewhere"), 0);
+    let _prefixes: Vec<Watcher> =
+        (0..1_000).map(|i| world.watch(prefix(&format!("idle-{i}")).into(), 0)).collect();
     let (_, events) = world.apply_unpublished(vec![register("web", "1", "")]);
     assert_eq!(world.hub.publish(1, &events).groups.len(), 0);
     let _web = world.watch(service("web"), 0);
@@ -652,6 +694,262 @@ fn publishing_touches_only_those_who_watch_what_changed() {
     let (_, events) = world.apply_unpublished(ops);
     let wake_ups = world.hub.publish(world.state.revision(), &events);
     assert_eq!(wake_ups.groups.len(), 2, "each group once, however many messages it gets");
+}
+
+/// Selectors of which some hold the same, and one of a class of which there is nothing.
+fn overlapping() -> Range {
+    let selectors = vec![
+        Selector::services("dev"),
+        prefix("ab"),
+        prefix("a"),
+        Selector::service("default", "abc"),
+        Selector::service("default", "z"),
+        Selector { class: Class::Config, ..Selector::services("default") },
+    ];
+    Range::new(selectors).unwrap()
+}
+
+#[test]
+fn each_revision_reaches_a_watcher_of_several_selectors_in_one_message_with_each_change_once() {
+    let mut world = World::new(Capacity::default());
+    world.apply(vec![Op::PutNamespace { name: "dev".into(), description: String::new() }]);
+    let session = open_session(&mut world);
+    for service in ["b", "z", "abc", "a"] {
+        world.apply(vec![registration(name(service, "1"), "", Some(session))]);
+    }
+    let dev = InstanceName { namespace: "dev".into(), ..name("b", "1") };
+    world.apply(vec![registration(dev, "", Some(session))]);
+    let before = world.state.revision();
+
+    let mut watcher = world.watch(overlapping(), 0);
+    let snapshot = watcher.poll().unwrap().unwrap();
+    assert_eq!((snapshot.events.len(), watcher.snapshots), (4, 1), "not that of b in default");
+    world.apply(vec![Op::CloseSession { session }]);
+    let message = watcher.poll().unwrap().unwrap();
+    assert_eq!((message.revision, message.events.len()), (before + 1, 4));
+    // A single service that several of the selectors hold.
+    world.apply(vec![register("abc", "2", ""), register("b", "2", "")]);
+    let message = watcher.poll().unwrap().unwrap();
+    assert_eq!((message.revision, message.events.len()), (before + 2, 1));
+    assert!(watcher.poll().is_none());
+    watcher.check(&world.history);
+
+    // The ring tells the same to one who resumes.
+    let mut late = world.watch(overlapping(), before);
+    assert_eq!(late.drain(), None);
+    assert_eq!((late.snapshots, late.changes, late.bookmarks), (0, 2, 1));
+    late.check(&world.history);
+}
+
+#[test]
+fn a_prefix_is_watched_and_resumed() {
+    let mut world = World::new(small());
+    let mut watcher = world.watch(prefix("ab").into(), 0);
+    assert_eq!(watcher.drain(), None);
+    for service in ["a", "ab", "abc", "ac", "b"] {
+        world.apply(vec![register(service, "1", "")]);
+    }
+    assert_eq!(watcher.drain(), None);
+    assert_eq!((watcher.changes, watcher.complete), (2, 3));
+    watcher.check(&world.history);
+    // While somebody watches the range, and when nobody does.
+    for watched in [true, false] {
+        for (after, changes) in [(1, 2), (2, 1), (3, 0), (5, 0)] {
+            let mut resumed = world.watch(prefix("ab").into(), after);
+            assert_eq!(resumed.drain(), None);
+            assert_eq!((resumed.snapshots, resumed.changes, resumed.complete), (0, changes, 5));
+            resumed.check(&world.history);
+        }
+        if watched {
+            watcher = world.watch(service("b"), 0);
+        }
+    }
+    watcher.drain();
+    watcher.check(&world.history);
+}
+
+#[test]
+fn what_several_selectors_hold_is_in_a_snapshot_once_and_in_order() {
+    let mut world = World::new(small());
+    world.apply(vec![Op::PutNamespace { name: "dev".into(), description: String::new() }]);
+    for service in ["abc", "a", "b", "ab", "z"] {
+        world.apply(vec![put_service("default", service, ""), put_service("dev", service, "")]);
+        world.apply(vec![register(service, "1", ""), register(service, "2", "")]);
+    }
+    // The watcher checks the order, over the pieces as well.
+    let mut watcher = world.watch(overlapping(), 0);
+    assert_eq!(watcher.drain(), None);
+    assert_eq!((watcher.known.len(), watcher.snapshots), (5 + 4 + 8, 1));
+    watcher.check(&world.history);
+}
+
+#[test]
+fn ranges_that_mean_the_same_share_a_group_and_equal_parts_a_message() {
+    let mut world = World::new(Capacity::default());
+    let session = open_session(&mut world);
+    for service in ["a", "b", "c"] {
+        world.apply(vec![registration(name(service, "1"), "", Some(session))]);
+    }
+    let (a, b) = (Selector::service("default", "a"), Selector::service("default", "b"));
+    let one = Range::new(vec![a.clone(), b.clone()]).unwrap();
+    let two = Range::new(vec![b.clone(), a.clone(), b.clone()]).unwrap();
+    let all = Selector { first: Match::Prefix(String::new()), ..a.clone() };
+    assert_eq!(Range::from(all), namespace("default"));
+    let three = Range::new(vec![a, b, Selector::service("default", "z")]).unwrap();
+    let revision = world.state.revision();
+    let mut watchers = [one, two, three].map(|range| world.watch(range, revision));
+    assert_eq!(world.hub.shared.lock().groups.len(), 2);
+    watchers.iter_mut().for_each(|watcher| assert_eq!(watcher.drain(), None));
+    world.apply(vec![Op::CloseSession { session }]);
+    let messages = watchers.each_mut().map(|watcher| watcher.poll().unwrap().unwrap());
+    assert!(messages.iter().all(|message| Arc::ptr_eq(message, &messages[0])));
+    assert_eq!(messages[0].events.len(), 2);
+}
+
+#[test]
+fn a_range_of_none_or_too_many_or_with_a_name_too_many_is_refused() {
+    let many = |count: usize| (0..count).map(|i| Selector::service("n", i.to_string())).collect();
+    let refused = |count: usize| {
+        let allowed = format!("1..={} selectors", limits::WATCH_SELECTORS);
+        Error::invalid("selectors", format!("{count} selectors"), allowed)
+    };
+    for count in [0, limits::WATCH_SELECTORS + 1] {
+        assert_eq!(Range::new(many(count)), Err(refused(count)));
+    }
+    assert_eq!(Range::new(many(limits::WATCH_SELECTORS)).unwrap().selectors().len(), 32);
+    for class in CLASSES {
+        let second = Match::Exact("key".into());
+        let selector = Selector { class, second, ..Selector::services("n") };
+        let range = Range::new(vec![Selector::services("n"), selector]);
+        let Err(error) = range else {
+            assert_eq!(class, Class::Config);
+            continue;
+        };
+        assert!(matches!(error, Error::Invalid { field, .. } if field == "selectors[1].second"));
+    }
+}
+
+/// Every class, also those of which the state has nothing: who is found by the names in a change is who
+/// selects it, and no tag hides a change from one who selects it.
+#[test]
+fn the_index_and_the_tags_find_what_filtering_finds() {
+    let mut rng = StdRng::seed_from_u64(7);
+    let (namespaces, texts) = (["n", "m"], ["a", "ab", "abc", "é", "éa", "b"]);
+    let mut index = Index::default();
+    let mut groups: Vec<Arc<Group>> = Vec::new();
+    let mut found = 0;
+    for number in 0..3_000 {
+        if rng.random_bool(0.45) && !groups.is_empty() {
+            let group = groups.remove(rng.random_range(0..groups.len()));
+            index.remove(&group);
+        } else {
+            let count = rng.random_range(1..5);
+            let selectors = (0..count).map(|_| {
+                let mut selector = any_selector(&mut rng, &namespaces, &["a", "ab", "abc", "b"]);
+                if rng.random_bool(0.2) {
+                    selector.first = Match::Prefix("é".into());
+                }
+                selector
+            });
+            let range = Range::new(selectors.collect()).unwrap();
+            groups.push(Arc::new(Group::new(number, range, 0)));
+            index.insert(groups.last().unwrap());
+        }
+        let class = *CLASSES.choose(&mut rng).unwrap();
+        let mut any_text = || *texts.choose(&mut rng).unwrap();
+        let (first, mut second) = (any_text(), any_text());
+        if class != Class::Config {
+            second = "";
+        }
+        let names = Names { class, namespace: namespaces.choose(&mut rng).unwrap(), first, second };
+        let selecting = groups.iter().filter(|group| {
+            let selecting = group.range.selectors().iter().any(|s| selects(s, names));
+            assert_eq!(group.range.holds(names), selecting);
+            let admitted = Wanted::of(&group.range).admits(Tag::one(names));
+            assert!(admitted || !selecting, "{names:?} is hidden from {:?}", group.range);
+            selecting
+        });
+        let expected: BTreeSet<u64> = selecting.map(|group| group.number).collect();
+        let numbers = index.groups(names).map(|group| group.number).collect::<BTreeSet<u64>>();
+        assert_eq!(numbers, expected, "{names:?}");
+        found += numbers.len();
+    }
+    assert!(found > 3_000, "{found} is too few to prove anything");
+    groups.iter().for_each(|group| index.remove(group));
+    assert!(index.is_empty());
+}
+
+/// A snapshot is made of these parts.
+#[test]
+fn the_parts_of_a_range_hold_each_name_of_it_once_and_in_order() {
+    let mut rng = StdRng::seed_from_u64(8);
+    let (namespaces, texts) = (["m", "n"], ["a", "ab", "abc", "b"]);
+    let mut open = 0;
+    for _ in 0..3_000 {
+        let class = *CLASSES.choose(&mut rng).unwrap();
+        let mut selectors = Vec::new();
+        while selectors.len() < 4 {
+            let selector = any_selector(&mut rng, &namespaces, &texts);
+            if selector.class == class {
+                selectors.push(selector);
+            }
+        }
+        let range = Range::new(selectors).unwrap();
+        let parts = disjoint(range.selectors());
+        let mut last = 0;
+        for namespace in namespaces {
+            for (first, second) in texts.iter().flat_map(|a| texts.map(|b| (*a, b))) {
+                let second = if class == Class::Config { second } else { "" };
+                let names = Names { class, namespace, first, second };
+                let holding: Vec<usize> =
+                    (0..parts.len()).filter(|at| selects(&parts[*at], names)).collect();
+                let wanted = range.selectors().iter().any(|selector| selects(selector, names));
+                assert!(holding.len() == 1 || !wanted && holding.is_empty(), "{range:?} {names:?}");
+                assert!(holding.iter().all(|at| *at >= last), "{range:?} {names:?}");
+                last = holding.first().copied().unwrap_or(last);
+                open += usize::from(!wanted && !holding.is_empty());
+            }
+        }
+    }
+    assert!(open > 0, "overlaps of first names were tried");
+}
+
+/// What is looked at does not grow with those who watch other names, whatever is fixed of them.
+#[test]
+fn ten_thousand_other_names_are_not_found() {
+    let mut index = Index::default();
+    let config = |first: Match, second: Match| Selector {
+        class: Class::Config,
+        first,
+        second,
+        ..Selector::services("n")
+    };
+    let exact = |text: &str| Match::Exact(text.into());
+    let mut selectors = Vec::new();
+    for i in 0..10_000 {
+        selectors.push(config(exact("app"), exact(&format!("key-{i}"))));
+        selectors.push(config(exact("app"), Match::Prefix(format!("key-{i}/"))));
+        selectors.push(config(exact(&format!("group-{i}")), Match::Any));
+        selectors.push(Selector::service("n", i.to_string()));
+    }
+    let wanted = [
+        config(Match::Any, Match::Any),
+        config(exact("app"), Match::Any),
+        config(exact("app"), Match::Prefix("key".into())),
+        config(exact("app"), exact("key-77/x")),
+        config(Match::Prefix("a".into()), Match::Prefix("key-77/".into())),
+    ];
+    let group = |(number, selector): (usize, &Selector)| {
+        Arc::new(Group::new(number as u64, selector.clone().into(), 0))
+    };
+    for group in wanted.iter().chain(&selectors).enumerate().map(group) {
+        index.insert(&group);
+    }
+    let names = Names { class: Class::Config, namespace: "n", first: "app", second: "key-77/x" };
+    let found: Vec<Range> = index.groups(names).map(|group| group.range.clone()).collect();
+    let of_77 = config(exact("app"), Match::Prefix("key-77/".into()));
+    assert_eq!(found.len(), wanted.len() + 1);
+    assert!(wanted.into_iter().chain([of_77]).all(|one| found.contains(&one.into())));
 }
 
 #[test]
@@ -670,7 +968,11 @@ fn a_dropped_watch_leaves_nothing_behind_and_too_many_are_refused() {
     watchers.clear();
     assert_eq!(world.hub.watchers(), 0);
     let inner = world.hub.shared.lock();
-    assert!(inner.namespaces.is_empty() && inner.parts.iter().all(BTreeMap::is_empty));
+    assert!(
+        inner.groups.is_empty()
+            && inner.index.is_empty()
+            && inner.parts.iter().all(BTreeMap::is_empty)
+    );
     drop(inner);
     assert_eq!(world.queued_bytes(), 0);
     // A watch that ended is no obstacle for a new one of the same range.
@@ -771,7 +1073,7 @@ async fn a_waiting_watcher_is_woken_by_every_publication() {
     }
     for task in tasks {
         let done = tokio::time::timeout(std::time::Duration::from_secs(20), task);
-        let watcher = done.await.expect("a wake-up was lost").unwrap();
+        let mut watcher = done.await.expect("a wake-up was lost").unwrap();
         assert_eq!(watcher.changes + watcher.snapshots, last + 1);
         watcher.check(&world.history);
     }
@@ -826,7 +1128,7 @@ fn the_estimate_of_a_messages_bytes_is_never_too_low_nor_far_too_high() {
             })),
             Op::Deregister { name, expected_mod_revision: None },
         ]);
-        let range = Range::Namespace { namespace };
+        let range = Selector::services(namespace).into();
         let messages = world.hub.shared.lock().ring.after(0, &range, &Capacity::default()).unwrap();
         assert_eq!(messages.len(), 3);
         for message in messages {
@@ -836,6 +1138,24 @@ fn the_estimate_of_a_messages_bytes_is_never_too_low_nor_far_too_high() {
         }
     }
 }
+
+/// Of any class, with names of which one is often the beginning of another.
+fn any_selector(rng: &mut StdRng, namespaces: &[&str], texts: &[&str]) -> Selector {
+    let any_match = |rng: &mut StdRng| {
+        let text = texts.choose(rng).unwrap().to_string();
+        match rng.random_range(0..10) {
+            0..2 => Match::Any,
+            2..5 => Match::Prefix(text[..rng.random_range(0..=text.len())].into()),
+            _ => Match::Exact(text),
+        }
+    };
+    let namespace = namespaces.choose(rng).unwrap().to_string();
+    let class = *CLASSES.choose(rng).unwrap();
+    let second = if class == Class::Config { any_match(rng) } else { Match::Any };
+    Selector { class, namespace, first: any_match(rng), second }
+}
+
+const CLASSES: [Class; 4] = [Class::Service, Class::Config, Class::Counter, Class::Lock];
 
 /// One random run. The seed decides everything; a failure prints it.
 fn model(seed: u64) {
@@ -850,7 +1170,7 @@ fn model(seed: u64) {
         watchers: 100,
     };
     let mut world = World::new(capacity);
-    let services = ["a", "b", "c"];
+    let services = ["a", "ab", "abc", "b"];
     let ids = ["1", "2", "3", "4", "5", "6"];
     let namespaces = ["default", "dev"];
     world.apply(vec![Op::PutNamespace { name: "dev".into(), description: String::new() }]);
@@ -858,13 +1178,16 @@ fn model(seed: u64) {
     let mut watchers: Vec<Watcher> = Vec::new();
     let mut seen = BTreeSet::new();
     let any_range = |rng: &mut StdRng| {
-        let namespace = namespaces.choose(rng).unwrap().to_string();
-        match rng.random_bool(0.4) {
-            true => Range::Namespace { namespace },
-            false => {
-                Range::Service { namespace, service: services.choose(rng).unwrap().to_string() }
-            }
+        let mut count = rng.random_range(1..=4);
+        if rng.random_bool(0.1) {
+            count = limits::WATCH_SELECTORS;
         }
+        // Nearly all of the class of which there is something.
+        let selectors = (0..count).map(|_| match any_selector(rng, &namespaces, &services) {
+            other if rng.random_bool(0.1) => other,
+            selector => Selector { class: Class::Service, second: Match::Any, ..selector },
+        });
+        Range::new(selectors.collect()).unwrap()
     };
     let any_op = |rng: &mut StdRng, sessions: &[u64]| {
         let namespace = namespaces.choose(rng).unwrap().to_string();
@@ -927,6 +1250,14 @@ fn model(seed: u64) {
                     let watcher = &mut watchers[at];
                     match watcher.poll() {
                         Some(Ok(message)) => {
+                            let services = message.events.iter().filter_map(|change| {
+                                matches!(message.kind, Kind::Changes).then(|| names(&change.key))
+                            });
+                            if services.collect::<Vec<_>>().windows(2).any(|w| w[0] != w[1])
+                                && watcher.range.selectors().len() > 1
+                            {
+                                seen.insert("several");
+                            }
                             seen.insert(match message.kind {
                                 Kind::Snapshot { more: true } => "piece",
                                 Kind::Snapshot { more: false } => "snapshot",
@@ -963,7 +1294,7 @@ fn model(seed: u64) {
             watcher.known = known;
         }
         watcher.check(&world.history);
-        let now = within(&world.history[&world.state.revision()], &watcher.range);
+        let now = within(&world.history.records[&world.state.revision()], &watcher.range);
         assert_eq!(watcher.known, now, "caught up");
     }
     assert_eq!(world.hub.watchers(), 0);
@@ -982,6 +1313,6 @@ fn every_picture_equals_the_state_at_its_revision() {
             std::panic::resume_unwind(panic);
         }
     }
-    let all = ["bookmark", "changes", "lagged", "piece", "reset", "snapshot"];
+    let all = ["bookmark", "changes", "lagged", "piece", "reset", "several", "snapshot"];
     assert_eq!(SEEN.lock().unwrap().iter().copied().collect::<Vec<_>>(), all);
 }

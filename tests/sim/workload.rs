@@ -12,7 +12,7 @@ use quorate::state::{
     Admin, Command, Endpoint, Health, InstanceName, InstancePatch, Key, Op, Outcome, Pairs,
     Refusal, Registration, Reply, RequestId, ServiceSettings,
 };
-use quorate::watch::Range;
+use quorate::watch::{Range, Selector};
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 use tokio::sync::mpsc;
@@ -62,12 +62,11 @@ pub fn spawn(world: &Arc<World>) -> Vec<runtime::JoinHandle<()>> {
         tasks.push(world.harness.spawn(read(world.clone(), number(), world.fork_random())));
     }
     for watcher in 0..3 {
+        let service = |at: usize| Selector::service(NAMESPACE, SERVICES[at % SERVICES.len()]);
         let range = match watcher {
-            0 => Range::Namespace { namespace: NAMESPACE.to_owned() },
-            at => Range::Service {
-                namespace: NAMESPACE.to_owned(),
-                service: SERVICES[at % SERVICES.len()].to_owned(),
-            },
+            0 => Selector::services(NAMESPACE).into(),
+            1 => service(1).into(),
+            at => Range::new(vec![service(at), service(at + 1)]).expect("two selectors"),
         };
         let (client, random) = (number(), world.fork_random());
         tasks.push(world.harness.spawn(watch(world.clone(), client, range, random)));

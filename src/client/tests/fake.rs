@@ -29,6 +29,7 @@ pub struct Fake {
     pub calls: Arc<Mutex<Vec<Call>>>,
     pub status: Mutex<StatusResponse>,
     pub watches: Mutex<Vec<WatchRequest>>,
+    pub range_watches: Mutex<Vec<WatchRangesRequest>>,
     pub watch_scripts: Mutex<VecDeque<WatchScript>>,
     /// Calls after which a stream breaks, unanswered ones included; 0 = never. One stream only.
     pub break_stream_after: AtomicUsize,
@@ -54,6 +55,7 @@ impl Node {
             calls: Arc::default(),
             status: Mutex::default(),
             watches: Mutex::default(),
+            range_watches: Mutex::default(),
             watch_scripts: Mutex::default(),
             break_stream_after: AtomicUsize::new(0),
             streams: AtomicUsize::new(0),
@@ -90,6 +92,7 @@ impl Node {
             tonic::transport::Server::builder()
                 .add_service(registry_server::RegistryServer::from_arc(fake.clone()))
                 .add_service(sessions_server::SessionsServer::from_arc(fake.clone()))
+                .add_service(watches_server::WatchesServer::from_arc(fake.clone()))
                 .add_service(cluster_server::ClusterServer::from_arc(fake))
                 .serve_with_incoming(TcpListenerStream::new(listener))
                 .await
@@ -263,16 +266,36 @@ impl registry_server::Registry for Fake {
         Ok(Response::new(ListNamespacesResponse::default()))
     }
 
-    type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
+    type WatchStream = Watched;
 
     async fn watch(
         &self,
         request: Request<WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         self.watches.lock().unwrap().push(request.into_inner());
+        Ok(Response::new(self.next_script()))
+    }
+}
+
+type Watched = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
+
+impl Fake {
+    fn next_script(&self) -> Watched {
         let script = self.watch_scripts.lock().unwrap().pop_front().unwrap_or_default();
-        let messages = futures::stream::iter(script).chain(futures::stream::pending());
-        Ok(Response::new(messages.boxed()))
+        futures::stream::iter(script).chain(futures::stream::pending()).boxed()
+    }
+}
+
+#[tonic::async_trait]
+impl watches_server::Watches for Fake {
+    type WatchStream = Watched;
+
+    async fn watch(
+        &self,
+        request: Request<WatchRangesRequest>,
+    ) -> Result<Response<Watched>, Status> {
+        self.range_watches.lock().unwrap().push(request.into_inner());
+        Ok(Response::new(self.next_script()))
     }
 }
 

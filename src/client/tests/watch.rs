@@ -171,6 +171,35 @@ async fn an_error_that_will_not_pass_ends_a_watch() {
 }
 
 #[tokio::test]
+async fn several_ranges_are_watched_in_one_stream_and_resumed() {
+    let node = Node::simple(|call| Ok(plain(call)));
+    let scripts = [vec![snapshot(5, false, &["a"]), broken()], vec![changes(6, &["b", "c"])]];
+    node.fake.watch_scripts.lock().unwrap().extend(scripts);
+    let (dev, web) = ("dev".to_owned(), "web".to_owned());
+    let range = WatchRange::Many(vec![
+        WatchRange::Namespace { namespace: dev.clone() },
+        WatchRange::Many(vec![WatchRange::Service {
+            namespace: dev.clone(),
+            service: web.clone(),
+        }]),
+    ]);
+    let mut watch = client(&[&node]).watch(range);
+    assert_eq!(show(&watch.next().await.unwrap().unwrap()), "snapshot@5 a");
+    assert_eq!(show(&watch.next().await.unwrap().unwrap()), "changes@6 b+c");
+    let selector = |service: String| WatchSelector {
+        namespace: dev.clone(),
+        what: Some(watch_selector::What::Services(ServiceSelector { service })),
+    };
+    let selectors = vec![selector(String::new()), selector(web)];
+    let asked = |after_revision| {
+        let selectors = selectors.clone();
+        WatchRangesRequest { selectors, after_revision }
+    };
+    assert_eq!(*node.fake.range_watches.lock().unwrap(), [asked(0), asked(5)]);
+    assert!(node.fake.watches.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn a_watch_survives_its_node() {
     let mut first = Node::simple(|call| Ok(plain(call)));
     let mut second = Node::simple(|call| Ok(plain(call)));

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use quorate::state::{Applied, Change, Key, Meta, Outcome, Record, State, record_hash};
-use quorate::watch::Range;
+use quorate::watch::{Class, Match, Range};
 
 /// Metadata key under which each write leaves its mark.
 pub const TAG: &str = "tag";
@@ -225,10 +225,12 @@ fn holds(range: &Range, key: &Key) -> bool {
             return false;
         }
     };
-    match range {
-        Range::Namespace { namespace: wanted } => **namespace == **wanted,
-        Range::Service { namespace: wanted, service: name } => {
-            **namespace == **wanted && **service == **name
-        }
-    }
+    range.selectors().iter().any(|selector| {
+        let of_name = match &selector.first {
+            Match::Any => true,
+            Match::Prefix(prefix) => service.starts_with(prefix.as_str()),
+            Match::Exact(name) => **service == **name,
+        };
+        selector.class == Class::Service && **namespace == *selector.namespace && of_name
+    })
 }
