@@ -1250,12 +1250,12 @@ fn model(seed: u64) {
                     let watcher = &mut watchers[at];
                     match watcher.poll() {
                         Some(Ok(message)) => {
-                            let services = message.events.iter().filter_map(|change| {
-                                matches!(message.kind, Kind::Changes).then(|| names(&change.key))
-                            });
-                            if services.collect::<Vec<_>>().windows(2).any(|w| w[0] != w[1])
-                                && watcher.range.selectors().len() > 1
-                            {
+                            let names =
+                                message.events.iter().filter_map(|change| names(&change.key));
+                            let services: BTreeSet<_> =
+                                names.map(|n| (n.namespace, n.first)).collect();
+                            let several = services.len() > 1 && watcher.range.selectors().len() > 1;
+                            if several && message.kind == Kind::Changes {
                                 seen.insert("several");
                             }
                             seen.insert(match message.kind {
