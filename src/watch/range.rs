@@ -137,8 +137,9 @@ fn each_service(parts: &[Selector], state: &State, see: &mut impl FnMut(&Service
 }
 
 /// What these selectors hold, in parts: no two hold the same names, and what one holds comes before what
-/// the next one does, by namespace, first and second name. Where the first names of selectors overlap
-/// without being the same, their second names stay open: such a part may hold more than the selectors.
+/// the next one does, by namespace, first and second name. The second name stays open, so that the part
+/// may hold more than the selectors, where these have first names that overlap without being the same,
+/// or several second names for many first ones.
 ///
 /// `selectors` are of one class and in order.
 pub(super) fn disjoint(selectors: &[Selector]) -> Vec<Selector> {
@@ -149,7 +150,11 @@ pub(super) fn disjoint(selectors: &[Selector]) -> Vec<Selector> {
                 of_namespace.iter().filter(|selector| covers(first, &selector.first)).collect();
             let seconds = match within.iter().all(|selector| selector.first == *first) {
                 true => cover(within.iter().map(|selector| &selector.second)),
-                false => vec![&Match::Any],
+                false => Vec::new(),
+            };
+            let seconds = match (first, seconds.len()) {
+                (_, 1) | (Match::Exact(_), 2..) => seconds,
+                _ => vec![&Match::Any],
             };
             parts.extend(seconds.into_iter().map(|second| Selector {
                 first: first.clone(),
