@@ -13,6 +13,8 @@ pub mod cli;
 pub mod client;
 #[cfg(feature = "server")]
 pub mod clock;
+#[cfg(feature = "server")]
+pub mod content;
 pub mod error;
 #[cfg(feature = "server")]
 pub mod http;

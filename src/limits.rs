@@ -147,6 +147,26 @@ pub const DEFAULT_CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Greatest deadline that the server keeps.
 pub const MAX_CALL_TIMEOUT: Duration = Duration::from_secs(300);
 
+// ---- content of config items ----
+
+/// Arrays and objects inside each other, in an item and in a schema.
+pub const CONTENT_DEPTH: usize = 64;
+/// Bytes by which the aliases of a YAML document may make it grow, 16 for each value besides its text.
+pub const CONTENT_ALIAS_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of the automaton of one pattern in a schema.
+pub const SCHEMA_PATTERN_BYTES: usize = 128 * 1024;
+/// Steps that checking an item against its schema may take, about a microsecond each at most: keywords that
+/// are evaluated if everything must be tried, and bytes that patterns look at, more for larger patterns.
+pub const SCHEMA_STEPS: u64 = 4_000_000;
+/// Steps up to which all violations are collected, to say how many they are.
+pub const SCHEMA_COUNTED_STEPS: u64 = 100_000;
+/// Subschemas that are evaluated inside each other: a bound of the stack.
+pub const SCHEMA_EVALUATION_DEPTH: usize = 256;
+/// Bytes of what is said about a violation.
+pub const SCHEMA_MESSAGE_BYTES: usize = 512;
+/// Lines of two texts together up to which their difference is looked for in the best way.
+pub const DIFF_LINES: usize = 20_000;
+
 // ---- listeners ----
 
 /// HTTP/2 windows of the client port: bytes under way to the node on one stream and on one connection.
