@@ -1,5 +1,7 @@
 //! What operators and orchestrators ask over plain HTTP: `/livez`, `/readyz`, `/metrics`, `/version`.
 
+mod counters;
+
 use std::fs;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -83,7 +85,10 @@ async fn render(State(http): State<Http>) -> impl IntoResponse {
         record(&api.node.status());
         metrics::gauge!("quorate_uptime_seconds").set(api.about.started.elapsed().as_secs_f64());
     }
-    let text = http.metrics.render();
+    let mut text = http.metrics.render();
+    if let Some(api) = http.api.get() {
+        counters::render(&api.node, &mut text);
+    }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 

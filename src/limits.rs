@@ -73,6 +73,11 @@ pub const CONFIG_GATE_MS: std::ops::RangeInclusive<u64> = 1_000..=30 * 86_400_00
 pub const CONFIG_REPORTS: usize = 1_024;
 /// Bytes of a JSON Schema.
 pub const SCHEMA_BYTES: usize = 64 * 1024;
+/// Bytes of contents that are checked where they come in; more of them, and whatever has a schema, are
+/// checked aside.
+pub const CONFIG_CHECK_BYTES: usize = 16 * 1024;
+/// Compiled schemas that a node keeps.
+pub const SCHEMAS_CACHED: usize = 64;
 /// Bytes of the comment on a release.
 pub const COMMENT_BYTES: usize = 1024;
 
@@ -83,6 +88,8 @@ pub const COUNTERS: usize = 1_000_000;
 /// Labels of a counter, and bytes of a label's name and value.
 pub const COUNTER_LABELS: usize = 16;
 pub const COUNTER_LABEL_BYTES: usize = 128;
+/// Counters that one answer of /metrics shows.
+pub const METRIC_SERIES: usize = 10_000;
 /// The label of a series that holds the namespace, and how the names of the node's own figures begin.
 pub const NAMESPACE_LABEL: &str = "namespace";
 pub const METRIC_PREFIX: &str = "quorate_";
@@ -349,6 +356,13 @@ pub const CLIENT_CONNECTIONS: usize = 64;
 /// HTTP/2 windows of a client: bytes under way to it on one stream and on one connection.
 pub const CLIENT_STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 pub const CLIENT_CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+/// How long a client sums up additions to counters, how many of them to one counter it does not hold back
+/// any longer, and how many sums it has under way.
+pub const CLIENT_COUNTER_INTERVAL: Duration = Duration::from_millis(200);
+pub const CLIENT_COUNTER_ADDITIONS: u64 = 100_000;
+pub const CLIENT_COUNTERS_UNDER_WAY: usize = 512;
+/// Counters that a client keeps ready although nobody holds them.
+pub const CLIENT_COUNTERS_KEPT: usize = 1_000;
 /// Bytes of one frame of the session stream; one call may exceed it alone.
 pub const STREAM_FRAME_BYTES: usize = 256 * 1024;
 /// How long a session stream that moves to another node waits for the answers that are under way.
@@ -421,6 +435,7 @@ const _: () = {
     assert!(DEV_STOP.as_millis() > 2 * SHUTDOWN.as_millis(), "dev lets its nodes stop in order");
     assert!(STREAM_FRAME_BYTES < CLIENT_MESSAGE_BYTES, "a frame of the stream fits one message");
     assert!(STREAM_CALLS_IN_FLIGHT <= 1 << 16, "a call under way has a slot of 16 bits");
+    assert!(CLIENT_COUNTERS_UNDER_WAY < SESSION_IN_FLIGHT);
     assert!(WATCH_SILENCE.as_millis() > 2 * WATCH_BOOKMARK_INTERVAL.as_millis());
     assert!(CLIENT_CONNECT_TIMEOUT.as_millis() < CLIENT_ATTEMPT_TIMEOUT.as_millis());
 };

@@ -4,10 +4,12 @@
 
 mod audit;
 mod batcher;
+mod judge;
 mod keeper;
 mod membership;
 mod proposer;
 mod rebuild;
+mod releases;
 mod wire;
 
 #[cfg(test)]
@@ -34,6 +36,7 @@ use self::keeper::Keeper;
 use self::proposer::{Pending, Proposer};
 pub use self::proposer::{ReplyTo, Sink};
 use self::rebuild::Rebuild;
+use self::releases::Schemas;
 use self::wire::{Admin, AdminReply, Description, WireError};
 use crate::clock::Clock;
 use crate::error::Error;
@@ -259,6 +262,7 @@ struct Inner {
     /// What the leader's comparison of the replicas found.
     alarms: Mutex<BTreeMap<NodeId, String>>,
     rebuild: Rebuild,
+    schemas: Schemas,
     closing: AtomicBool,
     /// The node is being shut down: that consensus ends is no surprise any more.
     stopping: AtomicBool,
@@ -332,6 +336,7 @@ impl Node {
             directory: Mutex::new(BTreeMap::from([(config.id, config.client_address.clone())])),
             alarms: Mutex::default(),
             rebuild: Rebuild::new(rebuilt),
+            schemas: Schemas::default(),
             closing: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             low_disk: AtomicU64::new(u64::MAX),
@@ -346,6 +351,7 @@ impl Node {
         runtime::spawn(node.clone().run_reads());
         runtime::spawn(node.clone().run_keep_alives());
         runtime::spawn(keeper::run(node.clone()));
+        runtime::spawn(judge::run(node.clone()));
         runtime::spawn(node.clone().run_housekeeping());
         runtime::spawn(node.clone().run_directory());
         runtime::spawn(audit::run(node.clone()));

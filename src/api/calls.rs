@@ -1,5 +1,11 @@
 //! What each call of the public API means to the state: one implementation of [`Write`] or [`Read`]
-//! per request, used by the unary services and by the stream alike.
+//! per request, used by the unary services and by the stream alike. Those of the registry and of sessions
+//! stand here, those of the other services below.
+
+pub mod config;
+pub mod counter;
+pub mod lock;
+pub mod txn;
 
 use std::sync::Arc;
 
@@ -26,7 +32,7 @@ pub trait Write: Sized {
 
 /// A write that is also served by the stream.
 pub trait StreamWrite: Write {
-    fn wrap(response: Self::Response) -> Answer;
+    fn wrap(response: <Self as Write>::Response) -> Answer;
 }
 
 /// A request that only reads.
@@ -38,6 +44,9 @@ pub trait Read: Sized {
     type Response;
 
     fn query(self) -> Result<(Consistency, Self::Query), Error>;
+
+    /// Tells the query what time it is by this node's clock, in ms since the Unix epoch.
+    fn stamp(_query: &mut Self::Query, _now_ms: u64) {}
 
     /// Runs with the state locked: finds, copies nothing.
     fn find(query: &Self::Query, state: &State) -> Result<Self::Found, Error>;
@@ -64,7 +73,7 @@ pub fn stream_response<W: StreamWrite>(node_id: u64, outcome: Outcome) -> Result
 macro_rules! stream_writes {
     ($($request:ident => $answer:ident,)*) => {
         $(impl StreamWrite for v1::$request {
-            fn wrap(response: Self::Response) -> Answer {
+            fn wrap(response: <Self as Write>::Response) -> Answer {
                 Answer::$answer(response)
             }
         })*
@@ -79,6 +88,16 @@ stream_writes! {
     DeleteServiceRequest => DeleteService,
     OpenSessionRequest => OpenSession,
     CloseSessionRequest => CloseSession,
+    PublishConfigRequest => PublishConfig,
+    DeleteConfigRequest => DeleteConfig,
+    RollbackConfigRequest => RollbackConfig,
+    ReportConfigRequest => ReportConfig,
+    AddCounterRequest => AddCounter,
+    SetCounterRequest => SetCounter,
+    AcquireLockRequest => AcquireLock,
+    ReleaseLockRequest => ReleaseLock,
+    UpdateLockRequest => UpdateLock,
+    TxnRequest => Txn,
 }
 
 fn command(request_id: Option<v1::RequestId>, op: Op) -> Command {

@@ -1,5 +1,11 @@
 //! Between the public API's messages and the state's types, by value: no text is copied on its way
-//! in. Every match is exhaustive, so that a new field or variant cannot be forgotten here.
+//! in. Every match is exhaustive, so that a new field or variant cannot be forgotten here. The registry and
+//! sessions stand here, the other kinds of records below.
+
+pub mod config;
+pub mod counter;
+pub mod lock;
+pub mod txn;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +17,7 @@ use crate::error::Error;
 use crate::limits;
 use crate::proto::v1;
 use crate::state::{
-    self, Change, InstanceName, InstancePatch, Key, Record, Registration, RequestId,
+    self, Change, Class, InstanceName, InstancePatch, Key, Match, Record, Registration, RequestId,
     ServiceSettings, ServiceView,
 };
 use crate::watch;
@@ -216,14 +222,51 @@ fn selector((i, selector): (usize, v1::WatchSelector)) -> Result<watch::Selector
     let v1::WatchSelector { namespace, what } = selector;
     let at = format!("selectors[{i}].");
     // Absent, or of a kind that this release does not know.
-    let what = what.ok_or_else(|| Error::invalid(format!("{at}what"), "", "services"))?;
+    let what = what.ok_or_else(|| {
+        Error::invalid(format!("{at}what"), "", "services, config, counters or locks")
+    })?;
     let namespace = self::namespace(namespace);
     state::check_name(&at, "namespace", &namespace)?;
     match what {
         What::Services(v1::ServiceSelector { service }) => {
             service_selector(&format!("{at}services."), namespace, service)
         }
+        What::Config(v1::ConfigSelector { group, name }) => {
+            use v1::config_selector::Name;
+            let first = if group.is_empty() { Match::Any } else { Match::Exact(group) };
+            let second = match name {
+                None => Match::Any,
+                Some(Name::Key(key)) => Match::Exact(key),
+                Some(Name::Prefix(prefix)) => Match::Prefix(prefix),
+            };
+            checked(&at, watch::Selector { class: Class::Config, namespace, first, second })
+        }
+        What::Counters(v1::CounterSelector { r#match }) => {
+            use v1::counter_selector::Match as Name;
+            let first = match r#match {
+                None => Match::Any,
+                Some(Name::Name(name)) => Match::Exact(name),
+                Some(Name::Prefix(prefix)) => Match::Prefix(prefix),
+            };
+            let second = Match::Any;
+            checked(&at, watch::Selector { class: Class::Counter, namespace, first, second })
+        }
+        What::Locks(v1::LockSelector { r#match }) => {
+            use v1::lock_selector::Match as Name;
+            let first = match r#match {
+                None => Match::Any,
+                Some(Name::Lock(name)) => Match::Exact(name),
+                Some(Name::Prefix(prefix)) => Match::Prefix(prefix),
+            };
+            let second = Match::Any;
+            checked(&at, watch::Selector { class: Class::Lock, namespace, first, second })
+        }
     }
+}
+
+fn checked(at: &str, selector: watch::Selector) -> Result<watch::Selector, Error> {
+    selector.check(at)?;
+    Ok(selector)
 }
 
 /// One service; all of the namespace when it is empty.
@@ -357,7 +400,11 @@ pub fn session(session: &state::Session, instances: usize) -> v1::Session {
     }
 }
 
-pub fn watch_response(message: &watch::Message) -> v1::WatchResponse {
+/// As a client sees it whom gray releases of configuration may pick, or, without one, with all of them.
+pub fn watch_response(
+    message: &watch::Message,
+    client: Option<&state::ConfigClient>,
+) -> v1::WatchResponse {
     let (snapshot, more, bookmark) = match message.kind {
         watch::Kind::Snapshot { more } => (true, more, false),
         watch::Kind::Changes => (false, false, false),
@@ -368,20 +415,51 @@ pub fn watch_response(message: &watch::Message) -> v1::WatchResponse {
         snapshot,
         more,
         bookmark,
-        events: message.events.iter().map(watch_event).collect(),
+        events: message.events.iter().map(|change| watch_event(change, client)).collect(),
     }
 }
 
-/// The message as bytes, made once for all who get it.
-pub fn watch_bytes(message: &watch::Message) -> Bytes {
-    message.encoded(|message| watch_response(message).encode_to_vec().into())
+/// The message as bytes, made once for all who get it: only where there are gray releases does a client see
+/// something of its own.
+pub fn watch_bytes(message: &watch::Message, client: Option<&state::ConfigClient>) -> Bytes {
+    let gray = |change: &Change| match &change.record {
+        Some(Record::Config(item)) => !item.gray.is_empty(),
+        Some(_) | None => false,
+    };
+    if client.is_some() && message.events.iter().any(gray) {
+        return watch_response(message, client).encode_to_vec().into();
+    }
+    message.encoded(|message| watch_response(message, None).encode_to_vec().into())
 }
 
-fn watch_event(change: &Change) -> v1::WatchEvent {
+fn watch_event(change: &Change, client: Option<&state::ConfigClient>) -> v1::WatchEvent {
     use v1::watch_event::Record as Event;
     let (record, deleted) = match (&change.record, &change.key) {
         (Some(Record::Instance(record)), _) => (Event::Instance(instance(record)), false),
         (Some(Record::Service(record)), _) => (Event::Service(service_record(record)), false),
+        (Some(Record::Config(item)), _) => {
+            let shown = client.map_or(config::Shown::All { contents: true }, config::Shown::To);
+            (Event::Config(config::item(item, shown)), item.version() == 0)
+        }
+        (Some(Record::Counter(counter)), _) => {
+            (Event::Counter(counter::counter(counter, None)), false)
+        }
+        (Some(Record::Lock(request)), _) => (Event::Lock(lock::lock_request(request)), false),
+        (None, Key::Config { namespace, group, key }) => {
+            (Event::Config(config::item_names(namespace, group, key)), true)
+        }
+        (None, Key::Counter { namespace, name, labels }) => {
+            (Event::Counter(counter::counter_names(namespace, name, labels)), true)
+        }
+        (None, Key::Lock { namespace, lock, ticket }) => {
+            let names = v1::LockRequest {
+                namespace: namespace.to_string(),
+                lock: lock.to_string(),
+                ticket: *ticket,
+                ..v1::LockRequest::default()
+            };
+            (Event::Lock(names), true)
+        }
         (None, Key::Instance { namespace, service, id }) => {
             let names = v1::Instance {
                 namespace: namespace.to_string(),
@@ -406,12 +484,9 @@ fn watch_event(change: &Change) -> v1::WatchEvent {
                 | Record::Session(_)
                 | Record::Reply(_)
                 | Record::Member(_)
-                | Record::Config(_)
                 | Record::Release(_)
                 | Record::Schema(_)
                 | Record::Report(_)
-                | Record::Counter(_)
-                | Record::Lock(_)
                 | Record::Removal(_),
             ),
             _,
@@ -423,15 +498,12 @@ fn watch_event(change: &Change) -> v1::WatchEvent {
             | Key::Session { .. }
             | Key::Reply { .. }
             | Key::Member { .. }
-            | Key::Config { .. }
             | Key::Release { .. }
             | Key::Schema { .. }
             | Key::Report { .. }
-            | Key::Counter { .. }
-            | Key::Lock { .. }
             | Key::Removal { .. },
         ) => {
-            unreachable!("the hub passes services and instances only, not {:?}", change.key)
+            unreachable!("the hub passes what can be watched, not {:?}", change.key)
         }
     };
     v1::WatchEvent { record: Some(record), deleted }

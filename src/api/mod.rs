@@ -4,12 +4,16 @@
 
 pub mod calls;
 pub mod cluster;
+pub mod config;
 pub mod convert;
+pub mod counter;
+pub mod lock;
 pub mod registry;
 pub mod sessions;
 pub mod stream;
 #[cfg(test)]
 mod tests;
+pub mod txn;
 pub mod watch;
 
 use std::sync::Arc;
@@ -28,8 +32,12 @@ use crate::limits::{
 };
 use crate::node::Node;
 use crate::proto::v1::cluster_server::ClusterServer;
+use crate::proto::v1::config_server::ConfigServer;
+use crate::proto::v1::counters_server::CountersServer;
+use crate::proto::v1::locks_server::LocksServer;
 use crate::proto::v1::registry_server::RegistryServer;
 use crate::proto::v1::sessions_server::SessionsServer;
+use crate::proto::v1::txn_server::TxnServer;
 use crate::proto::v1::watches_server::WatchesServer;
 use crate::proto::v1::{Consistency, Header, WatchRangesRequest, WatchRequest};
 use crate::runtime::Instant;
@@ -83,7 +91,7 @@ pub struct Api {
 }
 
 impl Api {
-    /// Registry, sessions, cluster and watches.
+    /// All services.
     pub fn routes(&self) -> Routes {
         // Macro: the generated servers have these methods, but no trait that names them.
         macro_rules! limited {
@@ -97,6 +105,10 @@ impl Api {
             .add_service(limited!(SessionsServer::new(sessions::Sessions(self.clone()))))
             .add_service(limited!(ClusterServer::new(cluster::Cluster(self.clone()))))
             .add_service(limited!(WatchesServer::new(watch::Watches(self.clone()))))
+            .add_service(limited!(ConfigServer::new(config::Config(self.clone()))))
+            .add_service(limited!(CountersServer::new(counter::Counters(self.clone()))))
+            .add_service(limited!(LocksServer::new(lock::Locks(self.clone()))))
+            .add_service(limited!(TxnServer::new(txn::Txn(self.clone()))))
             .into_axum_router();
         let router = watch::route::<WatchRequest>(router, self);
         Routes::from(watch::route::<WatchRangesRequest>(router, self))
@@ -104,14 +116,16 @@ impl Api {
 
     async fn write<W: Write>(&self, request: Request<W>) -> Result<Response<W::Response>, Status> {
         let timeout = timeout(request.metadata());
-        let command = request.into_inner().command()?;
+        let mut command = request.into_inner().command()?;
+        self.node.prepare(&mut command, timeout).await?;
         let outcome = self.node.propose(&command, timeout).await?;
         Ok(Response::new(calls::response::<W>(self.node.id(), outcome)?))
     }
 
     async fn read<R: Read>(&self, request: Request<R>) -> Result<Response<R::Response>, Status> {
         let timeout = timeout(request.metadata());
-        let (consistency, query) = request.into_inner().query()?;
+        let (consistency, mut query) = request.into_inner().query()?;
+        R::stamp(&mut query, self.node.clock().wall_ms());
         let used = self.node.barrier(consistency, timeout).await?;
         let (found, revision) = self.node.read(|state| (R::find(&query, state), state.revision()));
         Ok(Response::new(R::respond(read_header(self.node.id(), revision, used), found?)?))

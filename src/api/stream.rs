@@ -13,6 +13,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, Stream, StreamExt as _};
@@ -20,21 +21,25 @@ use prost::Message as _;
 use tonic::Status;
 
 use super::calls::{self, Read, StreamWrite};
-use super::{Api, convert, read_header, shutting_down};
+use super::{Api, convert, lock, read_header, shutting_down};
 use crate::error::Error;
 use crate::limits::{
-    DEFAULT_CALL_TIMEOUT, STREAM_CALLS_IN_FLIGHT, STREAM_FRAME_BYTES, STREAM_FRAME_CALLS,
+    DEFAULT_CALL_TIMEOUT, MAX_CALL_TIMEOUT, STREAM_CALLS_IN_FLIGHT, STREAM_FRAME_BYTES,
+    STREAM_FRAME_CALLS,
 };
 use crate::node::{Answer as Outcome, Node, ReplyTo, Sink};
 use crate::proto::v1::stream_answer::Answer;
 use crate::proto::v1::stream_call::Call;
 use crate::proto::v1::{
-    CloseSessionRequest, Consistency, DeleteServiceRequest, DeregisterRequest, GetInstanceRequest,
-    GetServiceRequest, Header, KeepAliveRequest, KeepAliveResponse, ListInstancesRequest,
-    OpenSessionRequest, PutServiceRequest, RegisterRequest, StreamAnswer, StreamCall,
-    StreamRequest, StreamResponse, UpdateInstanceRequest,
+    AcquireLockRequest, AddCounterRequest, CloseSessionRequest, Consistency, DeleteConfigRequest,
+    DeleteServiceRequest, DeregisterRequest, GetConfigRequest, GetCounterRequest,
+    GetInstanceRequest, GetServiceRequest, Header, KeepAliveRequest, KeepAliveResponse,
+    ListInstancesRequest, OpenSessionRequest, PublishConfigRequest, PutServiceRequest,
+    RegisterRequest, ReleaseLockRequest, ReportConfigRequest, RollbackConfigRequest,
+    SetCounterRequest, StreamAnswer, StreamCall, StreamRequest, StreamResponse, TxnRequest,
+    UpdateInstanceRequest, UpdateLockRequest,
 };
-use crate::state::{self, State};
+use crate::state::{self, Command, State};
 
 /// Reads that are looked up while the state is locked once.
 const READS_AT_ONCE: usize = 256;
@@ -96,6 +101,16 @@ struct Sinks {
     delete_service: Arc<dyn Sink>,
     open_session: Arc<dyn Sink>,
     close_session: Arc<dyn Sink>,
+    publish_config: Arc<dyn Sink>,
+    delete_config: Arc<dyn Sink>,
+    rollback_config: Arc<dyn Sink>,
+    report_config: Arc<dyn Sink>,
+    add_counter: Arc<dyn Sink>,
+    set_counter: Arc<dyn Sink>,
+    acquire_lock: Arc<dyn Sink>,
+    release_lock: Arc<dyn Sink>,
+    update_lock: Arc<dyn Sink>,
+    txn: Arc<dyn Sink>,
 }
 
 /// A read of the stream, and what it found.
@@ -103,12 +118,18 @@ enum Query {
     Instance(<GetInstanceRequest as Read>::Query),
     Instances(<ListInstancesRequest as Read>::Query),
     Service(<GetServiceRequest as Read>::Query),
+    Config(<GetConfigRequest as Read>::Query),
+    Counter(<GetCounterRequest as Read>::Query),
+    Txn(<TxnRequest as Read>::Query),
 }
 
 enum Found {
     Instance(<GetInstanceRequest as Read>::Found),
     Instances(<ListInstancesRequest as Read>::Found),
     Service(<GetServiceRequest as Read>::Found),
+    Config(<GetConfigRequest as Read>::Found),
+    Counter(<GetCounterRequest as Read>::Found),
+    Txn(<TxnRequest as Read>::Found),
 }
 
 /// The reads of one message that share a barrier.
@@ -204,6 +225,41 @@ where
                 Some(Call::CloseSession(call)) => {
                     self.write(id, call, |sinks| &sinks.close_session)
                 }
+                Some(Call::PublishConfig(call)) => {
+                    self.write(id, call, |sinks| &sinks.publish_config)
+                }
+                Some(Call::DeleteConfig(call)) => {
+                    self.write(id, call, |sinks| &sinks.delete_config)
+                }
+                Some(Call::RollbackConfig(call)) => {
+                    self.write(id, call, |sinks| &sinks.rollback_config)
+                }
+                Some(Call::ReportConfig(call)) => {
+                    self.write(id, call, |sinks| &sinks.report_config)
+                }
+                Some(Call::AddCounter(call)) => self.write(id, call, |sinks| &sinks.add_counter),
+                Some(Call::SetCounter(call)) => self.write(id, call, |sinks| &sinks.set_counter),
+                Some(Call::AcquireLock(call)) if call.wait_ms > 0 => {
+                    self.waiting.push(Box::pin(acquire(self.node.clone(), id, call)));
+                }
+                Some(Call::AcquireLock(call)) => self.write(id, call, |sinks| &sinks.acquire_lock),
+                Some(Call::ReleaseLock(call)) => self.write(id, call, |sinks| &sinks.release_lock),
+                Some(Call::UpdateLock(call)) => self.write(id, call, |sinks| &sinks.update_lock),
+                Some(Call::Txn(call)) if calls::txn::is_read(&call) => {
+                    read(self, id, Read::query(call).map(|(c, query)| (c, Query::Txn(query))));
+                }
+                Some(Call::Txn(call)) => self.write(id, call, |sinks| &sinks.txn),
+                Some(Call::GetConfig(call)) => {
+                    read(self, id, call.query().map(|(c, query)| (c, Query::Config(query))));
+                }
+                Some(Call::GetCounter(call)) => {
+                    let now_ms = self.node.clock().wall_ms();
+                    let query = call.query().map(|(consistency, mut query)| {
+                        GetCounterRequest::stamp(&mut query, now_ms);
+                        (consistency, Query::Counter(query))
+                    });
+                    read(self, id, query);
+                }
                 Some(Call::GetInstance(call)) => {
                     read(self, id, call.query().map(|(c, query)| (c, Query::Instance(query))));
                 }
@@ -234,10 +290,18 @@ where
     }
 
     fn write<W: StreamWrite>(&mut self, id: u64, call: W, sink: fn(&Sinks) -> &Arc<dyn Sink>) {
-        match call.command() {
-            Ok(command) => {
+        let prepared = call.command().and_then(|mut command| {
+            let prepared = self.node.prepare_now(&mut command);
+            prepared.transpose().map(|now| (command, now.is_some()))
+        });
+        match prepared {
+            Ok((command, true)) => {
                 let reply = ReplyTo::Sink { tag: id, sink: sink(&self.sinks).clone() };
                 self.node.submit(&command, reply, DEFAULT_CALL_TIMEOUT);
+            }
+            Ok((command, false)) => {
+                let respond = calls::stream_response::<W>;
+                self.waiting.push(Box::pin(prepare(self.node.clone(), id, command, respond)));
             }
             Err(error) => self.outbox.push_back(failed(id, &error)),
         }
@@ -374,6 +438,16 @@ impl Sinks {
             delete_service: sink::<DeleteServiceRequest>(replies),
             open_session: sink::<OpenSessionRequest>(replies),
             close_session: sink::<CloseSessionRequest>(replies),
+            publish_config: sink::<PublishConfigRequest>(replies),
+            delete_config: sink::<DeleteConfigRequest>(replies),
+            rollback_config: sink::<RollbackConfigRequest>(replies),
+            report_config: sink::<ReportConfigRequest>(replies),
+            add_counter: sink::<AddCounterRequest>(replies),
+            set_counter: sink::<SetCounterRequest>(replies),
+            acquire_lock: sink::<AcquireLockRequest>(replies),
+            release_lock: sink::<ReleaseLockRequest>(replies),
+            update_lock: sink::<UpdateLockRequest>(replies),
+            txn: sink::<TxnRequest>(replies),
         }
     }
 }
@@ -386,6 +460,9 @@ impl Query {
                 ListInstancesRequest::find(query, state).map(Found::Instances)
             }
             Query::Service(query) => GetServiceRequest::find(query, state).map(Found::Service),
+            Query::Config(query) => GetConfigRequest::find(query, state).map(Found::Config),
+            Query::Counter(query) => GetCounterRequest::find(query, state).map(Found::Counter),
+            Query::Txn(query) => TxnRequest::find(query, state).map(Found::Txn),
         }
     }
 }
@@ -402,6 +479,11 @@ impl Found {
             Found::Service(found) => {
                 GetServiceRequest::respond(header, found).map(Answer::GetService)
             }
+            Found::Config(found) => GetConfigRequest::respond(header, found).map(Answer::GetConfig),
+            Found::Counter(found) => {
+                GetCounterRequest::respond(header, found).map(Answer::GetCounter)
+            }
+            Found::Txn(found) => <TxnRequest as Read>::respond(header, found).map(Answer::Txn),
         }
     }
 }
@@ -428,6 +510,29 @@ async fn look_up(node: Node, consistency: Consistency, reads: Reads) -> Vec<Stre
         }
     }
     answers
+}
+
+/// A write whose content takes time to check.
+async fn prepare(node: Node, id: u64, mut command: Command, respond: Respond) -> Vec<StreamAnswer> {
+    let answer = async {
+        node.prepare(&mut command, DEFAULT_CALL_TIMEOUT).await?;
+        respond(node.id(), node.propose(&command, DEFAULT_CALL_TIMEOUT).await?)
+    };
+    vec![answered(id, answer.await)]
+}
+
+async fn acquire(node: Node, id: u64, call: AcquireLockRequest) -> Vec<StreamAnswer> {
+    // As long as the call waits for the lock, and as any other call beyond that.
+    let timeout = Duration::from_millis(call.wait_ms).saturating_add(DEFAULT_CALL_TIMEOUT);
+    let answer = lock::acquire(&node, call, timeout.min(MAX_CALL_TIMEOUT)).await;
+    vec![answered(id, answer.map(Answer::AcquireLock))]
+}
+
+fn answered(id: u64, answer: Result<Answer, Error>) -> StreamAnswer {
+    match answer {
+        Ok(answer) => StreamAnswer { id, answer: Some(answer) },
+        Err(error) => failed(id, &error),
+    }
 }
 
 async fn keep_alive(node: Node, id: u64, session: u64) -> Vec<StreamAnswer> {

@@ -599,6 +599,7 @@ async fn a_watch_shows_a_snapshot_and_then_every_change() {
                     assert_eq!((service.instances, service.healthy_instances), (0, 0));
                     service.name
                 }
+                other => panic!("{other:?}"),
             };
             seen.push((message.revision, name, event.deleted));
         }
@@ -649,6 +650,7 @@ fn events(message: v1::WatchResponse) -> (u64, Vec<String>) {
     let names = message.events.into_iter().map(|event| match event.record.unwrap() {
         Record::Instance(i) => format!("{}/{}/{}", i.namespace, i.service, i.id),
         Record::Service(s) => format!("{}/{}", s.namespace, s.name),
+        other => panic!("{other:?}"),
     });
     (message.revision, names.collect())
 }
@@ -682,7 +684,7 @@ async fn a_watch_of_several_selectors_shows_each_revision_in_one_message() {
     ];
     let request = |after_revision| {
         let selectors = selectors.clone();
-        v1::WatchRangesRequest { selectors, after_revision }
+        v1::WatchRangesRequest { selectors, after_revision, client: None }
     };
     let mut watcher = node.watches().watch(request(0)).await.unwrap().into_inner();
     let first = watcher.message().await.unwrap().unwrap();
@@ -720,7 +722,7 @@ async fn a_watch_of_several_selectors_shows_each_revision_in_one_message() {
         (vec![], "selectors"),
         (many, "selectors"),
     ] {
-        let request = v1::WatchRangesRequest { selectors: bad, after_revision: 0 };
+        let request = v1::WatchRangesRequest { selectors: bad, after_revision: 0, client: None };
         let refused = Error::from(node.watches().watch(request).await.unwrap_err());
         assert!(matches!(&refused, Error::Invalid { field, .. } if field == wrong), "{refused}");
     }

@@ -23,34 +23,52 @@ use crate::limits::{CLIENT_ANSWER_BYTES, CLIENT_MESSAGE_BYTES};
 use crate::proto::v1::{
     Consistency, WatchRangesRequest, WatchRequest, WatchResponse, watches_server,
 };
+use crate::state::ConfigClient;
 use crate::watch::{Message, Range};
 
-type Messages = BoxStream<'static, Result<Arc<Message>, Status>>;
+type Messages = BoxStream<'static, Result<Sent, Status>>;
 pub type Responses = BoxStream<'static, Result<WatchResponse, Status>>;
+
+/// A message to one watcher.
+#[derive(Debug)]
+pub struct Sent {
+    message: Arc<Message>,
+    client: Option<Arc<ConfigClient>>,
+}
+
+/// What a request asks for.
+#[derive(Debug)]
+pub struct Wanted {
+    range: Range,
+    after_revision: u64,
+    client: Option<Arc<ConfigClient>>,
+}
 
 /// A request that begins a watch.
 pub trait Ranged: prost::Message + Default + 'static {
     const PATH: &'static str;
 
-    /// What is watched, and the revision after which.
-    fn range(self) -> Result<(Range, u64), Error>;
+    fn wanted(self) -> Result<Wanted, Error>;
 }
 
 impl Ranged for WatchRequest {
     const PATH: &'static str = "/quorate.v1.Registry/Watch";
 
-    fn range(self) -> Result<(Range, u64), Error> {
+    fn wanted(self) -> Result<Wanted, Error> {
         let WatchRequest { namespace, service, after_revision } = self;
-        Ok((convert::range(namespace, service)?, after_revision))
+        let range = convert::range(namespace, service)?;
+        Ok(Wanted { range, after_revision, client: None })
     }
 }
 
 impl Ranged for WatchRangesRequest {
     const PATH: &'static str = "/quorate.v1.Watches/Watch";
 
-    fn range(self) -> Result<(Range, u64), Error> {
-        let WatchRangesRequest { selectors, after_revision } = self;
-        Ok((convert::ranges(selectors)?, after_revision))
+    fn wanted(self) -> Result<Wanted, Error> {
+        let WatchRangesRequest { selectors, after_revision, client } = self;
+        let range = convert::ranges(selectors)?;
+        let client = client.map(convert::config::client).transpose()?.map(Arc::new);
+        Ok(Wanted { range, after_revision, client })
     }
 }
 
@@ -58,18 +76,22 @@ impl Api {
     /// Begins a watch. It ends with an error: the watcher's being too slow, or the node's stopping.
     async fn watch<R: Ranged>(&self, request: Request<R>) -> Result<Response<Messages>, Status> {
         let timeout = timeout(request.metadata());
-        let (range, after_revision) = request.into_inner().range()?;
+        let Wanted { range, after_revision, client } = request.into_inner().wanted()?;
         // Without it a node that lags behind the one watched before would show the past again.
         self.node.barrier(Consistency::Linearizable, timeout).await?;
         let subscription = self.node.watch(range, after_revision)?;
         let drained = Box::pin(self.drain.clone().begun());
-        let messages = stream::unfold(Some((subscription, drained)), async |watch| {
-            let (mut subscription, mut drained) = watch?;
+        let begin = Some((subscription, drained, client));
+        let messages = stream::unfold(begin, async |watch| {
+            let (mut subscription, mut drained, client) = watch?;
             tokio::select! {
                 biased;
                 () = &mut drained => Some((Err(shutting_down().into()), None)),
                 next = subscription.next() => match next? {
-                    Ok(message) => Some((Ok(message), Some((subscription, drained)))),
+                    Ok(message) => {
+                        let sent = Sent { message, client: client.clone() };
+                        Some((Ok(sent), Some((subscription, drained, client))))
+                    }
                     Err(error) => Some((Err(error.into()), None)),
                 },
             }
@@ -84,7 +106,10 @@ impl Api {
     ) -> Result<Response<Responses>, Status> {
         let messages = self.watch(request).await?;
         Ok(messages.map(|messages| {
-            messages.map(|next| next.map(|message| convert::watch_response(&message))).boxed()
+            let response = |Sent { message, client }: Sent| {
+                convert::watch_response(&message, client.as_deref())
+            };
+            messages.map(move |next| next.map(response)).boxed()
         }))
     }
 }
@@ -150,7 +175,7 @@ where
 struct Method(Api);
 
 impl<R: Ranged> ServerStreamingService<R> for Method {
-    type Response = Arc<Message>;
+    type Response = Sent;
     type ResponseStream = Messages;
     type Future = BoxFuture<'static, Result<Response<Messages>, Status>>;
 
@@ -164,7 +189,7 @@ impl<R: Ranged> ServerStreamingService<R> for Method {
 struct SharedCodec<R>(PhantomData<fn(R)>);
 
 impl<R: Ranged> Codec for SharedCodec<R> {
-    type Encode = Arc<Message>;
+    type Encode = Sent;
     type Decode = R;
     type Encoder = SharedEncoder;
     type Decoder = ProstDecoder<R>;
@@ -181,11 +206,11 @@ impl<R: Ranged> Codec for SharedCodec<R> {
 struct SharedEncoder;
 
 impl Encoder for SharedEncoder {
-    type Item = Arc<Message>;
+    type Item = Sent;
     type Error = Status;
 
-    fn encode(&mut self, message: Arc<Message>, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buf.put(convert::watch_bytes(&message));
+    fn encode(&mut self, sent: Sent, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buf.put(convert::watch_bytes(&sent.message, sent.client.as_deref()));
         Ok(())
     }
 }

@@ -4,8 +4,10 @@
 pub mod bench;
 mod cluster;
 mod completion;
+mod counter;
 pub mod dev;
 mod endpoint;
+mod follow;
 mod namespace;
 pub mod output;
 mod service;
@@ -46,6 +48,9 @@ enum Command {
     /// Register and find services
     #[command(subcommand)]
     Service(Box<service::Command>),
+    /// Count, and look at counters
+    #[command(subcommand)]
+    Counter(Box<counter::Command>),
     /// Look at single nodes
     #[command(subcommand)]
     Endpoint(endpoint::Command),
@@ -108,6 +113,7 @@ impl Other {
             Command::Serve(_) => unreachable!("Line::check makes it Invocation::Serve"),
             Command::Dev(args) => dev::run(args, &context).await,
             Command::Service(command) => Box::pin(command.run(&context)).await,
+            Command::Counter(command) => Box::pin(command.run(&context)).await,
             Command::Endpoint(command) => command.run(&context).await,
             Command::Member(command) => command.run(&context).await,
             Command::MoveLeader(command) => command.run(&context).await,

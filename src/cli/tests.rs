@@ -159,6 +159,7 @@ Commands:
   serve        Run one node
   dev          Run a whole cluster on this machine, for trying things out
   service      Register and find services
+  counter      Count, and look at counters
   endpoint     Look at single nodes
   member       Look at and change who belongs to the cluster
   move-leader  Let another node lead

@@ -32,8 +32,10 @@
 //! # }
 //! ```
 
+mod calls;
 mod cluster;
 mod connection;
+mod counter;
 mod options;
 mod registry;
 mod remote;
@@ -47,6 +49,7 @@ mod tests;
 
 pub use cluster::{DownloadError, SnapshotInfo};
 pub use connection::Client;
+pub use counter::{Counter, CounterOptions, Counters, Tally};
 pub use options::{Options, ReadFrom};
 pub use session::{Session, SessionOptions, SessionState, Ticket};
 pub use stream::{Answer, Call, Pipeline, Pipelined, StreamHandle, Submission};

@@ -1,10 +1,7 @@
 //! Typed calls of the registry. Requests and answers are the messages of `proto/`; a `session` makes
 //! a write exactly once: it gets an id, and is repeated until it is answered or its deadline passes.
 
-use tokio::time::Instant;
-
 use super::connection::Client;
-use super::request::Request;
 use super::session::Session;
 use crate::error::Error;
 use crate::limits;
@@ -144,37 +141,5 @@ impl Client {
         request: v1::ListNamespacesRequest,
     ) -> Result<v1::ListNamespacesResponse, Error> {
         self.call(request).await
-    }
-
-    /// A write, with an id of `session` unless it carries one already.
-    async fn write<R: Request>(
-        &self,
-        mut request: R,
-        session: Option<&Session>,
-    ) -> Result<R::Response, Error> {
-        let deadline = Instant::now() + self.timeout();
-        let carries_one = request.is_repeatable();
-        // The ticket lives until the last attempt is over: only then may the cluster forget the answer.
-        let mut ticket = None;
-        if let Some(session) = session
-            && !carries_one
-        {
-            let next = session.ticket_until(deadline).await?;
-            if let Some(id) = request.request_id() {
-                *id = Some(next.request_id());
-            }
-            ticket = Some(next);
-        }
-        let result = self.call_until(request, deadline).await;
-        drop(ticket);
-        match result {
-            Ok(answered) => Ok(answered.response),
-            Err(error) => {
-                if let Some(session) = session {
-                    session.note(&error);
-                }
-                Err(error)
-            }
-        }
     }
 }

@@ -109,6 +109,16 @@ reads! {
     ListNamespacesRequest => ListNamespacesResponse, "Registry/ListNamespaces";
     ListSessionsRequest => ListSessionsResponse, "Sessions/List";
     MembersRequest => MembersResponse, "Cluster/Members";
+    GetConfigRequest => GetConfigResponse, "Config/Get";
+    ListConfigRequest => ListConfigResponse, "Config/List";
+    ConfigHistoryRequest => ConfigHistoryResponse, "Config/History";
+    DiffConfigRequest => DiffConfigResponse, "Config/Diff";
+    GetSchemaRequest => GetSchemaResponse, "Config/GetSchema";
+    ConfigInstancesRequest => ConfigInstancesResponse, "Config/Instances";
+    GetCounterRequest => GetCounterResponse, "Counters/Get";
+    ListCountersRequest => ListCountersResponse, "Counters/List";
+    GetLockRequest => GetLockResponse, "Locks/Get";
+    ListLocksRequest => ListLocksResponse, "Locks/List";
 }
 
 writes! {
@@ -119,6 +129,48 @@ writes! {
     DeleteServiceRequest => DeleteServiceResponse, "Registry/DeleteService";
     PutNamespaceRequest => PutNamespaceResponse, "Registry/PutNamespace";
     DeleteNamespaceRequest => DeleteNamespaceResponse, "Registry/DeleteNamespace";
+    PublishConfigRequest => PublishConfigResponse, "Config/Publish";
+    DeleteConfigRequest => DeleteConfigResponse, "Config/Delete";
+    RollbackConfigRequest => RollbackConfigResponse, "Config/Rollback";
+    EndGrayRequest => EndGrayResponse, "Config/EndGray";
+    PutSchemaRequest => PutSchemaResponse, "Config/PutSchema";
+    DeleteSchemaRequest => DeleteSchemaResponse, "Config/DeleteSchema";
+    ReportConfigRequest => ReportConfigResponse, "Config/Report";
+    AddCounterRequest => AddCounterResponse, "Counters/Add";
+    SetCounterRequest => SetCounterResponse, "Counters/Set";
+    ResetCounterRequest => ResetCounterResponse, "Counters/Reset";
+    DeleteCounterRequest => DeleteCounterResponse, "Counters/Delete";
+    AcquireLockRequest => AcquireLockResponse, "Locks/Acquire";
+    ReleaseLockRequest => ReleaseLockResponse, "Locks/Release";
+    UpdateLockRequest => UpdateLockResponse, "Locks/Update";
+}
+
+impl Request for v1::TxnRequest {
+    type Response = v1::TxnResponse;
+    const PATH: &'static str = "/quorate.v1.Txn/Commit";
+
+    fn route(&self) -> Route {
+        match (self.is_read(), self.consistency()) {
+            (false, _) => Route::Leader,
+            (true, v1::Consistency::Stale) => Route::Anywhere,
+            (true, v1::Consistency::Unspecified | v1::Consistency::Linearizable) => Route::Fresh,
+        }
+    }
+
+    /// As the node decides it.
+    fn is_read(&self) -> bool {
+        use v1::txn_step::Step;
+        let mut steps = self.then.iter().chain(&self.or_else);
+        steps.all(|step| matches!(step.step, Some(Step::Get(_) | Step::Range(_)) | None))
+    }
+
+    fn is_repeatable(&self) -> bool {
+        self.is_read() || carries_id(&self.request_id)
+    }
+
+    fn request_id(&mut self) -> Option<&mut Option<v1::RequestId>> {
+        (!self.is_read()).then_some(&mut self.request_id)
+    }
 }
 
 others! {

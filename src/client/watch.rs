@@ -17,7 +17,9 @@ use crate::error::Error;
 use crate::limits;
 use crate::proto::v1::watch_selector::What;
 use crate::proto::v1::{
-    ServiceSelector, WatchEvent, WatchRangesRequest, WatchRequest, WatchResponse, WatchSelector,
+    ConfigClient, ConfigSelector, CounterSelector, LockSelector, ServiceSelector, WatchEvent,
+    WatchRangesRequest, WatchRequest, WatchResponse, WatchSelector, config_selector,
+    counter_selector, lock_selector,
 };
 
 /// What is watched.
@@ -27,6 +29,14 @@ pub enum WatchRange {
     Service { namespace: String, service: String },
     /// Every service of a namespace.
     Namespace { namespace: String },
+    /// One item of configuration; its group may be empty for "default".
+    Config { namespace: String, group: String, key: String },
+    /// The items of a group, or, when it is empty, of all groups, whose keys start with the prefix.
+    ConfigPrefix { namespace: String, group: String, prefix: String },
+    /// The counters whose names start with the prefix.
+    Counters { namespace: String, prefix: String },
+    /// One lock: who holds it and who waits for it.
+    Lock { namespace: String, lock: String },
     /// All of these in one stream: what several of them hold comes once, and all changes of one
     /// revision in one update. 1 to 32 single ranges, however they are nested.
     Many(Vec<WatchRange>),
@@ -35,17 +45,38 @@ pub enum WatchRange {
 impl WatchRange {
     /// Its single ranges.
     fn flatten(&self, into: &mut Vec<WatchSelector>) {
-        let (namespace, service) = match self {
-            WatchRange::Service { namespace, service } => (namespace, service.as_str()),
-            WatchRange::Namespace { namespace } => (namespace, ""),
+        let (namespace, what) = match self {
+            WatchRange::Service { namespace, service } => {
+                (namespace, What::Services(ServiceSelector { service: service.clone() }))
+            }
+            WatchRange::Namespace { namespace } => {
+                (namespace, What::Services(ServiceSelector::default()))
+            }
+            WatchRange::Config { namespace, group, key } => {
+                let group = match group.as_str() {
+                    "" => limits::DEFAULT_GROUP.to_owned(),
+                    _ => group.clone(),
+                };
+                let name = Some(config_selector::Name::Key(key.clone()));
+                (namespace, What::Config(ConfigSelector { group, name }))
+            }
+            WatchRange::ConfigPrefix { namespace, group, prefix } => {
+                let name = Some(config_selector::Name::Prefix(prefix.clone()));
+                (namespace, What::Config(ConfigSelector { group: group.clone(), name }))
+            }
+            WatchRange::Counters { namespace, prefix } => {
+                let r#match = Some(counter_selector::Match::Prefix(prefix.clone()));
+                (namespace, What::Counters(CounterSelector { r#match }))
+            }
+            WatchRange::Lock { namespace, lock } => {
+                let r#match = Some(lock_selector::Match::Lock(lock.clone()));
+                (namespace, What::Locks(LockSelector { r#match }))
+            }
             WatchRange::Many(ranges) => {
                 return ranges.iter().for_each(|range| range.flatten(into));
             }
         };
-        into.push(WatchSelector {
-            namespace: namespace.clone(),
-            what: Some(What::Services(ServiceSelector { service: service.to_owned() })),
-        });
+        into.push(WatchSelector { namespace: namespace.clone(), what: Some(what) });
     }
 }
 
@@ -78,6 +109,8 @@ impl WatchUpdate {
 pub struct Watch {
     client: Client,
     range: WatchRange,
+    /// Who watches configuration.
+    viewer: Option<ConfigClient>,
     revision: u64,
     source: Option<Source>,
     attempt: u32,
@@ -125,6 +158,7 @@ impl Client {
         Watch {
             client: self.clone(),
             range,
+            viewer: None,
             revision,
             source: None,
             attempt: 0,
@@ -137,6 +171,13 @@ impl Client {
 }
 
 impl Watch {
+    /// Items of configuration come as this client gets them, by their gray releases; otherwise with all
+    /// of these. To be said before the first [`Watch::next`].
+    pub fn seen_by(mut self, client: ConfigClient) -> Watch {
+        self.viewer = Some(client);
+        self
+    }
+
     /// Revision up to which everything was handed out; 0 = nothing was.
     pub fn revision(&self) -> u64 {
         self.revision
@@ -208,10 +249,11 @@ impl Watch {
                 let request = WatchRequest { namespace, service, after_revision };
                 node.server_stream(request, patience).await
             }
-            WatchRange::Many(_) => {
+            range => {
                 let mut selectors = Vec::new();
-                self.range.flatten(&mut selectors);
-                let request = WatchRangesRequest { selectors, after_revision };
+                range.flatten(&mut selectors);
+                let client = self.viewer.clone();
+                let request = WatchRangesRequest { selectors, after_revision, client };
                 node.server_stream(request, patience).await
             }
         };

@@ -12,7 +12,8 @@ pub use self::counter::CounterFilter;
 use super::State;
 use super::command::{Refusal, Reply, Txn};
 use super::memory::{ServiceTable, SessionEntry};
-use super::table::{Instance, Member, Namespace, Pairs, Service, Session};
+use super::scope::Scope;
+use super::table::{Instance, Member, Namespace, Pairs, Record, Service, Session};
 use crate::limits;
 
 /// Which instances discovery returns.
@@ -188,6 +189,12 @@ impl State {
             counters: ledger.counters,
             lock_requests: ledger.lock_requests,
         }
+    }
+
+    /// The records of a scope, in the order of their keys; of services first one's settings, then its
+    /// instances.
+    pub fn scope<'a>(&'a self, scope: &'a Scope) -> impl Iterator<Item = Record> + 'a {
+        self.tables.scope(scope)
     }
 
     /// Carries out a transaction that only reads.

@@ -261,6 +261,26 @@ impl Instance {
 }
 
 impl Record {
+    /// None for a record that does not hold its own names.
+    pub fn key(&self) -> Option<Key> {
+        Some(match self {
+            Record::Meta(_) => Key::Meta,
+            Record::Namespace(record) => Key::Namespace { name: record.name.clone() },
+            Record::Service(record) => record.key(),
+            Record::Instance(record) => record.key(),
+            Record::Session(record) => Key::Session { id: record.id },
+            Record::Member(record) => Key::Member { node: record.node },
+            Record::Config(record) => record.key(),
+            Record::Counter(record) => record.key(),
+            Record::Lock(record) => record.key(),
+            Record::Reply(_)
+            | Record::Release(_)
+            | Record::Schema(_)
+            | Record::Report(_)
+            | Record::Removal(_) => return None,
+        })
+    }
+
     /// The revision that made it; 0 for what has none.
     pub fn create_revision(&self) -> u64 {
         match self {

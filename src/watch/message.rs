@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::Capacity;
 use super::range::Range;
-use crate::state::{Change, Endpoint, Key, Pairs, Record, State};
+use crate::state::{Change, Endpoint, Gray, Key, Measure, Pairs, Picks, Record, Release, State};
 
 /// One message to a watcher, shared by all who get it.
 #[derive(Debug)]
@@ -95,17 +95,23 @@ pub(super) fn weigh(change: &Change) -> usize {
         Key::Instance { namespace, service, id } => {
             namespace.len() + service.len() + id.len() + 3 * TEXT
         }
+        Key::Config { namespace, group, key } => {
+            namespace.len() + group.len() + key.len() + 3 * TEXT
+        }
+        Key::Counter { namespace, name, labels } => {
+            namespace.len() + name.len() + pairs(labels) + 2 * TEXT
+        }
+        Key::Lock { namespace, lock, ticket: _ } => {
+            namespace.len() + lock.len() + 2 * TEXT + NUMBER
+        }
         Key::Meta
         | Key::Namespace { .. }
         | Key::Session { .. }
         | Key::Reply { .. }
         | Key::Member { .. }
-        | Key::Config { .. }
         | Key::Release { .. }
         | Key::Schema { .. }
         | Key::Report { .. }
-        | Key::Counter { .. }
-        | Key::Lock { .. }
         | Key::Removal { .. } => 0,
     };
     let record = match &change.record {
@@ -126,21 +132,50 @@ pub(super) fn weigh(change: &Change) -> usize {
                 + 3 * TEXT
                 + 9 * NUMBER
         }
+        Some(Record::Config(item)) => {
+            item.gray.iter().map(|gray| weigh_gray(gray, pairs)).sum::<usize>()
+                + weigh_release(&item.current)
+                + pairs(&item.labels)
+                + TEXT
+                + 7 * NUMBER
+        }
+        Some(Record::Counter(_)) => 7 * NUMBER,
+        Some(Record::Lock(request)) => {
+            request.holder.len() + request.value.len() + 2 * TEXT + 6 * NUMBER
+        }
         Some(
             Record::Meta(_)
             | Record::Namespace(_)
             | Record::Session(_)
             | Record::Reply(_)
             | Record::Member(_)
-            | Record::Config(_)
             | Record::Release(_)
             | Record::Schema(_)
             | Record::Report(_)
-            | Record::Counter(_)
-            | Record::Lock(_)
             | Record::Removal(_),
         )
         | None => 0,
     };
     EVENT + key + record
+}
+
+fn weigh_release(release: &Release) -> usize {
+    // The names of an origin and of an ending, a digest, and numbers.
+    const REST: usize = 512;
+    let end = release.end.as_ref().map_or(0, |end| end.by.len());
+    release.len() + release.author.len() + release.comment.len() + end + REST
+}
+
+fn weigh_gray(gray: &Gray, pairs: impl Fn(&Pairs) -> usize) -> usize {
+    const REST: usize = 512;
+    let picks = match &gray.picks {
+        Picks::Labels(labels) => pairs(labels),
+        Picks::Clients(clients) => clients.iter().map(|client| client.len() + 8).sum(),
+        Picks::Share { .. } => 0,
+    };
+    let gate = match gray.gate.as_ref().map(|gate| &gate.measure) {
+        Some(Measure::Counter { name, labels, base: _ }) => name.len() + pairs(labels),
+        Some(Measure::Unhealthy) | None => 0,
+    };
+    weigh_release(&gray.release) + picks + gate + REST
 }

@@ -36,6 +36,22 @@ impl Selector {
         Selector { class: Class::Service, namespace: namespace.into(), first, second }
     }
 
+    /// One item of configuration.
+    pub fn config(
+        namespace: impl Into<String>,
+        group: impl Into<String>,
+        key: impl Into<String>,
+    ) -> Selector {
+        let (first, second) = (Match::Exact(group.into()), Match::Exact(key.into()));
+        Selector { class: Class::Config, namespace: namespace.into(), first, second }
+    }
+
+    /// One lock: whoever holds it and those who wait for it.
+    pub fn lock(namespace: impl Into<String>, lock: impl Into<String>) -> Selector {
+        let first = Match::Exact(lock.into());
+        Selector { class: Class::Lock, namespace: namespace.into(), first, second: Match::Any }
+    }
+
     pub(super) fn holds(&self, names: Names<'_>) -> bool {
         self.class == names.class
             && self.namespace == names.namespace
@@ -110,8 +126,15 @@ impl Range {
                         }
                     });
                 }
-                // Nobody can watch them: [`names`] knows none of their keys.
-                Class::Config | Class::Counter | Class::Lock => {}
+                Class::Config | Class::Counter | Class::Lock => {
+                    for record in parts.iter().flat_map(|part| state.scope(part)) {
+                        let key = record.key().expect("records of these classes tell their keys");
+                        // A part may hold more than the range.
+                        if names(&key).is_some_and(|names| self.holds(names)) {
+                            see(Change { key, record: Some(record) });
+                        }
+                    }
+                }
             }
         }
     }
@@ -216,17 +239,17 @@ pub(super) fn names(key: &Key) -> Option<Names<'_>> {
     match key {
         Key::Service { namespace, name } => Some(Names::of_service(namespace, name)),
         Key::Instance { namespace, service, id: _ } => Some(Names::of_service(namespace, service)),
+        Key::Config { namespace, group, key } => Some(Names::of_item(namespace, group, key)),
+        Key::Counter { namespace, name, labels: _ } => Some(Names::of_counter(namespace, name)),
+        Key::Lock { namespace, lock, ticket: _ } => Some(Names::of_lock(namespace, lock)),
         Key::Meta
         | Key::Namespace { .. }
         | Key::Session { .. }
         | Key::Reply { .. }
         | Key::Member { .. }
-        | Key::Config { .. }
         | Key::Release { .. }
         | Key::Schema { .. }
         | Key::Report { .. }
-        | Key::Counter { .. }
-        | Key::Lock { .. }
         | Key::Removal { .. } => None,
     }
 }
@@ -234,5 +257,17 @@ pub(super) fn names(key: &Key) -> Option<Names<'_>> {
 impl<'a> Names<'a> {
     pub(super) fn of_service(namespace: &'a str, service: &'a str) -> Names<'a> {
         Names { class: Class::Service, namespace, first: service, second: "" }
+    }
+
+    pub(super) fn of_item(namespace: &'a str, group: &'a str, key: &'a str) -> Names<'a> {
+        Names { class: Class::Config, namespace, first: group, second: key }
+    }
+
+    pub(super) fn of_counter(namespace: &'a str, name: &'a str) -> Names<'a> {
+        Names { class: Class::Counter, namespace, first: name, second: "" }
+    }
+
+    pub(super) fn of_lock(namespace: &'a str, lock: &'a str) -> Names<'a> {
+        Names { class: Class::Lock, namespace, first: lock, second: "" }
     }
 }

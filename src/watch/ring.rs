@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::message::{Kind, Message, weigh};
 use super::range::{Names, Range, names};
 use super::{Capacity, Match, Selector};
-use crate::state::{Change, Instance, Key, Record, Service};
+use crate::state::{Change, ConfigItem, Counter, Instance, Key, LockRequest, Record, Service};
 
 #[derive(Debug)]
 pub(super) struct Ring {
@@ -40,6 +40,9 @@ enum Changes {
 enum Kept {
     Service(Arc<Service>),
     Instance(Arc<Instance>),
+    Config(Arc<ConfigItem>),
+    Counter(Arc<Counter>),
+    Lock(Arc<LockRequest>),
     Gone(Box<Key>),
 }
 
@@ -144,18 +147,18 @@ impl Kept {
         match &change.record {
             Some(Record::Service(service)) => Some(Kept::Service(service.clone())),
             Some(Record::Instance(instance)) => Some(Kept::Instance(instance.clone())),
+            Some(Record::Config(item)) => Some(Kept::Config(item.clone())),
+            Some(Record::Counter(counter)) => Some(Kept::Counter(counter.clone())),
+            Some(Record::Lock(request)) => Some(Kept::Lock(request.clone())),
             Some(
                 Record::Meta(_)
                 | Record::Namespace(_)
                 | Record::Session(_)
                 | Record::Reply(_)
                 | Record::Member(_)
-                | Record::Config(_)
                 | Record::Release(_)
                 | Record::Schema(_)
                 | Record::Report(_)
-                | Record::Counter(_)
-                | Record::Lock(_)
                 | Record::Removal(_),
             ) => None,
             None => names(&change.key).map(|_| Kept::Gone(Box::new(change.key.clone()))),
@@ -166,6 +169,9 @@ impl Kept {
         match self {
             Kept::Service(service) => Names::of_service(&service.namespace, &service.name),
             Kept::Instance(instance) => Names::of_service(&instance.namespace, &instance.service),
+            Kept::Config(item) => Names::of_item(&item.namespace, &item.group, &item.key),
+            Kept::Counter(counter) => Names::of_counter(&counter.namespace, &counter.name),
+            Kept::Lock(request) => Names::of_lock(&request.namespace, &request.lock),
             Kept::Gone(key) => names(key).expect("only what can be watched is kept"),
         }
     }
@@ -177,6 +183,15 @@ impl Kept {
             }
             Kept::Instance(instance) => {
                 Change { key: instance.key(), record: Some(Record::Instance(instance.clone())) }
+            }
+            Kept::Config(item) => {
+                Change { key: item.key(), record: Some(Record::Config(item.clone())) }
+            }
+            Kept::Counter(counter) => {
+                Change { key: counter.key(), record: Some(Record::Counter(counter.clone())) }
+            }
+            Kept::Lock(request) => {
+                Change { key: request.key(), record: Some(Record::Lock(request.clone())) }
             }
             Kept::Gone(key) => Change { key: Key::clone(key), record: None },
         }

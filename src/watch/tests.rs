@@ -1132,7 +1132,7 @@ fn the_estimate_of_a_messages_bytes_is_never_too_low_nor_far_too_high() {
         let messages = world.hub.shared.lock().ring.after(0, &range, &Capacity::default()).unwrap();
         assert_eq!(messages.len(), 3);
         for message in messages {
-            let bytes = crate::api::convert::watch_bytes(&message).len();
+            let bytes = crate::api::convert::watch_bytes(&message, None).len();
             assert!(bytes <= message.bytes, "{bytes} of at most {}", message.bytes);
             assert!(message.bytes <= 2 * bytes + 200, "{bytes} is far from {}", message.bytes);
         }

@@ -33,6 +33,18 @@ async fn unary(client: &Client, call: Call) -> Result<(), Error> {
             };
             client.session(options).await.map(drop)
         }
+        Call::PublishConfig(request) => client.publish_config(request, None).await.map(drop),
+        Call::GetConfig(request) => client.get_config(request).await.map(drop),
+        Call::DeleteConfig(request) => client.delete_config(request, None).await.map(drop),
+        Call::RollbackConfig(request) => client.rollback_config(request, None).await.map(drop),
+        Call::ReportConfig(request) => client.report_config(request, None).await.map(drop),
+        Call::AddCounter(request) => client.add_counter(request, None).await.map(drop),
+        Call::SetCounter(request) => client.set_counter(request, None).await.map(drop),
+        Call::GetCounter(request) => client.get_counter(request).await.map(drop),
+        Call::AcquireLock(request) => client.acquire_lock(request, None).await.map(drop),
+        Call::ReleaseLock(request) => client.release_lock(request, None).await.map(drop),
+        Call::UpdateLock(request) => client.update_lock(request, None).await.map(drop),
+        Call::Txn(request) => client.txn(request, None).await.map(drop),
         Call::KeepAlive(_) | Call::CloseSession(_) => panic!("no limits to break"),
     }
 }

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::sleep;
 
+use super::super::follow::follow;
 use super::{Context, Error, output, view};
 use crate::client::{WatchRange, WatchUpdate};
 use crate::proto::v1;
@@ -20,47 +19,24 @@ enum Item {
 }
 
 pub async fn run(context: &Context, service: Option<String>, after: u64) -> Result<(), Error> {
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| Error::io("signals", e))?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(|e| Error::io("signals", e))?;
     let namespace = context.namespace();
     let range = match service {
         Some(service) => WatchRange::Service { namespace, service },
         None => WatchRange::Namespace { namespace },
     };
     let printer = context.printer();
-    let mut watch = context.client()?.watch_after(range, after);
+    let watch = context.client()?.watch_after(range, after);
     let mut known = Known::new();
-    // A watch waits for nodes as long as it takes; a person should know what it waits for.
-    let patience = sleep(context.options.timeout);
-    tokio::pin!(patience);
-    let mut heard = false;
-    loop {
-        let update = tokio::select! {
-            biased;
-            _ = interrupt.recv() => return Ok(()),
-            _ = terminate.recv() => return Ok(()),
-            update = watch.next() => update,
-            () = &mut patience, if !heard => {
-                let endpoints = context.options.endpoints.join(", ");
-                output::note(&format!("no node has answered yet; trying on: {endpoints}"));
-                heard = true;
-                continue;
-            }
-        };
-        heard = true;
-        let Some(update) = update else { return Ok(()) };
-        let update = update?;
+    follow(context, watch, |update| {
         if printer.is_json() {
-            for value in json_lines(update) {
-                printer.json(&value)?;
-            }
-        } else {
-            let text = text_lines(update, &mut known, output::now_ms());
-            if !text.is_empty() {
-                output::line(&text)?;
-            }
+            return json_lines(update).iter().try_for_each(|value| printer.json(value));
         }
-    }
+        match text_lines(update, &mut known, output::now_ms()) {
+            text if text.is_empty() => Ok(()),
+            text => output::line(&text),
+        }
+    })
+    .await
 }
 
 /// `snapshot` says how many `put` follow that are the whole range; then come `put`, `delete` and, while
@@ -164,6 +140,9 @@ fn item(event: v1::WatchEvent) -> Option<(bool, Item)> {
         match event.record? {
             v1::watch_event::Record::Instance(instance) => Item::Instance(instance.into()),
             v1::watch_event::Record::Service(service) => Item::Service(service.into()),
+            v1::watch_event::Record::Config(_)
+            | v1::watch_event::Record::Counter(_)
+            | v1::watch_event::Record::Lock(_) => return None,
         },
     ))
 }

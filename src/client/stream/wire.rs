@@ -104,6 +104,18 @@ kinds! {
     KeepAlive: KeepAliveRequest;
     OpenSession: OpenSessionRequest;
     CloseSession: CloseSessionRequest;
+    PublishConfig: PublishConfigRequest;
+    GetConfig: GetConfigRequest;
+    DeleteConfig: DeleteConfigRequest;
+    RollbackConfig: RollbackConfigRequest;
+    ReportConfig: ReportConfigRequest;
+    AddCounter: AddCounterRequest;
+    SetCounter: SetCounterRequest;
+    GetCounter: GetCounterRequest;
+    AcquireLock: AcquireLockRequest;
+    ReleaseLock: ReleaseLockRequest;
+    UpdateLock: UpdateLockRequest;
+    Txn: TxnRequest;
 }
 
 /// A request that the session stream carries.

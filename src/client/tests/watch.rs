@@ -36,6 +36,7 @@ fn show(update: &WatchUpdate) -> String {
         let names = events.iter().map(|event| match &event.record {
             Some(watch_event::Record::Instance(instance)) => instance.id.clone(),
             Some(watch_event::Record::Service(service)) => service.name.clone(),
+            Some(other) => panic!("{other:?}"),
             None => String::new(),
         });
         names.collect::<Vec<_>>().join("+")
@@ -193,7 +194,7 @@ async fn several_ranges_are_watched_in_one_stream_and_resumed() {
     let selectors = vec![selector(String::new()), selector(web)];
     let asked = |after_revision| {
         let selectors = selectors.clone();
-        WatchRangesRequest { selectors, after_revision }
+        WatchRangesRequest { selectors, after_revision, client: None }
     };
     assert_eq!(*node.fake.range_watches.lock().unwrap(), [asked(0), asked(5)]);
     assert!(node.fake.watches.lock().unwrap().is_empty());

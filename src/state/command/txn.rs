@@ -147,7 +147,7 @@ impl Txn {
         for (i, compare) in when.iter().enumerate() {
             compare.check(&format!("when[{i}]."))?;
         }
-        for (list, steps) in [("then", then), ("else", otherwise)] {
+        for (list, steps) in [("then", then), ("or_else", otherwise)] {
             check_range(list, steps.len() as u64, &(0..=limits::TXN_STEPS as u64))?;
             for (i, step) in steps.iter().enumerate() {
                 step.check(&format!("{list}[{i}]."))?;

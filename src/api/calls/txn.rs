@@ -1,0 +1,50 @@
+//! Transactions: one that writes goes through the log, any other is a read.
+
+use super::{Read, Write, command};
+use crate::api::convert;
+use crate::error::Error;
+use crate::proto::v1::{self, Consistency, Header};
+use crate::state::{Command, Op, Reply, State, Txn};
+
+impl Write for v1::TxnRequest {
+    type Response = v1::TxnResponse;
+
+    fn command(self) -> Result<Command, Error> {
+        let convert::txn::Txn { txn, consistency: _, request_id } = convert::txn::txn(self)?;
+        Ok(command(request_id, Op::Txn(Box::new(txn))))
+    }
+
+    fn respond(header: Header, reply: Reply) -> Option<Self::Response> {
+        let Reply::Txn { succeeded, replies } = reply else { return None };
+        let results = replies.into_iter().map(convert::txn::result).collect::<Option<_>>()?;
+        Some(v1::TxnResponse { header: Some(header), succeeded, results })
+    }
+}
+
+impl Read for v1::TxnRequest {
+    type Query = Txn;
+    type Found = Reply;
+    type Response = v1::TxnResponse;
+
+    fn query(self) -> Result<(Consistency, Txn), Error> {
+        let convert::txn::Txn { txn, consistency, request_id: _ } = convert::txn::txn(self)?;
+        txn.check()?;
+        Ok((consistency, txn))
+    }
+
+    fn find(txn: &Txn, state: &State) -> Result<Reply, Error> {
+        Ok(state.look(txn)?)
+    }
+
+    fn respond(header: Header, found: Reply) -> Result<Self::Response, Error> {
+        <Self as Write>::respond(header, found)
+            .ok_or_else(|| Error::internal("a transaction that reads has written"))
+    }
+}
+
+/// True when it writes nothing, whichever way it goes.
+pub fn is_read(request: &v1::TxnRequest) -> bool {
+    use v1::txn_step::Step;
+    let mut steps = request.then.iter().chain(&request.or_else);
+    steps.all(|step| matches!(step.step, Some(Step::Get(_) | Step::Range(_)) | None))
+}

@@ -1,0 +1,112 @@
+//! Typed calls of configuration, counters, locks and transactions, one method each. Requests and answers are
+//! the messages of `proto/`; a `session` makes a write exactly once: it gets an id, and is repeated until
+//! it is answered or its deadline passes.
+
+use tokio::time::Instant;
+
+use super::connection::Client;
+use super::request::Request;
+use super::session::Session;
+use crate::error::Error;
+use crate::proto::v1;
+
+macro_rules! writes {
+    ($($(#[$doc:meta])* $name:ident($request:ident) -> $response:ident;)*) => {
+        impl Client {
+            $($(#[$doc])*
+            pub async fn $name(
+                &self,
+                request: v1::$request,
+                session: Option<&Session>,
+            ) -> Result<v1::$response, Error> {
+                self.write(request, session).await
+            })*
+        }
+    };
+}
+
+macro_rules! reads {
+    ($($(#[$doc:meta])* $name:ident($request:ident) -> $response:ident;)*) => {
+        impl Client {
+            $($(#[$doc])*
+            pub async fn $name(&self, request: v1::$request) -> Result<v1::$response, Error> {
+                self.call(request).await
+            })*
+        }
+    };
+}
+
+writes! {
+    /// Makes a release of a configuration item, for everybody or for some.
+    publish_config(PublishConfigRequest) -> PublishConfigResponse;
+    delete_config(DeleteConfigRequest) -> DeleteConfigResponse;
+    /// Makes a new release with the content of an earlier one.
+    rollback_config(RollbackConfigRequest) -> RollbackConfigResponse;
+    /// Gives a gray release to everybody, or to nobody.
+    end_gray(EndGrayRequest) -> EndGrayResponse;
+    put_schema(PutSchemaRequest) -> PutSchemaResponse;
+    delete_schema(DeleteSchemaRequest) -> DeleteSchemaResponse;
+    /// Says what a client runs.
+    report_config(ReportConfigRequest) -> ReportConfigResponse;
+    /// Adds to a counter: with a session exactly once.
+    add_counter(AddCounterRequest) -> AddCounterResponse;
+    set_counter(SetCounterRequest) -> SetCounterResponse;
+    reset_counter(ResetCounterRequest) -> ResetCounterResponse;
+    delete_counter(DeleteCounterRequest) -> DeleteCounterResponse;
+    acquire_lock(AcquireLockRequest) -> AcquireLockResponse;
+    release_lock(ReleaseLockRequest) -> ReleaseLockResponse;
+    update_lock(UpdateLockRequest) -> UpdateLockResponse;
+    /// An atomic transaction; one that writes nothing is a read and needs no session.
+    txn(TxnRequest) -> TxnResponse;
+}
+
+reads! {
+    get_config(GetConfigRequest) -> GetConfigResponse;
+    /// One page.
+    list_config(ListConfigRequest) -> ListConfigResponse;
+    config_history(ConfigHistoryRequest) -> ConfigHistoryResponse;
+    diff_config(DiffConfigRequest) -> DiffConfigResponse;
+    get_schema(GetSchemaRequest) -> GetSchemaResponse;
+    /// Who runs what.
+    config_instances(ConfigInstancesRequest) -> ConfigInstancesResponse;
+    get_counter(GetCounterRequest) -> GetCounterResponse;
+    /// One page.
+    list_counters(ListCountersRequest) -> ListCountersResponse;
+    get_lock(GetLockRequest) -> GetLockResponse;
+    /// One page.
+    list_locks(ListLocksRequest) -> ListLocksResponse;
+}
+
+impl Client {
+    /// A write, with an id of `session` unless it carries one already.
+    pub(super) async fn write<R: Request>(
+        &self,
+        mut request: R,
+        session: Option<&Session>,
+    ) -> Result<R::Response, Error> {
+        let deadline = Instant::now() + self.timeout();
+        let carries_one = request.is_repeatable();
+        // The ticket lives until the last attempt is over: only then may the cluster forget the answer.
+        let mut ticket = None;
+        if let Some(session) = session
+            && !carries_one
+        {
+            let next = session.ticket_until(deadline).await?;
+            if let Some(id) = request.request_id() {
+                *id = Some(next.request_id());
+            }
+            ticket = Some(next);
+        }
+        let result = self.call_until(request, deadline).await;
+        drop(ticket);
+        match result {
+            Ok(answered) => Ok(answered.response),
+            Err(error) => {
+                if let Some(session) = session {
+                    session.note(&error);
+                }
+                Err(error)
+            }
+        }
+    }
+}

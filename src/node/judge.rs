@@ -1,0 +1,98 @@
+//! The leader's loop over the gates of gray releases. It holds no truth: what a gate asks for is a question
+//! to the state, asked here to know when there is something to do, and answered again by the state when
+//! the command is carried out. So a leader that was deposed, or two that believe to lead, do nothing that
+//! the gate does not ask for.
+
+use std::time::Duration;
+
+use super::{Leadership, Node};
+use crate::error::Error;
+use crate::runtime;
+use crate::state::{Command, ConfigItem, Ending, Gray, GrayDecision, ItemName, Op, Refusal, Reply};
+
+/// How often gates are looked at.
+const TICK: Duration = Duration::from_millis(250);
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Runs until the node is dropped.
+pub async fn run(node: Node) {
+    loop {
+        runtime::sleep(TICK).await;
+        if !matches!(node.leadership(), Leadership::Leader { .. }) {
+            continue;
+        }
+        let wall_ms = node.clock().wall_ms();
+        let due = node.read(|state| state.due_gates(wall_ms.max(state.meta().now_ms)));
+        for (item, gray, verdict) in due {
+            let name = names(&item);
+            let result = judge(&node, &item, &gray, verdict.promote).await;
+            let path = format!("{}/{}/{}", name.namespace, name.group, name.key);
+            match result {
+                Ok(Some(ending)) => {
+                    let why = &verdict.why;
+                    tracing::info!(item = path, rule = %gray.rule, ?ending, why, "gate decided");
+                }
+                // Another leader was faster, or it is not due any more.
+                Ok(None) => {}
+                // The next tick tries again.
+                Err(error) => {
+                    tracing::info!(item = path, rule = %gray.rule, %error, "gate not judged");
+                }
+            }
+        }
+    }
+}
+
+async fn judge(
+    node: &Node,
+    item: &ConfigItem,
+    gray: &Gray,
+    promote: bool,
+) -> Result<Option<Ending>, Error> {
+    let (name, rule) = (names(item), gray.rule.to_string());
+    let mut schema = 0;
+    if promote {
+        // As whoever promotes it by hand: the schema may have changed since it was published.
+        let decision = GrayDecision {
+            name: name.clone(),
+            rule: rule.clone(),
+            version: Some(gray.release.version),
+            promote,
+            author: "gate".to_owned(),
+            comment: String::new(),
+            schema: 0,
+        };
+        let mut command = Command { request: None, op: Op::EndGray(Box::new(decision.clone())) };
+        match node.prepare(&mut command, TIMEOUT).await {
+            Ok(()) => {}
+            Err(error @ Error::Malformed { .. }) => {
+                let comment = format!("it cannot be promoted: {error}");
+                let decision = GrayDecision { promote: false, comment, ..decision };
+                return propose(node, Op::EndGray(Box::new(decision))).await;
+            }
+            Err(error) => return Err(error),
+        }
+        let Op::EndGray(prepared) = command.op else { unreachable!("it was made as one") };
+        schema = prepared.schema;
+    }
+    propose(node, Op::JudgeGray { name, rule, schema }).await
+}
+
+async fn propose(node: &Node, op: Op) -> Result<Option<Ending>, Error> {
+    match node.propose_here(&Command { request: None, op }, TIMEOUT).await?.result {
+        Ok(Reply::GrayJudged { ending }) => Ok(ending),
+        Ok(Reply::GrayEnded { version: _ }) => Ok(Some(Ending::Aborted)),
+        Ok(other) => Err(Error::internal(format!("a judgement answered {other:?}"))),
+        // It has ended, or was replaced, meanwhile.
+        Err(Refusal::NotFound { .. } | Refusal::CompareFailed { .. }) => Ok(None),
+        Err(refusal) => Err(refusal.into()),
+    }
+}
+
+fn names(item: &ConfigItem) -> ItemName {
+    ItemName {
+        namespace: item.namespace.to_string(),
+        group: item.group.to_string(),
+        key: item.key.to_string(),
+    }
+}
