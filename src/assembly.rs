@@ -29,6 +29,7 @@ use crate::store::recovery::Recovery;
 use crate::store::sled_store::SledStore;
 use crate::store::wal::{OpenError, Recovered, Wal, WalCore, WalOptions};
 use crate::watch::Hub;
+use crate::webhook::HttpWebhooks;
 
 /// How long a joining node looks for the member that it was told to join.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -243,6 +244,7 @@ pub async fn assemble(config: &Config, progress: &Progress) -> Result<Assembly, 
         election_max_ms: config.timing.election_max_ms,
         snapshot_entries: config.snapshot_entries,
         snapshot_keep_entries: config.snapshot_keep_entries,
+        webhook_allow: config.webhook_allow.clone(),
     };
     let parts = Parts {
         log,
@@ -257,6 +259,7 @@ pub async fn assemble(config: &Config, progress: &Progress) -> Result<Assembly, 
             wal: wal.clone(),
             handle,
         }),
+        webhooks: Arc::new(HttpWebhooks::default()),
         rebuilt: mark.is_some_and(|mark| mark.right.is_some()),
         on_fatal: OnFatal(Box::new(|why| consensus_ended(why))),
     };

@@ -42,3 +42,5 @@ pub mod state;
 pub mod store;
 #[cfg(feature = "server")]
 pub mod watch;
+#[cfg(feature = "server")]
+pub mod webhook;

@@ -98,6 +98,24 @@ pub const COUNTER_SLOT_MS: u64 = 10_000;
 /// The longest window, in slots: 15 minutes.
 pub const COUNTER_SLOTS: u64 = 90;
 
+// ---- alarms ----
+
+/// Alarms of a cluster.
+pub const ALARMS: usize = 1_000;
+/// How long a measure may have to be beyond its bound before an alarm is raised.
+pub const ALARM_FOR_MS: std::ops::RangeInclusive<u64> = 0..=86_400_000;
+/// Bytes of a webhook's URL.
+pub const WEBHOOK_BYTES: usize = 1024;
+/// How long one post to a webhook may take, how often it is tried, and the pause after a failure, which
+/// doubles up to the second.
+pub const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(5);
+pub const WEBHOOK_ATTEMPTS: u32 = 10;
+pub const WEBHOOK_AGAIN: Duration = Duration::from_secs(1);
+pub const WEBHOOK_AGAIN_MAX: Duration = Duration::from_secs(60);
+/// Posts under way on the leader, and URLs that `--webhook-allow` may name.
+pub const WEBHOOKS_UNDER_WAY: usize = 16;
+pub const WEBHOOKS_ALLOWED: usize = 64;
+
 // ---- locks ----
 
 /// Locks of a namespace, and requests for one lock.

@@ -10,6 +10,7 @@ mod membership;
 mod proposer;
 mod rebuild;
 mod releases;
+mod webhook;
 mod wire;
 
 #[cfg(test)]
@@ -37,6 +38,7 @@ use self::proposer::{Pending, Proposer};
 pub use self::proposer::{ReplyTo, Sink};
 use self::rebuild::Rebuild;
 use self::releases::Schemas;
+pub use self::webhook::Webhooks;
 use self::wire::{Admin, AdminReply, Description, WireError};
 use crate::clock::Clock;
 use crate::error::Error;
@@ -86,6 +88,8 @@ pub struct Config {
     pub snapshot_entries: u64,
     /// Entries that stay in the log behind a snapshot, for followers that lag a little.
     pub snapshot_keep_entries: u64,
+    /// How URLs of webhooks may begin.
+    pub webhook_allow: Vec<String>,
 }
 
 /// What a node is made of.
@@ -98,6 +102,7 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     pub observer: Arc<dyn Observer>,
     pub disk: Arc<dyn Storage>,
+    pub webhooks: Arc<dyn Webhooks>,
     /// This start has fetched the state from another member.
     pub rebuilt: bool,
     pub on_fatal: OnFatal,
@@ -233,6 +238,7 @@ fn kind_name(kind: Kind) -> &'static str {
         Kind::Gray => "gray release",
         Kind::Counter => "counter",
         Kind::Lock => "lock",
+        Kind::Alarm => "alarm",
     }
 }
 
@@ -250,6 +256,7 @@ struct Inner {
     peers: Arc<dyn Peers>,
     clock: Arc<dyn Clock>,
     disk: Arc<dyn Storage>,
+    webhooks: Arc<dyn Webhooks>,
     /// One membership change at a time: each is more than one entry of the log.
     administration: tokio::sync::Mutex<()>,
     on_fatal: OnFatal,
@@ -300,8 +307,18 @@ impl Node {
             ..openraft::Config::default()
         };
         let raft_config = raft_config.validate().map_err(Error::internal)?;
-        let Parts { log, replica, checkpoints, peers, clock, observer, disk, rebuilt, on_fatal } =
-            parts;
+        let Parts {
+            log,
+            replica,
+            checkpoints,
+            peers,
+            clock,
+            observer,
+            disk,
+            webhooks,
+            rebuilt,
+            on_fatal,
+        } = parts;
         let fresh = !log.is_initialized();
         let network = Network::new(config.id, peers.clone());
         let machine = Machine::new(replica.clone(), checkpoints.clone(), observer);
@@ -327,6 +344,7 @@ impl Node {
             peers,
             clock,
             disk,
+            webhooks,
             administration: tokio::sync::Mutex::new(()),
             on_fatal,
             proposer: Proposer::new(),
@@ -352,6 +370,7 @@ impl Node {
         runtime::spawn(node.clone().run_keep_alives());
         runtime::spawn(keeper::run(node.clone()));
         runtime::spawn(judge::run(node.clone()));
+        runtime::spawn(webhook::run(node.clone()));
         runtime::spawn(node.clone().run_housekeeping());
         runtime::spawn(node.clone().run_directory());
         runtime::spawn(audit::run(node.clone()));
@@ -373,6 +392,10 @@ impl Node {
 
     fn proposer(&self) -> &Proposer {
         &self.0.proposer
+    }
+
+    fn webhooks(&self) -> &dyn Webhooks {
+        &*self.0.webhooks
     }
 
     fn raft(&self) -> &Raft<Types, Machine> {

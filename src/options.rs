@@ -157,6 +157,10 @@ raw_options! {
         /// [default: 10000]
         #[arg(long, env = "QUORATE_DIGEST_ENTRIES", value_name = "N")]
         digest_entries,
+        /// How URLs begin to which alarms may be posted, separated by commas, for instance
+        /// https://hooks.example.com/; the same on all nodes [default: none]
+        #[arg(long, env = "QUORATE_WEBHOOK_ALLOW", value_name = "URL,...")]
+        webhook_allow,
         /// Threads that serve requests [default: 1]
         #[arg(long, env = "QUORATE_WORKER_THREADS", value_name = "N")]
         worker_threads,

@@ -185,7 +185,8 @@ fn translated((key, value): Row, tally: &mut Tally) -> Result<Option<Row>, Strin
         | Key::Report { .. }
         | Key::Counter { .. }
         | Key::Lock { .. }
-        | Key::Removal { .. } => Ok(Some((key, value))),
+        | Key::Removal { .. }
+        | Key::Alarm { .. } => Ok(Some((key, value))),
     }
 }
 

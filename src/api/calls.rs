@@ -2,6 +2,7 @@
 //! per request, used by the unary services and by the stream alike. Those of the registry and of sessions
 //! stand here, those of the other services below.
 
+pub mod alarm;
 pub mod config;
 pub mod counter;
 pub mod lock;

@@ -2,6 +2,7 @@
 //! in. Every match is exhaustive, so that a new field or variant cannot be forgotten here. The registry and
 //! sessions stand here, the other kinds of records below.
 
+pub mod alarm;
 pub mod config;
 pub mod counter;
 pub mod lock;
@@ -223,7 +224,7 @@ fn selector((i, selector): (usize, v1::WatchSelector)) -> Result<watch::Selector
     let at = format!("selectors[{i}].");
     // Absent, or of a kind that this release does not know.
     let what = what.ok_or_else(|| {
-        Error::invalid(format!("{at}what"), "", "services, config, counters or locks")
+        Error::invalid(format!("{at}what"), "", "services, config, counters, locks or alarms")
     })?;
     let namespace = self::namespace(namespace);
     state::check_name(&at, "namespace", &namespace)?;
@@ -250,6 +251,16 @@ fn selector((i, selector): (usize, v1::WatchSelector)) -> Result<watch::Selector
             };
             let second = Match::Any;
             checked(&at, watch::Selector { class: Class::Counter, namespace, first, second })
+        }
+        What::Alarms(v1::AlarmSelector { r#match }) => {
+            use v1::alarm_selector::Match as Name;
+            let first = match r#match {
+                None => Match::Any,
+                Some(Name::Name(name)) => Match::Exact(name),
+                Some(Name::Prefix(prefix)) => Match::Prefix(prefix),
+            };
+            let second = Match::Any;
+            checked(&at, watch::Selector { class: Class::Alarm, namespace, first, second })
         }
         What::Locks(v1::LockSelector { r#match }) => {
             use v1::lock_selector::Match as Name;
@@ -445,6 +456,10 @@ fn watch_event(change: &Change, client: Option<&state::ConfigClient>) -> v1::Wat
             (Event::Counter(counter::counter(counter, None)), false)
         }
         (Some(Record::Lock(request)), _) => (Event::Lock(lock::lock_request(request)), false),
+        (Some(Record::Alarm(record)), _) => (Event::Alarm(alarm::alarm(record)), false),
+        (None, Key::Alarm { namespace, name }) => {
+            (Event::Alarm(alarm::alarm_names(namespace, name)), true)
+        }
         (None, Key::Config { namespace, group, key }) => {
             (Event::Config(config::item_names(namespace, group, key)), true)
         }

@@ -2,6 +2,7 @@
 //! What a call means to the state stands in [`calls`], how messages and records become each other in
 //! [`convert`], and the pipelined stream, which serves the same calls, in [`stream`].
 
+pub mod alarm;
 pub mod calls;
 pub mod cluster;
 pub mod config;
@@ -31,6 +32,7 @@ use crate::limits::{
     CLIENT_ANSWER_BYTES, CLIENT_MESSAGE_BYTES, DEFAULT_CALL_TIMEOUT, MAX_CALL_TIMEOUT,
 };
 use crate::node::Node;
+use crate::proto::v1::alarms_server::AlarmsServer;
 use crate::proto::v1::cluster_server::ClusterServer;
 use crate::proto::v1::config_server::ConfigServer;
 use crate::proto::v1::counters_server::CountersServer;
@@ -107,6 +109,7 @@ impl Api {
             .add_service(limited!(WatchesServer::new(watch::Watches(self.clone()))))
             .add_service(limited!(ConfigServer::new(config::Config(self.clone()))))
             .add_service(limited!(CountersServer::new(counter::Counters(self.clone()))))
+            .add_service(limited!(AlarmsServer::new(alarm::Alarms(self.clone()))))
             .add_service(limited!(LocksServer::new(lock::Locks(self.clone()))))
             .add_service(limited!(TxnServer::new(txn::Txn(self.clone()))))
             .into_axum_router();

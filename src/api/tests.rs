@@ -62,6 +62,7 @@ fn config(dir: &tempfile::TempDir, members: &[(u64, String)], peer: SocketAddr) 
         snapshot_entries: limits::SNAPSHOT_ENTRIES,
         snapshot_keep_entries: limits::SNAPSHOT_KEEP_ENTRIES,
         digest_entries: limits::DIGEST_ENTRIES,
+        webhook_allow: Vec::new(),
         worker_threads: 1,
         log: Log { filter: "warn".into(), format: LogFormat::Text },
         durability: Durability::Fdatasync,

@@ -1,9 +1,11 @@
 //! `quorate counter`.
 
+mod alarm;
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::follow::follow;
 use super::output::{self, Table};
@@ -77,6 +79,9 @@ pub enum Command {
         #[command(flatten)]
         name: Name,
     },
+    /// Alarms on counters
+    #[command(subcommand)]
+    Alarm(Box<alarm::Command>),
     /// Print values as they change, until Ctrl-C
     Watch {
         /// Only names that start with this
@@ -146,14 +151,8 @@ impl From<v1::Counter> for Counter {
 }
 
 impl Counter {
-    /// As Prometheus writes it.
     fn series(&self) -> String {
-        let labels: Vec<String> =
-            self.labels.iter().map(|(key, value)| format!("{key}={value:?}")).collect();
-        match labels.is_empty() {
-            true => self.name.clone(),
-            false => format!("{}{{{}}}", self.name, labels.join(",")),
-        }
+        series(&self.name, &self.labels)
     }
 
     fn rate(&self, minutes: u64) -> String {
@@ -248,6 +247,7 @@ impl Command {
                     false => "there was no such counter".to_owned(),
                 })
             }
+            Command::Alarm(command) => Box::pin(command.run(context)).await,
             Command::Watch { prefix, after } => {
                 let range = WatchRange::Counters { namespace: context.namespace(), prefix };
                 let watch = context.client()?.watch_after(range, after);
@@ -322,32 +322,57 @@ fn table(counters: &[Counter]) -> Table {
     table
 }
 
+/// As Prometheus writes it.
+fn series(name: &str, labels: &BTreeMap<String, String>) -> String {
+    let labels: Vec<String> =
+        labels.iter().map(|(key, value)| format!("{key}={value:?}")).collect();
+    match labels.is_empty() {
+        true => name.to_owned(),
+        false => format!("{name}{{{}}}", labels.join(",")),
+    }
+}
+
 fn show(context: &Context, update: WatchUpdate) -> Result<(), Error> {
+    show_events(context, update, |record| {
+        let watch_event::Record::Counter(counter) = record else { return None };
+        let counter = Counter::from(counter);
+        let series = counter.series();
+        let text = format!("{series} {}", counter.value);
+        Some(("counter", json!(counter), series, text))
+    })
+}
+
+/// One line per event. `shown` tells the name of the record's kind, its JSON, its name and its text.
+fn show_events(
+    context: &Context,
+    update: WatchUpdate,
+    shown: impl Fn(watch_event::Record) -> Option<(&'static str, Value, String, String)>,
+) -> Result<(), Error> {
     let revision = update.revision();
     let printer = context.printer();
-    let (snapshot, events) = match update {
+    let events = match update {
         WatchUpdate::Bookmark { .. } if printer.is_json() => {
             return printer.json(&json!({"op": "bookmark", "revision": revision}));
         }
         WatchUpdate::Bookmark { .. } => return Ok(()),
-        WatchUpdate::Snapshot { events, .. } => (true, events),
-        WatchUpdate::Changes { events, .. } => (false, events),
+        WatchUpdate::Snapshot { events, .. } => {
+            if printer.is_json() {
+                let count = events.len();
+                printer.json(&json!({"op": "snapshot", "revision": revision, "events": count}))?;
+            }
+            events
+        }
+        WatchUpdate::Changes { events, .. } => events,
     };
-    if snapshot && printer.is_json() {
-        printer.json(&json!({"op": "snapshot", "revision": revision, "events": events.len()}))?;
-    }
     for event in events {
-        let Some(watch_event::Record::Counter(counter)) = event.record else { continue };
-        let counter = Counter::from(counter);
+        let Some((kind, value, name, text)) = event.record.and_then(&shown) else { continue };
         match (printer.is_json(), event.deleted) {
             (true, deleted) => {
                 let op = if deleted { "delete" } else { "put" };
-                printer.json(&json!({"op": op, "revision": revision, "counter": counter}))?;
+                printer.json(&json!({"op": op, "revision": revision, kind: value}))?;
             }
-            (false, true) => output::line(&format!("{revision} - {}", counter.series()))?,
-            (false, false) => {
-                output::line(&format!("{revision} {} {}", counter.series(), counter.value))?;
-            }
+            (false, true) => output::line(&output::one_line(format!("{revision} - {name}")))?,
+            (false, false) => output::line(&output::one_line(format!("{revision} {text}")))?,
         }
     }
     Ok(())

@@ -56,6 +56,8 @@ writes! {
     acquire_lock(AcquireLockRequest) -> AcquireLockResponse;
     release_lock(ReleaseLockRequest) -> ReleaseLockResponse;
     update_lock(UpdateLockRequest) -> UpdateLockResponse;
+    put_alarm(PutAlarmRequest) -> PutAlarmResponse;
+    delete_alarm(DeleteAlarmRequest) -> DeleteAlarmResponse;
     /// An atomic transaction; one that writes nothing is a read and needs no session.
     txn(TxnRequest) -> TxnResponse;
 }
@@ -75,6 +77,8 @@ reads! {
     get_lock(GetLockRequest) -> GetLockResponse;
     /// One page.
     list_locks(ListLocksRequest) -> ListLocksResponse;
+    /// One page.
+    list_alarms(ListAlarmsRequest) -> ListAlarmsResponse;
 }
 
 impl Client {

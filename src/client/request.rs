@@ -119,6 +119,7 @@ reads! {
     ListCountersRequest => ListCountersResponse, "Counters/List";
     GetLockRequest => GetLockResponse, "Locks/Get";
     ListLocksRequest => ListLocksResponse, "Locks/List";
+    ListAlarmsRequest => ListAlarmsResponse, "Alarms/List";
 }
 
 writes! {
@@ -143,6 +144,8 @@ writes! {
     AcquireLockRequest => AcquireLockResponse, "Locks/Acquire";
     ReleaseLockRequest => ReleaseLockResponse, "Locks/Release";
     UpdateLockRequest => UpdateLockResponse, "Locks/Update";
+    PutAlarmRequest => PutAlarmResponse, "Alarms/Put";
+    DeleteAlarmRequest => DeleteAlarmResponse, "Alarms/Delete";
 }
 
 impl Request for v1::TxnRequest {

@@ -17,9 +17,9 @@ use crate::error::Error;
 use crate::limits;
 use crate::proto::v1::watch_selector::What;
 use crate::proto::v1::{
-    ConfigClient, ConfigSelector, CounterSelector, LockSelector, ServiceSelector, WatchEvent,
-    WatchRangesRequest, WatchRequest, WatchResponse, WatchSelector, config_selector,
-    counter_selector, lock_selector,
+    AlarmSelector, ConfigClient, ConfigSelector, CounterSelector, LockSelector, ServiceSelector,
+    WatchEvent, WatchRangesRequest, WatchRequest, WatchResponse, WatchSelector, alarm_selector,
+    config_selector, counter_selector, lock_selector,
 };
 
 /// What is watched.
@@ -35,6 +35,8 @@ pub enum WatchRange {
     ConfigPrefix { namespace: String, group: String, prefix: String },
     /// The counters whose names start with the prefix.
     Counters { namespace: String, prefix: String },
+    /// The alarms whose names start with the prefix.
+    Alarms { namespace: String, prefix: String },
     /// One lock: who holds it and who waits for it.
     Lock { namespace: String, lock: String },
     /// All of these in one stream: what several of them hold comes once, and all changes of one
@@ -67,6 +69,10 @@ impl WatchRange {
             WatchRange::Counters { namespace, prefix } => {
                 let r#match = Some(counter_selector::Match::Prefix(prefix.clone()));
                 (namespace, What::Counters(CounterSelector { r#match }))
+            }
+            WatchRange::Alarms { namespace, prefix } => {
+                let r#match = Some(alarm_selector::Match::Prefix(prefix.clone()));
+                (namespace, What::Alarms(AlarmSelector { r#match }))
             }
             WatchRange::Lock { namespace, lock } => {
                 let r#match = Some(lock_selector::Match::Lock(lock.clone()));

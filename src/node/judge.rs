@@ -1,16 +1,18 @@
-//! The leader's loop over the gates of gray releases. It holds no truth: what a gate asks for is a question
-//! to the state, asked here to know when there is something to do, and answered again by the state when
+//! The leader's loop over the gates of gray releases and over alarms. It holds no truth: what a gate or an
+//! alarm asks for is a question to the state, asked here to know when there is something to do, and answered again by the state when
 //! the command is carried out. So a leader that was deposed, or two that believe to lead, do nothing that
-//! the gate does not ask for.
+//! is not asked for.
 
 use std::time::Duration;
 
 use super::{Leadership, Node};
 use crate::error::Error;
 use crate::runtime;
-use crate::state::{Command, ConfigItem, Ending, Gray, GrayDecision, ItemName, Op, Refusal, Reply};
+use crate::state::{
+    Alarm, AlarmName, Command, ConfigItem, Ending, Gray, GrayDecision, ItemName, Op, Refusal, Reply,
+};
 
-/// How often gates are looked at.
+/// How often gates and alarms are looked at.
 const TICK: Duration = Duration::from_millis(250);
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -22,7 +24,13 @@ pub async fn run(node: Node) {
             continue;
         }
         let wall_ms = node.clock().wall_ms();
-        let due = node.read(|state| state.due_gates(wall_ms.max(state.meta().now_ms)));
+        let (due, alarms) = node.read(|state| {
+            let now_ms = wall_ms.max(state.meta().now_ms);
+            (state.due_gates(now_ms), state.due_alarms(now_ms))
+        });
+        for alarm in alarms {
+            judge_alarm(&node, &alarm).await;
+        }
         for (item, gray, verdict) in due {
             let name = names(&item);
             let result = judge(&node, &item, &gray, verdict.promote).await;
@@ -40,6 +48,21 @@ pub async fn run(node: Node) {
                 }
             }
         }
+    }
+}
+
+async fn judge_alarm(node: &Node, alarm: &Alarm) {
+    let (namespace, name) = (alarm.namespace.to_string(), alarm.name.to_string());
+    let op = Op::JudgeAlarm { name: AlarmName { namespace, name } };
+    match node.propose_here(&Command { request: None, op }, TIMEOUT).await {
+        Ok(outcome) => {
+            if let Ok(Reply::AlarmJudged { status: Some(status) }) = outcome.result {
+                let (namespace, name) = (&alarm.namespace, &alarm.name);
+                tracing::info!(%namespace, %name, ?status, "alarm turned");
+            }
+        }
+        // The next tick tries again.
+        Err(error) => tracing::info!(name = %alarm.name, %error, "alarm not judged"),
     }
 }
 

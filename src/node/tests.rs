@@ -47,6 +47,7 @@ impl TestNode {
             snapshot_entries: limits::SNAPSHOT_ENTRIES,
             snapshot_keep_entries: limits::SNAPSHOT_KEEP_ENTRIES,
             digest_entries: limits::DIGEST_ENTRIES,
+            webhook_allow: Vec::new(),
             worker_threads: 1,
             log: options::Log { filter: "warn".into(), format: LogFormat::Text },
             durability: Durability::Fdatasync,

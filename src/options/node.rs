@@ -33,6 +33,8 @@ pub struct Config {
     pub snapshot_keep_entries: u64,
     /// Log entries after which the replicas compare their states; the same on all nodes.
     pub digest_entries: u64,
+    /// How URLs of webhooks may begin.
+    pub webhook_allow: Vec<String>,
     /// 1 = everything on the main thread.
     pub worker_threads: usize,
     pub log: Log,
@@ -85,6 +87,23 @@ impl Durability {
             Durability::Fdatasync => "fdatasync",
             Durability::None => "none",
         }
+    }
+}
+
+fn webhook_allow(given: &str) -> Result<Vec<String>, Error> {
+    let all: Vec<String> =
+        given.split(',').map(str::trim).filter(|url| !url.is_empty()).map(str::to_owned).collect();
+    let is_url = |url: &String| {
+        let host = ["http://", "https://"].iter().find_map(|scheme| url.strip_prefix(scheme));
+        url.len() <= limits::WEBHOOK_BYTES && host.is_some_and(|host| !host.is_empty())
+    };
+    match all.iter().find(|url| !is_url(url)) {
+        Some(wrong) => Err(invalid("webhook-allow", wrong, "URLs with http:// or https://")),
+        None if all.len() > limits::WEBHOOKS_ALLOWED => {
+            let allowed = format!("at most {} URLs", limits::WEBHOOKS_ALLOWED);
+            Err(invalid("webhook-allow", &format!("{} URLs", all.len()), &allowed))
+        }
+        None => Ok(all),
     }
 }
 
@@ -184,6 +203,7 @@ impl Config {
             snapshot_entries,
             snapshot_keep_entries: limits::SNAPSHOT_KEEP_ENTRIES.min(snapshot_entries / 5),
             digest_entries,
+            webhook_allow: webhook_allow(text(&raw.webhook_allow).unwrap_or_default())?,
             worker_threads: usize::try_from(worker_threads).expect("checked to be small"),
             log: Log::check(&raw)?,
             durability: match flag("unsafe-no-fsync", &raw.unsafe_no_fsync)? {

@@ -61,6 +61,7 @@ fn defaults() {
             snapshot_entries: 100_000,
             snapshot_keep_entries: 20_000,
             digest_entries: 10_000,
+            webhook_allow: Vec::new(),
             worker_threads: 1,
             log: Log { filter: "warn,openraft=error,quorate=info".into(), format: LogFormat::Text },
             durability: Durability::Fdatasync,

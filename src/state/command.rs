@@ -8,16 +8,20 @@
 use bincode::Options;
 use serde::{Deserialize, Serialize};
 
+mod alarm;
 mod config;
 mod counter;
 mod lock;
 pub(super) mod txn;
 
+pub use self::alarm::*;
 pub use self::config::*;
 pub use self::counter::*;
 pub use self::lock::*;
 pub use self::txn::*;
-use super::table::{Admin, Corrupt, Endpoint, Endpoints, Health, Instance, Pairs, coding};
+use super::table::{
+    Admin, AlarmRule, AlarmStatus, Corrupt, Endpoint, Endpoints, Health, Instance, Pairs, coding,
+};
 use crate::limits;
 
 /// The first byte of every command.
@@ -135,6 +139,23 @@ pub enum Op<T = String> {
         value: T,
     },
     Txn(Box<Txn<T>>),
+    PutAlarm {
+        name: AlarmName<T>,
+        rule: Box<AlarmRule>,
+    },
+    DeleteAlarm {
+        name: AlarmName<T>,
+    },
+    /// From the leader's loop only: turns an alarm to what its rule now asks for, if it is not so.
+    JudgeAlarm {
+        name: AlarmName<T>,
+    },
+    /// From the leader's loop only: the webhook was told of a transition, or, with an error, will not be.
+    NotePost {
+        name: AlarmName<T>,
+        transition: u64,
+        error: T,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -287,6 +308,20 @@ pub enum Reply {
         succeeded: bool,
         replies: Vec<StepReply>,
     },
+    AlarmPut {
+        changed: bool,
+        mod_revision: u64,
+    },
+    AlarmDeleted {
+        removed: bool,
+    },
+    /// None: nothing was due.
+    AlarmJudged {
+        status: Option<AlarmStatus>,
+    },
+    PostNoted {
+        changed: bool,
+    },
 }
 
 /// Why a command was not carried out. A refusal is a value: its neighbours in the batch go on.
@@ -387,6 +422,7 @@ pub enum Kind {
     Gray,
     Counter,
     Lock,
+    Alarm,
 }
 
 /// What the log carries: commands in order, stamped by the leader that proposed them.
@@ -511,6 +547,15 @@ impl Command {
                 lock::check_value(value)
             }
             Op::Txn(txn) => txn.check(),
+            Op::PutAlarm { name, rule } => {
+                name.check()?;
+                rule.check()
+            }
+            Op::DeleteAlarm { name } | Op::JudgeAlarm { name } => name.check(),
+            Op::NotePost { name, transition: _, error } => {
+                name.check()?;
+                check_text("error", error, limits::TEXT_BYTES)
+            }
         }
     }
 }

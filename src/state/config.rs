@@ -626,7 +626,7 @@ impl NamespaceTable {
     }
 }
 
-fn saturate(sum: i128) -> i64 {
+pub(super) fn saturate(sum: i128) -> i64 {
     i64::try_from(sum).unwrap_or(if sum < 0 { i64::MIN } else { i64::MAX })
 }
 

@@ -12,10 +12,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+mod alarm;
 mod config;
 mod counter;
 mod lock;
 
+pub(super) use self::alarm::AlarmTable;
 pub(super) use self::config::{ConfigTable, ItemTable};
 pub(super) use self::counter::CounterTable;
 pub(super) use self::lock::LockTables;
@@ -44,6 +46,7 @@ pub(super) struct NamespaceTable {
     pub config: ConfigTable,
     pub counters: CounterTable,
     pub locks: LockTables,
+    pub alarms: AlarmTable,
     /// When something of each class was last removed.
     removals: BTreeMap<Class, Removal>,
 }
@@ -81,6 +84,7 @@ pub(super) struct Ledger {
     pub items: u64,
     pub releases: u64,
     pub counters: u64,
+    pub alarms: u64,
     /// Requests for locks, granted or waiting.
     pub lock_requests: u64,
     /// The requests for locks of each session.
@@ -221,6 +225,7 @@ impl Tables {
             | Record::Session(_)
             | Record::Reply(_)
             | Record::Member(_)
+            | Record::Alarm(_)
             | Record::Schema(_) => unreachable!("no transaction writes {key:?}"),
         }
     }
@@ -264,6 +269,7 @@ impl Tables {
             | Key::Session { .. }
             | Key::Reply { .. }
             | Key::Member { .. }
+            | Key::Alarm { .. }
             | Key::Schema { .. }
             | Key::Report { .. } => unreachable!("no transaction makes {key:?}"),
         }
@@ -314,6 +320,7 @@ impl Tables {
             .chain(all().flat_map(|namespace| namespace.config.report_records()));
         config
             .chain(all().flat_map(|namespace| namespace.counters.records()))
+            .chain(all().flat_map(|namespace| namespace.alarms.records()))
             .chain(all().flat_map(|namespace| namespace.locks.records()))
             .chain(removals)
     }
@@ -384,6 +391,10 @@ impl Tables {
                 let table = self.namespaces.get_mut(&*record.namespace).expect(parent);
                 table.locks.put(&mut self.ledger, Arc::unwrap_or_clone(record));
             }
+            (Key::Alarm { .. }, Record::Alarm(record)) => {
+                let table = self.namespaces.get_mut(&*record.namespace).expect(parent);
+                table.alarms.put(&mut self.ledger, Arc::unwrap_or_clone(record));
+            }
             (Key::Removal { namespace, class }, Record::Removal(removal)) => {
                 let table = self.namespaces.get_mut(&*namespace).expect(parent);
                 table.put_removal(class, removal);
@@ -407,7 +418,8 @@ impl NamespaceTable {
             services: Catalog::default(),
             config: ConfigTable::new(name.clone()),
             counters: CounterTable::new(name.clone()),
-            locks: LockTables::new(name),
+            locks: LockTables::new(name.clone()),
+            alarms: AlarmTable::new(name),
             removals: BTreeMap::new(),
         }
     }
@@ -419,6 +431,7 @@ impl NamespaceTable {
             (self.config.len(), "config item"),
             (self.counters.len(), "counter"),
             (self.locks.len(), "lock"),
+            (self.alarms.len(), "alarm"),
         ];
         uses.into_iter().find(|(count, _)| *count > 0)
     }

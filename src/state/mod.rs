@@ -10,6 +10,7 @@
 //!   `mod_revision` and session id ever given out;
 //! - a refused command has written nothing but, for exactly-once, its stored reply.
 
+mod alarm;
 mod blob;
 mod catalog;
 pub mod command;
@@ -239,6 +240,12 @@ impl Tables {
             Op::ReleaseLock { lock, by } => self.release_lock(&lock, &by, at, journal),
             Op::UpdateLock { lock, holder, value } => {
                 self.update_lock(&lock, &holder, value, at, journal)
+            }
+            Op::PutAlarm { name, rule } => self.put_alarm(&name, *rule, at, journal),
+            Op::DeleteAlarm { name } => self.delete_alarm(&name, at, journal),
+            Op::JudgeAlarm { name } => self.judge_alarm(&name, at, journal),
+            Op::NotePost { name, transition, error } => {
+                self.note_post(&name, transition, error, at, journal)
             }
             Op::Txn(_) => unreachable!("transactions are not nested"),
         }

@@ -1,5 +1,6 @@
 //! What can be read from the state. Records are shared, never copied; nothing here changes anything.
 
+mod alarm;
 mod config;
 mod counter;
 mod lock;
@@ -62,6 +63,7 @@ pub struct Counts {
     /// Past ones, of all items.
     pub releases: u64,
     pub counters: u64,
+    pub alarms: u64,
     /// For locks: those that hold one and those that wait.
     pub lock_requests: u64,
 }
@@ -187,6 +189,7 @@ impl State {
             items: ledger.items,
             releases: ledger.releases,
             counters: ledger.counters,
+            alarms: ledger.alarms,
             lock_requests: ledger.lock_requests,
         }
     }

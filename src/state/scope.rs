@@ -64,6 +64,7 @@ impl Scope {
             Class::Config => ("group", "key"),
             Class::Counter => ("name", "name"),
             Class::Lock => ("lock", "lock"),
+            Class::Alarm => ("name", "name"),
         };
         self.first.check(prefix, first)?;
         self.second.check(prefix, second)

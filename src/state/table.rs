@@ -17,10 +17,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
+mod alarm;
 mod config;
 mod counter;
 mod lock;
 
+pub use self::alarm::*;
 pub use self::config::*;
 pub use self::counter::*;
 pub use self::lock::*;
@@ -44,6 +46,7 @@ const RELEASE: u8 = 9;
 const SCHEMA: u8 = 10;
 const REPORT: u8 = 11;
 const COUNTER: u8 = 12;
+const ALARM: u8 = 13;
 const LOCK: u8 = 14;
 const REMOVAL: u8 = 15;
 
@@ -74,6 +77,8 @@ pub enum Key {
     Report { namespace: Arc<str>, group: Arc<str>, key: Arc<str>, session: u64 },
     /// Kind 12. The labels as one text, in the form of [`Pairs`].
     Counter { namespace: Arc<str>, name: Arc<str>, labels: Pairs },
+    /// Kind 13.
+    Alarm { namespace: Arc<str>, name: Arc<str> },
     /// Kind 14. One who holds a lock or waits for it.
     Lock { namespace: Arc<str>, lock: Arc<str>, ticket: u64 },
     /// Kind 15. When something of a class was last removed in a namespace. The class is one byte.
@@ -89,6 +94,7 @@ pub enum Class {
     Config = 2,
     Counter = 3,
     Lock = 5,
+    Alarm = 4,
 }
 
 /// Value of a record; shared, never changed in place.
@@ -108,6 +114,7 @@ pub enum Record {
     Counter(Arc<Counter>),
     Lock(Arc<LockRequest>),
     Removal(Removal),
+    Alarm(Arc<Alarm>),
 }
 
 /// One write to a table: the new record, or None when it was removed.
@@ -273,6 +280,7 @@ impl Record {
             Record::Config(record) => record.key(),
             Record::Counter(record) => record.key(),
             Record::Lock(record) => record.key(),
+            Record::Alarm(record) => record.key(),
             Record::Reply(_)
             | Record::Release(_)
             | Record::Schema(_)
@@ -293,6 +301,7 @@ impl Record {
             Record::Schema(record) => record.create_revision,
             Record::Counter(record) => record.create_revision,
             Record::Lock(record) => record.ticket,
+            Record::Alarm(record) => record.create_revision,
             Record::Removal(record) => record.revision,
             Record::Meta(_) | Record::Reply(_) | Record::Member(_) | Record::Report(_) => 0,
         }
@@ -310,6 +319,7 @@ impl Record {
             Record::Schema(record) => record.mod_revision,
             Record::Counter(record) => record.mod_revision,
             Record::Lock(record) => record.mod_revision,
+            Record::Alarm(record) => record.mod_revision,
             Record::Removal(record) => record.revision,
             Record::Meta(_) | Record::Reply(_) | Record::Member(_) | Record::Report(_) => 0,
         }
@@ -381,6 +391,7 @@ impl Key {
             Key::Counter { namespace, name, labels } => {
                 put_texts(&mut out, COUNTER, [namespace, name, labels.as_packed()]);
             }
+            Key::Alarm { namespace, name } => put_texts(&mut out, ALARM, [namespace, name]),
             Key::Lock { namespace, lock, ticket } => {
                 put_texts(&mut out, LOCK, [namespace, lock]);
                 out.extend_from_slice(&ticket.to_be_bytes());
@@ -433,6 +444,10 @@ impl Key {
                 let labels = Pairs::from_packed(labels)
                     .ok_or_else(|| Corrupt::new("labels in a key that are no pairs"))?;
                 Key::Counter { namespace, name, labels }
+            }
+            ALARM => {
+                let [namespace, name] = take_texts(&mut rest)?;
+                Key::Alarm { namespace, name }
             }
             LOCK => {
                 let [namespace, lock] = take_texts(&mut rest)?;
@@ -497,7 +512,7 @@ fn take_texts<const N: usize>(rest: &mut &[u8]) -> Result<[Arc<str>; N], Corrupt
 }
 
 fn take_class(rest: &mut &[u8]) -> Result<Class, Corrupt> {
-    let all = [Class::Service, Class::Config, Class::Counter, Class::Lock];
+    let all = [Class::Service, Class::Config, Class::Counter, Class::Lock, Class::Alarm];
     let (byte, after) =
         rest.split_first().ok_or_else(|| Corrupt::new("a key without its class"))?;
     *rest = after;
@@ -530,6 +545,7 @@ impl Record {
             Record::Counter(counter) => encode_value(&**counter),
             Record::Lock(request) => encode_value(&**request),
             Record::Removal(removal) => encode_value(removal),
+            Record::Alarm(alarm) => encode_value(&**alarm),
         }
     }
 
@@ -550,6 +566,7 @@ impl Record {
             Key::Counter { .. } => Record::Counter(Arc::new(decode_value(key, bytes)?)),
             Key::Lock { .. } => Record::Lock(Arc::new(decode_value(key, bytes)?)),
             Key::Removal { .. } => Record::Removal(decode_value(key, bytes)?),
+            Key::Alarm { .. } => Record::Alarm(Arc::new(decode_value(key, bytes)?)),
         };
         if !record.is_of(key) {
             return Err(Corrupt::new(format!("the record under {key:?} is of another name")));
@@ -584,6 +601,7 @@ impl Record {
             (Key::Counter { .. }, Record::Counter(record)) => *key == record.key(),
             (Key::Lock { .. }, Record::Lock(record)) => *key == record.key(),
             (Key::Removal { .. }, Record::Removal(_)) => true,
+            (Key::Alarm { .. }, Record::Alarm(record)) => *key == record.key(),
             (
                 Key::Meta
                 | Key::Namespace { .. }
@@ -598,7 +616,8 @@ impl Record {
                 | Key::Report { .. }
                 | Key::Counter { .. }
                 | Key::Lock { .. }
-                | Key::Removal { .. },
+                | Key::Removal { .. }
+                | Key::Alarm { .. },
                 _,
             ) => false,
         }

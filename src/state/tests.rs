@@ -580,6 +580,7 @@ fn show_key(key: &Key) -> String {
         }
         Key::Counter { namespace, name, labels } => format!("counter {namespace}/{name}{labels:?}"),
         Key::Lock { namespace, lock, ticket } => format!("lock {namespace}/{lock} {ticket}"),
+        Key::Alarm { namespace, name } => format!("alarm {namespace}/{name}"),
         Key::Removal { namespace, class } => format!("removal {namespace} {class:?}"),
     }
 }

@@ -272,6 +272,10 @@ impl Model {
             | Op::AcquireLock(_)
             | Op::ReleaseLock { .. }
             | Op::UpdateLock { .. }
+            | Op::PutAlarm { .. }
+            | Op::DeleteAlarm { .. }
+            | Op::JudgeAlarm { .. }
+            | Op::NotePost { .. }
             | Op::Txn(_) => unreachable!("the model is not asked for {op:?}"),
             Op::OpenSession { ttl_ms, client } => {
                 if self.sessions.len() == limits::SESSIONS {

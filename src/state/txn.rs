@@ -228,6 +228,11 @@ impl Tables {
             }
             Class::Config => Box::new(space.config.scope(first, second).map(Record::Config)),
             Class::Counter => Box::new(space.counters.scope(first).map(Record::Counter)),
+            Class::Alarm => {
+                let alarms = space.alarms.range(first.from());
+                let within = alarms.take_while(|alarm| first.matches(&alarm.name));
+                Box::new(within.cloned().map(Record::Alarm))
+            }
             Class::Lock => {
                 let locks = space.locks.range(first.from());
                 let within = locks.take_while(|lock| first.matches(lock.name()));

@@ -101,6 +101,7 @@ pub(super) fn weigh(change: &Change) -> usize {
         Key::Counter { namespace, name, labels } => {
             namespace.len() + name.len() + pairs(labels) + 2 * TEXT
         }
+        Key::Alarm { namespace, name } => namespace.len() + name.len() + 2 * TEXT,
         Key::Lock { namespace, lock, ticket: _ } => {
             namespace.len() + lock.len() + 2 * TEXT + NUMBER
         }
@@ -138,6 +139,13 @@ pub(super) fn weigh(change: &Change) -> usize {
                 + pairs(&item.labels)
                 + TEXT
                 + 7 * NUMBER
+        }
+        Some(Record::Alarm(alarm)) => {
+            let rule = &alarm.rule;
+            let texts = [&rule.counter, &rule.webhook, &rule.description, &alarm.post_error];
+            texts.map(|text| text.len() + TEXT).iter().sum::<usize>()
+                + pairs(&rule.labels)
+                + 14 * NUMBER
         }
         Some(Record::Counter(_)) => 7 * NUMBER,
         Some(Record::Lock(request)) => {

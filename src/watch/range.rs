@@ -126,7 +126,7 @@ impl Range {
                         }
                     });
                 }
-                Class::Config | Class::Counter | Class::Lock => {
+                Class::Config | Class::Counter | Class::Lock | Class::Alarm => {
                     for record in parts.iter().flat_map(|part| state.scope(part)) {
                         let key = record.key().expect("records of these classes tell their keys");
                         // A part may hold more than the range.
@@ -230,7 +230,7 @@ fn normal(one: Match) -> Match {
 fn has_second(class: Class) -> bool {
     match class {
         Class::Config => true,
-        Class::Service | Class::Counter | Class::Lock => false,
+        Class::Service | Class::Counter | Class::Lock | Class::Alarm => false,
     }
 }
 
@@ -242,6 +242,7 @@ pub(super) fn names(key: &Key) -> Option<Names<'_>> {
         Key::Config { namespace, group, key } => Some(Names::of_item(namespace, group, key)),
         Key::Counter { namespace, name, labels: _ } => Some(Names::of_counter(namespace, name)),
         Key::Lock { namespace, lock, ticket: _ } => Some(Names::of_lock(namespace, lock)),
+        Key::Alarm { namespace, name } => Some(Names::of_alarm(namespace, name)),
         Key::Meta
         | Key::Namespace { .. }
         | Key::Session { .. }
@@ -265,6 +266,10 @@ impl<'a> Names<'a> {
 
     pub(super) fn of_counter(namespace: &'a str, name: &'a str) -> Names<'a> {
         Names { class: Class::Counter, namespace, first: name, second: "" }
+    }
+
+    pub(super) fn of_alarm(namespace: &'a str, name: &'a str) -> Names<'a> {
+        Names { class: Class::Alarm, namespace, first: name, second: "" }
     }
 
     pub(super) fn of_lock(namespace: &'a str, lock: &'a str) -> Names<'a> {

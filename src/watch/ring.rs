@@ -8,7 +8,9 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::message::{Kind, Message, weigh};
 use super::range::{Names, Range, names};
 use super::{Capacity, Match, Selector};
-use crate::state::{Change, ConfigItem, Counter, Instance, Key, LockRequest, Record, Service};
+use crate::state::{
+    Alarm, Change, ConfigItem, Counter, Instance, Key, LockRequest, Record, Service,
+};
 
 #[derive(Debug)]
 pub(super) struct Ring {
@@ -43,6 +45,7 @@ enum Kept {
     Config(Arc<ConfigItem>),
     Counter(Arc<Counter>),
     Lock(Arc<LockRequest>),
+    Alarm(Arc<Alarm>),
     Gone(Box<Key>),
 }
 
@@ -150,6 +153,7 @@ impl Kept {
             Some(Record::Config(item)) => Some(Kept::Config(item.clone())),
             Some(Record::Counter(counter)) => Some(Kept::Counter(counter.clone())),
             Some(Record::Lock(request)) => Some(Kept::Lock(request.clone())),
+            Some(Record::Alarm(alarm)) => Some(Kept::Alarm(alarm.clone())),
             Some(
                 Record::Meta(_)
                 | Record::Namespace(_)
@@ -172,6 +176,7 @@ impl Kept {
             Kept::Config(item) => Names::of_item(&item.namespace, &item.group, &item.key),
             Kept::Counter(counter) => Names::of_counter(&counter.namespace, &counter.name),
             Kept::Lock(request) => Names::of_lock(&request.namespace, &request.lock),
+            Kept::Alarm(alarm) => Names::of_alarm(&alarm.namespace, &alarm.name),
             Kept::Gone(key) => names(key).expect("only what can be watched is kept"),
         }
     }
@@ -192,6 +197,9 @@ impl Kept {
             }
             Kept::Lock(request) => {
                 Change { key: request.key(), record: Some(Record::Lock(request.clone())) }
+            }
+            Kept::Alarm(alarm) => {
+                Change { key: alarm.key(), record: Some(Record::Alarm(alarm.clone())) }
             }
             Kept::Gone(key) => Change { key: Key::clone(key), record: None },
         }

@@ -118,7 +118,8 @@ fn holds(range: &Range, key: &Key) -> bool {
         | Key::Report { .. }
         | Key::Counter { .. }
         | Key::Lock { .. }
-        | Key::Removal { .. } => return false,
+        | Key::Removal { .. }
+        | Key::Alarm { .. } => return false,
     };
     let names = Names { class: Class::Service, namespace, first: service, second: "" };
     range.selectors().iter().any(|selector| selects(selector, names))

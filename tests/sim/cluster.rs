@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use quorate::clock::Clock;
-use quorate::node::{Config, Leadership, Node, OnFatal, Parts, Storage};
+use quorate::node::{Config, Leadership, Node, OnFatal, Parts, Storage, Webhooks};
 use quorate::raft::log::Log;
 use quorate::raft::machine::{
     Checkpoints, Observer, Replica, SnapshotFile, StoreCheckpoints, raft_meta,
@@ -481,6 +481,7 @@ impl World {
             election_max_ms: 600,
             snapshot_entries: 60,
             snapshot_keep_entries: 20,
+            webhook_allow: Vec::new(),
         };
         let checkpoints = StoreCheckpoints { handle: handle.clone(), disk: snapshots.clone() };
         let parts = Parts {
@@ -491,6 +492,7 @@ impl World {
             clock,
             observer: Arc::new(Ear { world: self.clone(), id }),
             disk: Arc::new(SimStorage { world: self.clone(), id, snapshots }),
+            webhooks: Arc::new(NoWebhooks),
             rebuilt: false,
             on_fatal: OnFatal(Box::new({
                 let world = self.clone();
@@ -670,5 +672,15 @@ impl Storage for SimStorage {
     fn mark_rebuild(&self, mark: &Mark) -> io::Result<()> {
         self.world.violated(format!("node {} is told to rebuild: {mark:?}", self.id));
         Err(io::Error::from(io::ErrorKind::Unsupported))
+    }
+}
+
+/// No alarm of the simulation has one.
+#[derive(Debug)]
+struct NoWebhooks;
+
+impl Webhooks for NoWebhooks {
+    fn post(&self, url: &str, _: String) -> BoxFuture<'static, Result<(), String>> {
+        panic!("posted to {url}")
     }
 }

@@ -267,6 +267,10 @@ fn written(reply: state::Reply) -> Option<v1::txn_result::Result> {
         | Reply::GrayJudged { .. }
         | Reply::ConfigReported { .. }
         | Reply::LockQueued { .. }
+        | Reply::AlarmPut { .. }
+        | Reply::AlarmDeleted { .. }
+        | Reply::AlarmJudged { .. }
+        | Reply::PostNoted { .. }
         | Reply::Txn { .. } => return None,
     })
 }
@@ -287,6 +291,7 @@ fn found_record(record: &Record) -> Option<v1::found_record::Record> {
         | Record::Release(_)
         | Record::Schema(_)
         | Record::Report(_)
+        | Record::Alarm(_)
         | Record::Removal(_) => return None,
     })
 }

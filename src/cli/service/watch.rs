@@ -142,7 +142,8 @@ fn item(event: v1::WatchEvent) -> Option<(bool, Item)> {
             v1::watch_event::Record::Service(service) => Item::Service(service.into()),
             v1::watch_event::Record::Config(_)
             | v1::watch_event::Record::Counter(_)
-            | v1::watch_event::Record::Lock(_) => return None,
+            | v1::watch_event::Record::Lock(_)
+            | v1::watch_event::Record::Alarm(_) => return None,
         },
     ))
 }

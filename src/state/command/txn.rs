@@ -239,6 +239,10 @@ pub(in crate::state) fn check_allowed<T>(op: &Op<T>, prefix: &str) -> Result<(),
         Op::PutSchema(_) | Op::DeleteSchema { .. } => "a schema",
         Op::EndGray(_) | Op::JudgeGray { .. } => "the end of a gray release",
         Op::ReportConfig { .. } => "a report",
+        Op::PutAlarm { .. }
+        | Op::DeleteAlarm { .. }
+        | Op::JudgeAlarm { .. }
+        | Op::NotePost { .. } => "an alarm",
     };
     let allowed = "registrations, releases and rollbacks of configuration, counters, and locks \
                    that are not waited for";

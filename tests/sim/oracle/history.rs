@@ -59,7 +59,8 @@ pub fn tag_of(record: &Record) -> Option<&str> {
         | Record::Report(_)
         | Record::Counter(_)
         | Record::Lock(_)
-        | Record::Removal(_) => {
+        | Record::Removal(_)
+        | Record::Alarm(_) => {
             return None;
         }
     };
@@ -110,7 +111,8 @@ impl History {
                     | Key::Report { .. }
                     | Key::Counter { .. }
                     | Key::Lock { .. }
-                    | Key::Removal { .. } => {}
+                    | Key::Removal { .. }
+                    | Key::Alarm { .. } => {}
                 }
                 if let Some(tag) = record.as_ref().and_then(tag_of)
                     && old.and_then(tag_of) != Some(tag)
@@ -132,6 +134,7 @@ impl History {
                         | Key::Counter { .. }
                         | Key::Lock { .. }
                         | Key::Removal { .. }
+                        | Key::Alarm { .. }
                 ) {
                     visible.push(Change { key: key.clone(), record: record.clone() });
                     let versions = self.versions.entry(key.clone()).or_default();
@@ -221,7 +224,8 @@ fn holds(range: &Range, key: &Key) -> bool {
         | Key::Report { .. }
         | Key::Counter { .. }
         | Key::Lock { .. }
-        | Key::Removal { .. } => {
+        | Key::Removal { .. }
+        | Key::Alarm { .. } => {
             return false;
         }
     };

@@ -61,7 +61,8 @@ fn mod_revision(record: Option<&Record>) -> u64 {
             | Record::Report(_)
             | Record::Counter(_)
             | Record::Lock(_)
-            | Record::Removal(_),
+            | Record::Removal(_)
+            | Record::Alarm(_),
         )
         | None => 0,
     }
@@ -137,6 +138,10 @@ impl Oracle {
             | Op::AcquireLock(_)
             | Op::ReleaseLock { .. }
             | Op::UpdateLock { .. }
+            | Op::PutAlarm { .. }
+            | Op::DeleteAlarm { .. }
+            | Op::JudgeAlarm { .. }
+            | Op::NotePost { .. }
             | Op::Txn(_) => None,
         };
         let history = &self.history;
@@ -205,7 +210,11 @@ impl Oracle {
                 | Reply::LockQueued { .. }
                 | Reply::LockReleased { .. }
                 | Reply::LockUpdated { .. }
-                | Reply::Txn { .. },
+                | Reply::Txn { .. }
+                | Reply::AlarmPut { .. }
+                | Reply::AlarmDeleted { .. }
+                | Reply::AlarmJudged { .. }
+                | Reply::PostNoted { .. },
             ) => Err("no client asked for anything of the kind".to_owned()),
             Err(Refusal::CompareFailed { current, .. }) => match mod_revision(record) == *current {
                 true => Ok(()),
