@@ -15,6 +15,7 @@ mod load;
 
 mod basics;
 mod cli;
+mod counters;
 mod crashes;
 mod disk;
 mod exactly_once;
