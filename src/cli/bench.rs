@@ -40,13 +40,36 @@ pub enum Workload {
     StreamGet,
     /// Read and register over session streams
     Mix,
+    /// Publish configuration over session streams
+    StreamPublish,
+    /// Add to counters by unary calls
+    Count,
+    /// Add to counters over session streams
+    StreamCount,
+    /// Transactions of four steps by unary calls: publish, add twice, read
+    Txn,
 }
 
 impl Workload {
     fn is_streamed(self) -> bool {
         match self {
-            Workload::Register | Workload::Get => false,
-            Workload::StreamRegister | Workload::StreamGet | Workload::Mix => true,
+            Workload::Register | Workload::Get | Workload::Count | Workload::Txn => false,
+            Workload::StreamRegister
+            | Workload::StreamGet
+            | Workload::Mix
+            | Workload::StreamPublish
+            | Workload::StreamCount => true,
+        }
+    }
+
+    /// What its writes do.
+    fn write(self) -> &'static str {
+        match self {
+            Workload::Register | Workload::Get => "register",
+            Workload::StreamRegister | Workload::StreamGet | Workload::Mix => "register",
+            Workload::StreamPublish => "publish",
+            Workload::Count | Workload::StreamCount => "count",
+            Workload::Txn => "txn",
         }
     }
 
@@ -57,6 +80,10 @@ impl Workload {
             Workload::StreamRegister => "stream-register",
             Workload::StreamGet => "stream-get",
             Workload::Mix => "mix",
+            Workload::StreamPublish => "stream-publish",
+            Workload::Count => "count",
+            Workload::StreamCount => "stream-count",
+            Workload::Txn => "txn",
         }
     }
 }
@@ -87,7 +114,7 @@ pub struct BenchArgs {
         value_parser = clap::value_parser!(u32).range(1..=limits::STREAM_CALLS_IN_FLIGHT as i64),
     )]
     pub window: u32,
-    /// Bytes of the value that each registration changes
+    /// Bytes of the value that each registration or release changes
     #[arg(
         long,
         value_name = "BYTES",
@@ -95,7 +122,7 @@ pub struct BenchArgs {
         value_parser = clap::value_parser!(u32).range(16..=limits::METADATA_VALUE_BYTES as i64),
     )]
     pub size: u32,
-    /// Instances that the load is spread over
+    /// Instances, items or counters that the load is spread over
     #[arg(
         long,
         value_name = "N",
@@ -160,7 +187,7 @@ pub struct Report {
     /// By kind of error.
     pub error_counts: BTreeMap<String, u64>,
     pub error_example: Option<String>,
-    /// By kind of call: `register`, `get`.
+    /// By kind of call: `register`, `get`, `publish`, `count`, `txn`.
     pub calls: BTreeMap<&'static str, Figures>,
     /// Microseconds of processor time for each call, of this process.
     pub client_cpu_us_per_op: Option<f64>,
@@ -293,11 +320,11 @@ fn report(
         })
     };
     let calls: BTreeMap<&'static str, Figures> =
-        [("get", &tally.gets), ("register", &tally.registers)]
+        [("get", &tally.gets), (args.workload.write(), &tally.writes)]
             .into_iter()
             .filter_map(|(name, histogram)| Some((name, figures(histogram)?)))
             .collect();
-    let ops = tally.gets.count() + tally.registers.count();
+    let ops = tally.gets.count() + tally.writes.count();
     let per_op = |micros: Option<u64>| micros.filter(|_| ops > 0).map(|us| us as f64 / ops as f64);
     Report {
         workload: args.workload,
@@ -450,7 +477,7 @@ mod tests {
         for micros in 1..=1_000u64 {
             tally.gets.record(micros * 1_000);
         }
-        tally.registers.record(2_000_000);
+        tally.writes.record(2_000_000);
         tally.errors.insert("TIMEOUT".into(), 3);
         tally.example = Some("the deadline passed".into());
         let before = Sample::default();

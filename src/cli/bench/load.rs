@@ -132,6 +132,58 @@ impl Plan {
         }
     }
 
+    fn publish(&self, key: u32, change: u64) -> v1::PublishConfigRequest {
+        let mut content = format!("{change:016x}");
+        content.push_str(&self.filler[16..]);
+        v1::PublishConfigRequest {
+            namespace: self.namespace.clone(),
+            group: self.args.service.clone(),
+            key: format!("i{key}"),
+            content: content.into_bytes(),
+            ..Default::default()
+        }
+    }
+
+    fn count(&self, key: u32) -> v1::AddCounterRequest {
+        v1::AddCounterRequest {
+            namespace: self.namespace.clone(),
+            name: format!("{}_count", self.args.service),
+            labels: BTreeMap::from([("key".to_owned(), key.to_string())]),
+            delta: 1,
+            ..Default::default()
+        }
+    }
+
+    /// Publishes an item, adds to two counters and reads one of them.
+    fn txn(&self, key: u32, change: u64) -> v1::TxnRequest {
+        use v1::txn_step::Step;
+        let v1::AddCounterRequest { namespace, name, labels, .. } = self.count(key);
+        let counter = v1::CounterName { namespace, name, labels };
+        let read = v1::RecordName { record: Some(v1::record_name::Record::Counter(counter)) };
+        let steps = [
+            Step::PublishConfig(self.publish(key, change)),
+            Step::AddCounter(self.count(key)),
+            Step::AddCounter(self.count((key + 1) % self.args.keys)),
+            Step::Get(read),
+        ];
+        let then = steps.into_iter().map(|step| v1::TxnStep { step: Some(step) }).collect();
+        v1::TxnRequest { then, ..Default::default() }
+    }
+
+    /// What is there before the measurement, or afterwards no more.
+    fn makes_instances(&self) -> bool {
+        match self.args.workload {
+            Workload::Register
+            | Workload::Get
+            | Workload::StreamRegister
+            | Workload::StreamGet
+            | Workload::Mix => true,
+            Workload::StreamPublish | Workload::Count | Workload::StreamCount | Workload::Txn => {
+                false
+            }
+        }
+    }
+
     /// The part of `all` workers that thread number `thread` runs.
     fn share(&self, all: u32, thread: u32) -> std::ops::Range<u32> {
         let from = |thread: u32| {
@@ -151,7 +203,7 @@ impl Plan {
 #[derive(Debug, Default)]
 pub struct Tally {
     pub gets: Histogram,
-    pub registers: Histogram,
+    pub writes: Histogram,
     /// By reason, within the measured time.
     pub errors: BTreeMap<String, u64>,
     pub example: Option<String>,
@@ -160,7 +212,7 @@ pub struct Tally {
 impl Tally {
     pub fn merge(&mut self, other: Tally) {
         self.gets.merge(&other.gets);
-        self.registers.merge(&other.registers);
+        self.writes.merge(&other.writes);
         for (kind, count) in other.errors {
             *self.errors.entry(kind).or_default() += count;
         }
@@ -168,7 +220,7 @@ impl Tally {
     }
 
     fn success(&mut self, read: bool, took: Duration) {
-        let histogram = if read { &mut self.gets } else { &mut self.registers };
+        let histogram = if read { &mut self.gets } else { &mut self.writes };
         histogram.record(took.as_nanos() as u64);
     }
 
@@ -254,7 +306,12 @@ impl Worker {
     fn reads_next(&mut self) -> bool {
         match self.plan.args.workload {
             Workload::Get | Workload::StreamGet => true,
-            Workload::Register | Workload::StreamRegister => false,
+            Workload::Register
+            | Workload::StreamRegister
+            | Workload::StreamPublish
+            | Workload::Count
+            | Workload::StreamCount
+            | Workload::Txn => false,
             Workload::Mix => self.draw(100) < self.plan.args.reads,
         }
     }
@@ -293,8 +350,14 @@ impl Worker {
                 self.client.get_instance(self.plan.get(key)).await.err()
             } else {
                 let change = self.next_change();
-                let request = self.plan.register(key, change);
-                self.client.register(request, self.session.as_ref()).await.err()
+                let (plan, session) = (&self.plan, self.session.as_ref());
+                match plan.args.workload {
+                    Workload::Count => {
+                        self.client.add_counter(plan.count(key), session).await.err()
+                    }
+                    Workload::Txn => self.client.txn(plan.txn(key, change), session).await.err(),
+                    _ => self.client.register(plan.register(key, change), session).await.err(),
+                }
             };
             self.count(read, begun, Instant::now(), error.as_ref());
             self.shared.done.fetch_add(1, Ordering::Relaxed);
@@ -333,9 +396,19 @@ impl Worker {
                     self.plan.get(key).into()
                 } else {
                     let change = self.next_change();
-                    let mut request = self.plan.register(key, change);
-                    request.request_id = ticket.as_ref().map(|ticket| ticket.request_id());
-                    request.into()
+                    let request_id = ticket.as_ref().map(|ticket| ticket.request_id());
+                    match self.plan.args.workload {
+                        Workload::StreamPublish => v1::PublishConfigRequest {
+                            request_id,
+                            ..self.plan.publish(key, change)
+                        }
+                        .into(),
+                        Workload::StreamCount => {
+                            v1::AddCounterRequest { request_id, ..self.plan.count(key) }.into()
+                        }
+                        _ => v1::RegisterRequest { request_id, ..self.plan.register(key, change) }
+                            .into(),
+                    }
                 };
                 begun[tag as usize] = (due.unwrap_or(now), read);
                 batch.push(Submission { tag, call, ticket });
@@ -371,14 +444,48 @@ impl Worker {
     }
 }
 
-/// Registers every instance once.
+/// Registers every instance once; nothing for other workloads.
 pub async fn fill(client: &Client, plan: &Plan, progress: impl FnMut(u32)) -> Result<(), Error> {
+    if !plan.makes_instances() {
+        return Ok(());
+    }
     sweep(client, plan, progress, |plan, key| plan.register(key, 0).into()).await
 }
 
-/// Deregisters every instance.
-pub async fn clean(client: &Client, plan: &Plan, progress: impl FnMut(u32)) -> Result<(), Error> {
-    sweep(client, plan, progress, |plan, key| plan.deregister(key).into()).await
+/// Removes what was made. Counters and items one by one: no stream carries these calls.
+pub async fn clean(
+    client: &Client,
+    plan: &Plan,
+    mut progress: impl FnMut(u32),
+) -> Result<(), Error> {
+    if plan.makes_instances() {
+        return sweep(client, plan, progress, |plan, key| plan.deregister(key).into()).await;
+    }
+    let (counts, publishes) = match plan.args.workload {
+        Workload::Count | Workload::StreamCount => (true, false),
+        Workload::StreamPublish => (false, true),
+        _ => (true, true),
+    };
+    let mut shown = Instant::now();
+    for key in 0..plan.args.keys {
+        if counts {
+            let v1::AddCounterRequest { namespace, name, labels, .. } = plan.count(key);
+            let request = v1::DeleteCounterRequest { namespace, name, labels, request_id: None };
+            client.delete_counter(request, None).await?;
+        }
+        if publishes {
+            let v1::PublishConfigRequest { namespace, group, key, .. } = plan.publish(key, 0);
+            let purge = true;
+            let request =
+                v1::DeleteConfigRequest { namespace, group, key, purge, ..Default::default() };
+            client.delete_config(request, None).await?;
+        }
+        if shown.elapsed() >= Duration::from_secs(1) {
+            shown = Instant::now();
+            progress(key);
+        }
+    }
+    Ok(())
 }
 
 /// One call for each key. The calls have the same effect however often they are made, so one that
