@@ -182,6 +182,8 @@ impl Tables {
         let ended = ended.collect();
         let (space, ledger) = self.space(&name);
         replace(space, ledger, item, ended, at, journal);
+        // The item is in no scope any more.
+        journal.extend(self.note_removal(name.namespace, Class::Config, at.revision));
         Ok(Reply::ConfigDeleted { removed: true, version })
     }
 

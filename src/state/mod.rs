@@ -33,6 +33,8 @@ mod tests;
 #[cfg(test)]
 mod tests_bytes;
 #[cfg(test)]
+mod tests_center;
+#[cfg(test)]
 mod tests_model;
 #[cfg(test)]
 mod tests_properties;

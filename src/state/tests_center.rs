@@ -1,0 +1,149 @@
+//! Configuration, counters, locks and transactions where a history would rarely come: limits, ends of
+//! ranges, and what once was wrong.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::limits;
+
+/// A state and its clock.
+#[derive(Default)]
+struct World {
+    state: State,
+    now_ms: u64,
+}
+
+impl World {
+    fn outcome(&mut self, op: Op) -> Outcome {
+        let bytes = Command { request: None, op }.encode().unwrap();
+        self.entry(&[bytes]).outcomes.remove(0)
+    }
+
+    fn entry(&mut self, commands: &[Vec<u8>]) -> Applied {
+        let commands = commands.iter().map(Vec::as_slice).collect();
+        self.state.apply(&Entry { term: 1, at_ms: self.now_ms, commands })
+    }
+
+    /// What is within the limits and is carried out.
+    fn run(&mut self, op: Op) -> Reply {
+        let command = Command { request: None, op };
+        command.check().unwrap();
+        self.outcome(command.op).result.unwrap()
+    }
+
+    fn refused(&mut self, op: Op) -> Refusal {
+        self.outcome(op).result.unwrap_err()
+    }
+
+    fn session(&mut self) -> u64 {
+        match self.run(Op::OpenSession { ttl_ms: 10_000, client: "c".into() }) {
+            Reply::SessionOpened { session, .. } => session,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn holds(&mut self, compare: Compare) -> bool {
+        let (then, otherwise) = Default::default();
+        match self.run(Op::Txn(Box::new(Txn { when: vec![compare], then, otherwise }))) {
+            Reply::Txn { succeeded, .. } => succeeded,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn item(key: &str) -> ItemName {
+    ItemName { namespace: "default".into(), group: "g".into(), key: key.into() }
+}
+
+fn text(text: impl Into<String>) -> Content {
+    Content { format: Format::Text, bytes: text.into().into_bytes().into() }
+}
+
+fn publication(key: &str, content: impl Into<String>) -> Publication {
+    Publication {
+        name: item(key),
+        content: text(content),
+        labels: None,
+        keep: None,
+        author: "ann".into(),
+        comment: String::new(),
+        expected_version: None,
+        schema: 0,
+        gray: None,
+    }
+}
+
+fn publish(key: &str, content: impl Into<String>) -> Op {
+    Op::PublishConfig(Box::new(publication(key, content)))
+}
+
+fn delete(key: &str, purge: bool) -> Op {
+    let (name, author, comment) = (item(key), "ann".into(), String::new());
+    let deletion = ConfigDeletion { name, expected_version: None, author, comment, purge };
+    Op::DeleteConfig(Box::new(deletion))
+}
+
+fn roll_back(key: &str, version: u64) -> Op {
+    Op::RollbackConfig(Box::new(ConfigRollback {
+        name: item(key),
+        version,
+        expected_version: None,
+        author: "ann".into(),
+        comment: String::new(),
+        schema: 0,
+    }))
+}
+
+fn share(rule: &str, basis_points: u32, gate: Option<Gate>) -> GrayTerms {
+    GrayTerms { rule: rule.into(), priority: 0, picks: Picks::Share { basis_points }, gate }
+}
+
+fn publish_gray(key: &str, content: impl Into<String>, terms: GrayTerms) -> Op {
+    let publication = Publication { gray: Some(terms), ..publication(key, content) };
+    Op::PublishConfig(Box::new(publication))
+}
+
+fn counter(name: &str) -> CounterName {
+    CounterName { namespace: "default".into(), name: name.into(), labels: Pairs::default() }
+}
+
+fn add(name: &str, delta: i64) -> Op {
+    let (name, kind, floor, ceil) = (counter(name), None, None, None);
+    Op::AddCounter(Box::new(Addition { name, kind, delta, floor, ceil }))
+}
+
+fn lock(lock: &str) -> LockName {
+    LockName { namespace: "default".into(), lock: lock.into() }
+}
+
+fn acquire(name: &str, session: u64, holder: &str, wait: bool) -> Op {
+    let holder = Holder { session, name: holder.into() };
+    Op::AcquireLock(Box::new(Claim { lock: lock(name), holder, value: String::new(), wait }))
+}
+
+fn txn(then: Vec<Step>) -> Op {
+    Op::Txn(Box::new(Txn { when: vec![], then, otherwise: vec![] }))
+}
+
+fn scope(class: Class) -> Scope {
+    Scope { class, namespace: "default".into(), first: Match::Any, second: Match::Any }
+}
+
+fn unchanged(class: Class, since: u64) -> Compare {
+    Compare::Unchanged { scope: scope(class), since }
+}
+
+/// A deleted item is in no scope any more, so its end must be remembered as that of anything else is.
+#[test]
+fn a_deleted_item_has_changed_its_scope() {
+    for purge in [false, true] {
+        let mut world = World::default();
+        world.run(publish("a", "1"));
+        let since = world.state.revision();
+        assert!(world.holds(unchanged(Class::Config, since)));
+        world.run(delete("a", purge));
+        assert!(!world.holds(unchanged(Class::Config, since)), "purge: {purge}");
+        let since = world.state.revision();
+        assert!(world.holds(unchanged(Class::Config, since)));
+        assert!(world.holds(unchanged(Class::Counter, 0)), "of another class");
+    }
+}
