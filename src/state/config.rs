@@ -140,7 +140,12 @@ impl Tables {
         let origin = Origin::RolledBack { version };
         let next = old.last_version + 1;
         let current = note.release(next, origin, Some(content.clone()), at);
-        let item = ConfigItem { current: Arc::new(current), ..ConfigItem::clone(&old) };
+        let mut item = ConfigItem { current: Arc::new(current), ..ConfigItem::clone(&old) };
+        if old.version() == 0 {
+            // As after any other publication of what was deleted.
+            item.create_revision = at.revision;
+            item.created_at_ms = at.now_ms;
+        }
         let (space, ledger) = self.space(&name);
         replace(space, ledger, item, Vec::new(), at, journal);
         Ok(Reply::ConfigPublished { version: next, changed: true })

@@ -147,3 +147,19 @@ fn a_deleted_item_has_changed_its_scope() {
         assert!(world.holds(unchanged(Class::Counter, 0)), "of another class");
     }
 }
+
+/// What was away is another one afterwards, whichever way it came back.
+#[test]
+fn an_item_that_comes_back_begins_anew() {
+    for back in [roll_back("a", 1), publish("a", "1")] {
+        let mut world = World { now_ms: 1_000, ..World::default() };
+        world.run(publish("a", "1"));
+        world.run(delete("a", false));
+        world.now_ms = 2_000;
+        world.run(back);
+        let item = world.state.config_item("default", "g", "a").unwrap();
+        let revision = world.state.revision();
+        assert_eq!((item.create_revision, item.created_at_ms), (revision, 2_000));
+        assert_eq!(item.version(), 3);
+    }
+}
