@@ -163,3 +163,32 @@ fn an_item_that_comes_back_begins_anew() {
         assert_eq!(item.version(), 3);
     }
 }
+
+/// Looked at or sent through the log: too much is refused in the same words.
+#[test]
+fn a_look_refuses_as_the_log_does() {
+    let mut world = World::default();
+    for i in 0..=limits::TXN_RECORDS {
+        world.run(add(&format!("c{i}"), 1));
+    }
+    let range = |limit| Step::Range { scope: scope(Class::Counter), limit };
+    let some = Step::Get(RecordName::Counter(counter("c0")));
+    let both = [
+        Txn { when: vec![], then: vec![some, range(6_000), range(6_000)], otherwise: vec![] },
+        Txn { when: vec![unchanged(Class::Counter, u64::MAX)], then: vec![], otherwise: vec![] },
+    ];
+    let limit = Refusal::LimitReached {
+        limit: "records in the scopes of a transaction".into(),
+        allowed: limits::TXN_RECORDS as u64,
+    };
+    let refusals = [Refusal::InStep { step: 2, refusal: Box::new(limit.clone()) }, limit];
+    for (txn, refusal) in both.into_iter().zip(refusals) {
+        assert_eq!(world.state.look(&txn), Err(refusal.clone()));
+        assert_eq!(world.refused(Op::Txn(Box::new(txn))), refusal);
+    }
+    // As many as there may be.
+    let reply = world.run(txn(vec![range(limits::PAGE as u64)]));
+    let Reply::Txn { replies, .. } = reply else { panic!("{reply:?}") };
+    let [StepReply::Range { records, more: true }] = &replies[..] else { panic!() };
+    assert_eq!(records.len(), limits::TXN_RECORDS);
+}

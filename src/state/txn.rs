@@ -48,8 +48,7 @@ impl Tables {
                 Step::Get(record) => Ok(StepReply::Found(self.find(&record))),
                 Step::Range { scope, limit } => self.range(&scope, limit, &mut budget),
             };
-            let in_step = |refusal| Refusal::InStep { step: number, refusal: Box::new(refusal) };
-            replies.push(reply.map_err(in_step)?);
+            replies.push(reply.map_err(in_step(number))?);
         }
         answer(succeeded, replies)
     }
@@ -60,12 +59,13 @@ impl Tables {
         let succeeded = self.all_hold(&txn.when, &mut budget)?;
         let steps = if succeeded { &txn.then } else { &txn.otherwise };
         let mut replies = Vec::with_capacity(steps.len());
-        for step in steps {
-            replies.push(match step {
-                Step::Get(record) => StepReply::Found(self.find(record)),
-                Step::Range { scope, limit } => self.range(scope, *limit, &mut budget)?,
+        for (number, step) in (0..).zip(steps) {
+            let reply = match step {
+                Step::Get(record) => Ok(StepReply::Found(self.find(record))),
+                Step::Range { scope, limit } => self.range(scope, *limit, &mut budget),
                 Step::Write(op) => unreachable!("{op:?} writes"),
-            });
+            };
+            replies.push(reply.map_err(in_step(number))?);
         }
         answer(succeeded, replies)
     }
@@ -258,6 +258,10 @@ impl Budget {
             .ok_or_else(|| limit("records in the scopes of a transaction", limits::TXN_RECORDS))?;
         Ok(())
     }
+}
+
+fn in_step(step: u32) -> impl FnOnce(Refusal) -> Refusal {
+    move |refusal| Refusal::InStep { step, refusal: Box::new(refusal) }
 }
 
 fn answer(succeeded: bool, replies: Vec<StepReply>) -> Result<Reply, Refusal> {
