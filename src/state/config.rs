@@ -304,7 +304,7 @@ impl Tables {
                 let all = reports().count() as u64;
                 let bad = reports().filter(|report| self.is_unwell(report)).count() as u64;
                 let what = || format!("{bad} of {all} clients are unhealthy, more than {bound} %");
-                (bad * 100 > bound * all).then(what)
+                (u128::from(bad) * 100 > u128::from(*bound) * u128::from(all)).then(what)
             }
         };
         match crossed {

@@ -192,3 +192,22 @@ fn a_look_refuses_as_the_log_does() {
     let [StepReply::Range { records, more: true }] = &replies[..] else { panic!() };
     assert_eq!(records.len(), limits::TXN_RECORDS);
 }
+
+/// The log may say what `check` would not.
+#[test]
+fn no_bound_is_too_great_for_a_gate() {
+    let mut world = World::default();
+    world.run(publish("a", "1"));
+    let gate =
+        Gate { measure: Measure::Unhealthy, bound: u64::MAX, for_ms: u64::MAX, promote: true };
+    world.outcome(publish_gray("a", "2", share("r", 10_000, Some(gate)))).result.unwrap();
+    for client in ["c1", "c2"] {
+        let session = world.session();
+        let items = vec![Running { name: item("a"), version: 2, rule: "r".into() }];
+        world.run(Op::ReportConfig { session, client: client.into(), items });
+        world.run(Op::ExpireSessions { term: 1, sessions: vec![session] });
+    }
+    assert!(world.state.due_gates(0).is_empty());
+    let judge = Op::JudgeGray { name: item("a"), rule: "r".into(), schema: 0 };
+    assert_eq!(world.run(judge), Reply::GrayJudged { ending: None });
+}
