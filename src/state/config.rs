@@ -9,6 +9,7 @@
 //! Invariant: whatever is current or gray was checked against the schema that the item had when it was
 //! published, and the current release against the one that it has now.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::At;
@@ -340,13 +341,16 @@ impl Tables {
             return Err(Refusal::SessionExpired { session });
         }
         let mut known = self.ledger.reported_by(session).count();
+        let mut new = BTreeSet::new();
         for running in items {
             let (table, item) = self.item(&running.name)?;
             if running.version > item.last_version {
                 let allowed = format!("at most {}, the newest version", item.last_version);
                 return Err(invalid("version", running.version.to_string(), allowed));
             }
-            known += usize::from(table.report(session).is_none());
+            let ItemName { namespace, group, key } = &running.name;
+            let first = table.report(session).is_none() && new.insert((namespace, group, key));
+            known += usize::from(first);
             if known > limits::CONFIG_REPORTS {
                 return Err(limit("config items that one session reports", limits::CONFIG_REPORTS));
             }

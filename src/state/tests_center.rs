@@ -211,3 +211,26 @@ fn no_bound_is_too_great_for_a_gate() {
     let judge = Op::JudgeGray { name: item("a"), rule: "r".into(), schema: 0 };
     assert_eq!(world.run(judge), Reply::GrayJudged { ending: None });
 }
+
+#[test]
+fn an_item_that_is_reported_twice_counts_once() {
+    let mut world = World::default();
+    let session = world.session();
+    for i in 0..=limits::CONFIG_REPORTS {
+        world.run(publish(&format!("k{i}"), "1"));
+    }
+    let report = |items: &[usize]| Op::ReportConfig {
+        session,
+        client: "c".into(),
+        items: items
+            .iter()
+            .map(|i| Running { name: item(&format!("k{i}")), version: 1, rule: String::new() })
+            .collect(),
+    };
+    let most: Vec<usize> = (1..limits::CONFIG_REPORTS).collect();
+    world.run(report(&most));
+    assert_eq!(world.run(report(&[0, 0, 1])), Reply::ConfigReported { changed: 1 });
+    let refusal = world.refused(report(&[limits::CONFIG_REPORTS]));
+    let (limit, allowed) = ("config items that one session reports".into(), 1_024);
+    assert_eq!(refusal, Refusal::LimitReached { limit, allowed });
+}
