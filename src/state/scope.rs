@@ -4,7 +4,7 @@ use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
 
-use super::command::{Refusal, check_name, check_text};
+use super::command::{Refusal, check_metric_name, check_name, check_text, invalid};
 use super::table::Class;
 use crate::limits;
 
@@ -45,9 +45,12 @@ impl<T: AsRef<str>> Match<T> {
 }
 
 impl Match {
-    fn check(&self, prefix: &str, field: &str) -> Result<(), Refusal> {
+    fn check(&self, prefix: &str, field: &str, class: Class) -> Result<(), Refusal> {
         match self {
             Match::Any => Ok(()),
+            Match::Exact(name) if class == Class::Counter => {
+                check_metric_name(&format!("{prefix}{field}"), name)
+            }
             Match::Exact(name) => check_name(prefix, field, name),
             Match::Prefix(name) => {
                 check_text(&format!("{prefix}{field}"), name, limits::NAME_BYTES)
@@ -59,14 +62,21 @@ impl Match {
 impl Scope {
     pub fn check(&self, prefix: &str) -> Result<(), Refusal> {
         check_name(prefix, "namespace", &self.namespace)?;
-        let (first, second) = match self.class {
-            Class::Service => ("service", "id"),
-            Class::Config => ("group", "key"),
-            Class::Counter => ("name", "name"),
-            Class::Lock => ("lock", "lock"),
-            Class::Alarm => ("name", "name"),
+        let first = match self.class {
+            Class::Service => "service",
+            Class::Config => "group",
+            Class::Counter => "name",
+            Class::Lock => "lock",
+            Class::Alarm => "name",
         };
-        self.first.check(prefix, first)?;
-        self.second.check(prefix, second)
+        self.first.check(prefix, first, self.class)?;
+        match (&self.second, self.class) {
+            (second, Class::Config) => second.check(prefix, "key", self.class),
+            (Match::Any, _) => Ok(()),
+            (Match::Exact(name) | Match::Prefix(name), class) => {
+                let allowed = format!("any: nothing of class {class:?} has a second name");
+                Err(invalid(format!("{prefix}second"), name, allowed))
+            }
+        }
     }
 }

@@ -234,3 +234,33 @@ fn an_item_that_is_reported_twice_counts_once() {
     let (limit, allowed) = ("config items that one session reports".into(), 1_024);
     assert_eq!(refusal, Refusal::LimitReached { limit, allowed });
 }
+
+/// A part that would be overlooked is refused, and each first name is one of its class.
+#[test]
+fn a_scope_names_what_there_is() {
+    let any = |class| scope(class);
+    let with = |class, first, second| Scope { first, second, ..any(class) };
+    let exact = |text: &str| Match::Exact(text.to_owned());
+    let prefix = |text: &str| Match::Prefix(text.to_owned());
+    for class in [Class::Service, Class::Config, Class::Counter, Class::Lock] {
+        assert_eq!(any(class).check(""), Ok(()));
+        assert_eq!(with(class, prefix(""), Match::Any).check(""), Ok(()));
+        let second = with(class, exact("a"), exact("b")).check("when[0].");
+        if class == Class::Config {
+            assert_eq!(second, Ok(()));
+        } else {
+            let Err(Refusal::Invalid { field, .. }) = second else { panic!("{second:?}") };
+            assert_eq!(field, "when[0].second");
+        }
+        let long = with(class, prefix(&"x".repeat(limits::NAME_BYTES + 1)), Match::Any);
+        assert!(long.check("").is_err());
+        assert!(with(class, exact(""), Match::Any).check("").is_err());
+    }
+    assert_eq!(with(Class::Counter, exact("_total:x"), Match::Any).check(""), Ok(()));
+    assert!(with(Class::Counter, exact("a-b"), Match::Any).check("").is_err());
+    assert!(with(Class::Lock, exact("_"), Match::Any).check("").is_err());
+    assert!(with(Class::Lock, exact("a-b"), Match::Any).check("").is_ok());
+    let nowhere = Scope { namespace: "-".into(), ..any(Class::Lock) };
+    let Err(Refusal::Invalid { field, .. }) = nowhere.check("then[3].") else { panic!() };
+    assert_eq!(field, "then[3].namespace");
+}
