@@ -264,3 +264,26 @@ fn a_scope_names_what_there_is() {
     let Err(Refusal::Invalid { field, .. }) = nowhere.check("then[3].") else { panic!() };
     assert_eq!(field, "then[3].namespace");
 }
+
+/// The default namespace is always there, so its first description is not its beginning.
+#[test]
+fn a_description_changes_no_scope() {
+    let mut world = World::default();
+    world.run(add("c", 1));
+    let since = world.state.revision();
+    world.run(Op::PutNamespace { name: "default".into(), description: "ours".into() });
+    assert!(world.holds(unchanged(Class::Counter, since)));
+    // Any other one begins with its record, and what was before that is not known.
+    let elsewhere = |since| Compare::Unchanged {
+        scope: Scope { namespace: "n".into(), ..scope(Class::Counter) },
+        since,
+    };
+    assert!(!world.holds(elsewhere(since)));
+    for description in ["", "ours"] {
+        world.run(Op::PutNamespace { name: "n".into(), description: description.into() });
+        assert!(!world.holds(elsewhere(since)));
+        assert!(world.holds(elsewhere(since + 2)));
+    }
+    world.run(Op::DeleteNamespace { name: "n".into() });
+    assert!(!world.holds(elsewhere(u64::MAX)));
+}
