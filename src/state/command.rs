@@ -138,7 +138,7 @@ pub enum Op<T = String> {
         holder: Holder<T>,
         value: T,
     },
-    Txn(Box<Txn<T>>),
+    Txn(#[serde(deserialize_with = "txn::not_nested")] Box<Txn<T>>),
     PutAlarm {
         name: AlarmName<T>,
         rule: Box<AlarmRule>,

@@ -287,3 +287,28 @@ fn a_description_changes_no_scope() {
     world.run(Op::DeleteNamespace { name: "n".into() });
     assert!(!world.holds(elsewhere(u64::MAX)));
 }
+
+/// Transactions are not nested, however deep the bytes say: a reader must not follow them down.
+#[test]
+fn nested_transactions_are_no_command() {
+    let inner = Command { request: None, op: txn(vec![]) }.encode().unwrap();
+    assert!(Command::<String>::decode(&inner).is_ok());
+    let nested = Command { request: None, op: txn(vec![Step::Write(txn(vec![]))]) };
+    let bytes = nested.encode().unwrap();
+    assert!(Command::<String>::decode(&bytes).is_err() && Command::<&str>::decode(&bytes).is_err());
+    let head = &bytes[..2];
+    let level = bytes[2..].len() - inner[2..].len();
+    // Op, no compares, one step, which writes; and at the end what follows the steps of each.
+    let level = &bytes[2..2 + level - 1];
+    let depth = limits::COMMAND_BYTES / (level.len() + 1) - 2;
+    let deep = [head, &level.repeat(depth), &inner[2..], &vec![0; depth]].concat();
+    assert!(deep.len() < limits::COMMAND_BYTES);
+    let mut world = World::default();
+    let applied = world.entry(&[deep, inner.clone(), bytes, inner]);
+    let undecodable: Vec<bool> = applied
+        .outcomes
+        .iter()
+        .map(|outcome| outcome.result == Err(Refusal::Undecodable))
+        .collect();
+    assert_eq!(undecodable, [true, false, true, false]);
+}

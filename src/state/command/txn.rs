@@ -1,6 +1,9 @@
 //! Atomic transactions: what they compare, and what they carry out.
 
-use serde::{Deserialize, Serialize};
+use std::cell::Cell;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::super::scope::Scope;
 use super::super::table::{Blob, Health, Record};
@@ -120,6 +123,26 @@ pub enum StepReply {
     Written(Reply),
     Found(Option<Record>),
     Range { records: Vec<Record>, more: bool },
+}
+
+thread_local! {
+    /// Whether a transaction is being read.
+    static READING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Reads a transaction, unless it is within another one: a command has room for so many levels that a
+/// reader which follows them down runs out of stack, on every node that has the entry.
+pub(super) fn not_nested<'de, D, T>(from: D) -> Result<Box<Txn<T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    if READING.replace(true) {
+        return Err(D::Error::custom("a transaction within a transaction"));
+    }
+    let read = Box::deserialize(from);
+    READING.set(false);
+    read
 }
 
 impl Relation {
