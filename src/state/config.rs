@@ -289,7 +289,7 @@ impl Tables {
     /// What the gate of a gray release of this item asks for at a time; None = nothing.
     pub fn judge(&self, table: &ItemTable, gray: &Gray, now_ms: u64) -> Option<Verdict> {
         let Gate { measure, bound, for_ms, promote } = gray.gate.as_ref()?;
-        let end_ms = gray.release.at_ms.saturating_add(*for_ms);
+        let end_ms = gray.since_ms.saturating_add(*for_ms);
         if now_ms >= end_ms && !promote {
             return None;
         }
@@ -489,8 +489,8 @@ fn publish_gray(
     if bytes > limits::CONFIG_GRAY_BYTES {
         return Err(limit("bytes of an item's gray releases", limits::CONFIG_GRAY_BYTES));
     }
-    // The same content under other terms is the same release: who got it keeps it, and a gate goes on
-    // from where it began.
+    // The same content under other terms is the same release: who got it keeps it. Its gate looks for
+    // its whole time again, at whoever gets the release now, and goes on counting from where it began.
     let same = old.filter(|old| old.release.content.as_ref() == Some(&content));
     let version = same.map_or(item.last_version + 1, |old| old.release.version);
     let release = match same {

@@ -312,3 +312,41 @@ fn nested_transactions_are_no_command() {
         .collect();
     assert_eq!(undecodable, [true, false, true, false]);
 }
+
+/// A gate that is set again, or later, looks for its whole time from then on: neither is it over before
+/// it began, nor does it promote what it never looked at.
+#[test]
+fn a_gate_looks_from_when_it_was_set() {
+    let gate = |promote| {
+        let measure = Measure::Counter { name: "errors".into(), labels: Pairs::default(), base: 0 };
+        Some(Gate { measure, bound: 2, for_ms: 10_000, promote })
+    };
+    let judge = || Op::JudgeGray { name: item("a"), rule: "r".into(), schema: 0 };
+    let nothing = Reply::GrayJudged { ending: None };
+    for promote in [false, true] {
+        let mut world = World::default();
+        world.run(add("errors", 5));
+        world.run(publish("a", "1"));
+        world.run(publish_gray("a", "2", share("r", 100, None)));
+        world.now_ms = 60_000;
+        world.run(publish_gray("a", "2", share("r", 100, gate(promote))));
+        assert_eq!(world.run(judge()), nothing, "set late, promote: {promote}");
+        // A greater share of the same release: looked at for as long again.
+        world.now_ms = 69_999;
+        world.run(add("errors", 2));
+        world.run(publish_gray("a", "2", share("r", 5_000, gate(promote))));
+        world.now_ms = 79_998;
+        assert_eq!(world.run(judge()), nothing);
+        let mut crossed = World { now_ms: world.now_ms, ..World::default() };
+        std::mem::swap(&mut crossed.state, &mut world.state);
+        let records: Vec<_> = crossed.state.records().map(Ok::<_, ()>).collect();
+        world.state = State::restore(records).unwrap();
+        // What was counted since the gate was first set still counts.
+        crossed.run(add("errors", 1));
+        let back = Reply::GrayJudged { ending: Some(Ending::RolledBack) };
+        assert_eq!(crossed.run(judge()), back);
+        world.now_ms += 1;
+        let ending = promote.then_some(Ending::Promoted);
+        assert_eq!(world.run(judge()), Reply::GrayJudged { ending });
+    }
+}

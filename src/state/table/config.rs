@@ -127,7 +127,8 @@ pub struct Gate {
     pub measure: Measure,
     /// The release is rolled back as soon as the measure is greater.
     pub bound: u64,
-    /// How long the gate looks, from the beginning of the release.
+    /// How long the gate looks, from when the rule became as it is: whoever gives more clients the
+    /// release has it looked at again.
     pub for_ms: u64,
     /// Once that time has passed, everybody gets the release; otherwise nothing happens.
     pub promote: bool,
@@ -135,8 +136,8 @@ pub struct Gate {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Measure {
-    /// By how much the sum of the counters of this name with all these labels has grown since the
-    /// release began, when it was `base`.
+    /// By how much the sum of the counters of this name with all these labels has grown since a gate
+    /// of the release first looked at it, when it was `base`.
     Counter { name: String, labels: Pairs, base: i64 },
     /// Percent of the clients that got the release whose session was lost since, or who hold a
     /// critical instance.
