@@ -124,10 +124,15 @@ impl Tables {
         Ok(Reply::LockUpdated { changed })
     }
 
-    /// The session ends.
-    pub(super) fn release_locks_of(&mut self, session: u64, at: &At, journal: &mut Journal) {
-        let places: Vec<_> = self.ledger.requested_by(session).cloned().collect();
-        for (namespace, lock, ticket) in places {
+    /// The sessions end. Their requests that wait go first, so that none is granted what ends with it.
+    pub(super) fn release_locks_of(&mut self, sessions: &[u64], at: &At, journal: &mut Journal) {
+        let requested = sessions.iter().flat_map(|session| self.ledger.requested_by(*session));
+        let (held, waiting): (Vec<_>, Vec<_>) = requested.cloned().partition(|place| {
+            let (namespace, lock, ticket) = place;
+            let table = self.namespaces.get(namespace).and_then(|space| space.locks.get(lock));
+            table.and_then(|table| table.first()).is_some_and(|first| first.ticket == *ticket)
+        });
+        for (namespace, lock, ticket) in waiting.into_iter().chain(held) {
             self.end_request(&namespace, &lock, ticket, at, journal);
         }
     }

@@ -7,6 +7,7 @@
 //! way, and what the session reported of configuration is forgotten, unless a gray release needs it
 //! to tell that clients were lost.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::At;
@@ -105,7 +106,7 @@ impl Tables {
             journal.push(gone.expect("what a session holds exists"));
             journal.extend(self.note_removal(&service.namespace, Class::Service, at.revision));
         }
-        self.release_locks_of(session, at, journal);
+        self.release_locks_of(&[session], at, journal);
         self.forget_reports_of(session, None, journal);
         self.ledger.remove_session(session, journal);
         Ok(Reply::SessionClosed { closed: true, removed_instances: held.len() as u64 })
@@ -122,14 +123,14 @@ impl Tables {
         if term != at.term {
             return Err(Refusal::StaleTerm { proposed: term, current: at.term });
         }
-        let mut expired = 0;
-        for session in sessions {
-            if self.ledger.sessions.contains_key(session) {
-                self.expire_session(*session, at, journal);
-                expired += 1;
-            }
+        let mut seen = BTreeSet::new();
+        let lives = |id: &&u64| self.ledger.sessions.contains_key(id) && seen.insert(**id);
+        let sessions: Vec<u64> = sessions.iter().filter(lives).copied().collect();
+        self.release_locks_of(&sessions, at, journal);
+        for session in &sessions {
+            self.expire_session(*session, at, journal);
         }
-        Ok(Reply::SessionsExpired { expired })
+        Ok(Reply::SessionsExpired { expired: sessions.len() as u64 })
     }
 
     fn expire_session(&mut self, session: u64, at: &At, journal: &mut Journal) {
@@ -147,7 +148,6 @@ impl Tables {
             instance.stamp(reason.clone(), at);
             journal.push(table.put_instance(&mut self.ledger, instance));
         }
-        self.release_locks_of(session, at, journal);
         self.forget_reports_of(session, Some(at.now_ms), journal);
         self.ledger.remove_session(session, journal);
     }

@@ -350,3 +350,34 @@ fn a_gate_looks_from_when_it_was_set() {
         assert_eq!(world.run(judge()), Reply::GrayJudged { ending });
     }
 }
+
+/// A session that holds a lock and waits for it again never gets it by its own end: nobody is told of
+/// an owner that never was one, and the next owner has a token of its own.
+#[test]
+fn an_ending_session_is_granted_nothing() {
+    let mut ends: Vec<fn(&[u64]) -> Op> = vec![];
+    ends.push(|sessions| Op::CloseSession { session: sessions[0] });
+    ends.push(|sessions| Op::ExpireSessions { term: 1, sessions: sessions.to_vec() });
+    for end in ends {
+        let mut world = World::default();
+        let [going, also, staying] = [(); 3].map(|()| world.session());
+        world.run(acquire("l", going, "1", true));
+        world.run(acquire("l", going, "2", true));
+        world.run(acquire("l", also, "1", true));
+        world.run(acquire("l", staying, "1", true));
+        let bytes = Command { request: None, op: end(&[going, also]) }.encode().unwrap();
+        let applied = world.entry(&[bytes]);
+        let left: Vec<u64> = world.state.lock("default", "l").map(|r| r.session).collect();
+        let granted: Vec<u64> = applied.events[0]
+            .changes
+            .iter()
+            .filter_map(|change| match &change.record {
+                Some(Record::Lock(request)) => Some(request.session),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(granted, left[..1], "one owner in {applied:?}");
+        let first = world.state.lock("default", "l").next().unwrap();
+        assert_eq!(first.token, Some(world.state.revision()));
+    }
+}
