@@ -65,6 +65,9 @@ pub const CONFIG_ITEMS: usize = 100_000;
 /// Gray releases of an item, and the bytes of their contents together.
 pub const CONFIG_GRAYS: usize = 8;
 pub const CONFIG_GRAY_BYTES: usize = 1024 * 1024;
+/// Bytes of an item's gray releases with their rules, encoded. `Command::check` allows less; this bounds
+/// what a log may say that was not checked.
+pub const CONFIG_GRAY_RECORD_BYTES: usize = 2 * COMMAND_BYTES - 64 * 1024;
 /// Clients that one rule names.
 pub const CONFIG_GRAY_CLIENTS: usize = 1_000;
 /// How long a gate may look.
@@ -138,7 +141,7 @@ pub const TXN_RECORDS: usize = 10_000;
 
 /// Bytes of one encoded command: the greatest content of a release and what is said about it.
 pub const COMMAND_BYTES: usize = 1024 * 1024 + 256 * 1024;
-/// Bytes of one encoded record: fields of three commands at most, and what the state adds to them.
+/// Bytes of one encoded record: an item with its labels and gray releases is the greatest.
 pub const RECORD_BYTES: usize = 4 * COMMAND_BYTES;
 /// Commands in one log entry.
 pub const BATCH_COMMANDS: usize = 4_096;
@@ -435,6 +438,16 @@ const _: () = {
             + METADATA_TOTAL_BYTES
             < RECORD_BYTES,
         "an item fits its record"
+    );
+    assert!(
+        CONFIG_GRAY_BYTES
+            + CONFIG_GRAYS * (CONFIG_GRAY_CLIENTS * (NAME_BYTES + 4) + METADATA_TOTAL_BYTES + 8192)
+            < CONFIG_GRAY_RECORD_BYTES,
+        "all that may be asked for in rules can be kept"
+    );
+    assert!(
+        2 * COMMAND_BYTES + CONFIG_GRAY_RECORD_BYTES < RECORD_BYTES,
+        "an item fits its record: content and labels of two commands, and the gray releases"
     );
     assert!(TXN_REPLY_BYTES < RECORD_BYTES, "the reply to a transaction can be stored");
     assert!(CONFIG_VALUE_BYTES <= CONFIG_HISTORY_BYTES, "a release that was current is kept");

@@ -12,6 +12,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use bincode::Options as _;
+
 use super::At;
 use super::command::{
     ConfigDeletion, ConfigRollback, GrayDecision, GrayTerms, ItemName, Kind, Publication, Refusal,
@@ -22,7 +24,7 @@ use super::memory::{ItemTable, Ledger, NamespaceTable, Tables};
 use super::registry::{compare, existing};
 use super::table::{
     Class, ConfigItem, Content, Ending, Gate, Gray, GrayEnd, Health, Measure, Origin, Pairs,
-    Release, Report, Schema,
+    Release, Report, Schema, coding,
 };
 use crate::limits;
 
@@ -514,6 +516,10 @@ fn publish_gray(
     let mut grays: Vec<Arc<Gray>> = others().cloned().collect();
     grays.push(Arc::new(gray));
     grays.sort_by(|a, b| b.priority.cmp(&a.priority).then_with(|| a.rule.cmp(&b.rule)));
+    if coding(limits::CONFIG_GRAY_RECORD_BYTES).serialized_size(&grays).is_err() {
+        let limited = "bytes of an item's gray releases with their rules";
+        return Err(limit(limited, limits::CONFIG_GRAY_RECORD_BYTES));
+    }
     let last_version = item.last_version.max(version);
     let next = ConfigItem { gray: grays, last_version, ..item.clone() };
     replace(space, ledger, next, ended.into_iter().collect(), at, journal);

@@ -638,7 +638,7 @@ fn encode_value<T: Serialize>(value: &T) -> Vec<u8> {
     out.push(RECORD_VERSION);
     coding(limits::RECORD_BYTES - 1)
         .serialize_into(&mut out, value)
-        .expect("a record is made of at most three commands, and RECORD_BYTES holds four");
+        .expect("limits.rs adds up what a record may be made of");
     out
 }
 

@@ -381,3 +381,32 @@ fn an_ending_session_is_granted_nothing() {
         assert_eq!(first.token, Some(world.state.revision()));
     }
 }
+
+/// Eight rules of commands that nobody checked still make a record that can be stored.
+#[test]
+fn no_rules_are_too_much_for_an_item() {
+    let mut world = World::default();
+    let mut great = publication("a", "x".repeat(limits::COMMAND_BYTES - 512));
+    world.outcome(Op::PublishConfig(Box::new(great.clone()))).result.unwrap();
+    great.content = text("1");
+    great.labels = Some([("k", "x".repeat(limits::COMMAND_BYTES - 512))].into_iter().collect());
+    world.outcome(Op::PublishConfig(Box::new(great.clone()))).result.unwrap();
+    // The labels stay.
+    let mut great = publication("a", "x".repeat(limits::COMMAND_BYTES - 512));
+    world.outcome(Op::PublishConfig(Box::new(great.clone()))).result.unwrap();
+    great.content = text("2");
+    let mut refused = 0;
+    for rule in 0..8 {
+        let clients = vec!["x".repeat(limits::COMMAND_BYTES - 512)];
+        let rule = format!("r{rule}");
+        let (priority, picks, gate) = (0, Picks::Clients(clients), None);
+        great.gray = Some(GrayTerms { rule, priority, picks, gate });
+        let outcome = world.outcome(Op::PublishConfig(Box::new(great.clone())));
+        refused += usize::from(outcome.result.is_err());
+    }
+    assert!(refused > 0);
+    for (key, record) in world.state.records() {
+        let bytes = record.encode();
+        assert_eq!(Record::decode(&key, &bytes), Ok(record));
+    }
+}
