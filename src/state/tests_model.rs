@@ -7,6 +7,14 @@ use super::*;
 use crate::limits;
 use std::sync::Arc;
 
+mod config;
+mod counter;
+mod lock;
+mod txn;
+
+pub(super) use self::config::name_of_item;
+pub(super) use self::counter::Tally;
+
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Model {
     pub revision: u64,
@@ -18,6 +26,13 @@ pub(super) struct Model {
     pub sessions: Vec<Session>,
     pub replies: Vec<(u64, u64, StoredReply)>,
     pub members: Vec<Member>,
+    pub items: Vec<ConfigItem>,
+    /// What was current or gray of which item.
+    releases: Vec<(ItemName, Release)>,
+    schemas: Vec<Schema>,
+    pub reports: Vec<Report>,
+    pub counters: Vec<Tally>,
+    pub locks: Vec<LockRequest>,
     /// When something of a class was last removed from a namespace.
     removals: Vec<(String, Class, u64)>,
 }
@@ -72,6 +87,13 @@ impl Model {
             return self.refuse(Refusal::TooManyInFlight { limit: 1024 });
         }
         let outcome = self.run(command.op, term);
+        // Whoever checked it against another schema does so anew, and comes back.
+        let in_vain = |refusal: &Refusal| matches!(refusal, Refusal::SchemaChanged { .. });
+        match &outcome.result {
+            Err(Refusal::InStep { refusal, .. }) if in_vain(refusal) => return outcome,
+            Err(refusal) if in_vain(refusal) => return outcome,
+            _ => {}
+        }
         if self.sessions.iter().any(|session| session.id == id.session) {
             let lowest_unacknowledged = id.lowest_unacknowledged;
             let stored = StoredReply { lowest_unacknowledged, outcome: outcome.clone() };
@@ -110,6 +132,57 @@ impl Model {
         }
         for m in &self.members {
             records.push((Key::Member { node: m.node }, Record::Member(Arc::new(m.clone()))));
+        }
+        for i in &self.items {
+            let key = Key::Config {
+                namespace: i.namespace.clone(),
+                group: i.group.clone(),
+                key: i.key.clone(),
+            };
+            records.push((key, Record::Config(Arc::new(i.clone()))));
+        }
+        for (name, r) in &self.releases {
+            let key = Key::Release {
+                namespace: name.namespace.as_str().into(),
+                group: name.group.as_str().into(),
+                key: name.key.as_str().into(),
+                version: r.version,
+            };
+            records.push((key, Record::Release(Arc::new(r.clone()))));
+        }
+        for s in &self.schemas {
+            let key = Key::Schema {
+                namespace: s.namespace.clone(),
+                group: s.group.clone(),
+                key: s.key.clone(),
+            };
+            records.push((key, Record::Schema(Arc::new(s.clone()))));
+        }
+        for r in &self.reports {
+            let key = Key::Report {
+                namespace: r.namespace.clone(),
+                group: r.group.clone(),
+                key: r.key.clone(),
+                session: r.session,
+            };
+            records.push((key, Record::Report(Arc::new(r.clone()))));
+        }
+        for counter in &self.counters {
+            let c = counter.record();
+            let key = Key::Counter {
+                namespace: c.namespace.clone(),
+                name: c.name.clone(),
+                labels: c.labels.clone(),
+            };
+            records.push((key, Record::Counter(Arc::new(c))));
+        }
+        for l in &self.locks {
+            let key = Key::Lock {
+                namespace: l.namespace.clone(),
+                lock: l.lock.clone(),
+                ticket: l.ticket,
+            };
+            records.push((key, Record::Lock(Arc::new(l.clone()))));
         }
         for (namespace, class, revision) in &self.removals {
             let key = Key::Removal { namespace: namespace.as_str().into(), class: *class };
@@ -213,6 +286,13 @@ impl Model {
         name == "default" || self.namespaces.iter().any(|n| *n.name == *name)
     }
 
+    fn needs_namespace(&self, name: &str) -> Result<(), Refusal> {
+        match self.has_namespace(name) {
+            true => Ok(()),
+            false => Err(Refusal::NotFound { kind: Kind::Namespace, name: name.into() }),
+        }
+    }
+
     fn refuse(&self, refusal: Refusal) -> Outcome {
         Outcome { revision: self.revision, duplicate: false, result: Err(refusal) }
     }
@@ -240,7 +320,27 @@ impl Model {
             let settings = model.settings.iter();
             let settings =
                 settings.map(|s| (s.namespace.to_string(), Class::Service, s.name.to_string()));
-            instances.chain(settings).collect()
+            let mut named: Vec<_> = instances.chain(settings).collect();
+            for i in &model.items {
+                let name = |what| format!("{what} {}/{}", i.group, i.key);
+                named.push((i.namespace.to_string(), Class::Config, name("history")));
+                if i.current.content.is_some() {
+                    named.push((i.namespace.to_string(), Class::Config, name("item")));
+                }
+            }
+            for s in &model.schemas {
+                let name = format!("schema {}/{}", s.group, s.key);
+                named.push((s.namespace.to_string(), Class::Config, name));
+            }
+            for c in &model.counters {
+                let name = format!("{}{:?}", c.name.name, c.name.labels);
+                named.push((c.name.namespace.clone(), Class::Counter, name));
+            }
+            for l in &model.locks {
+                let name = format!("{} {}", l.lock, l.ticket);
+                named.push((l.namespace.to_string(), Class::Lock, name));
+            }
+            named
         };
         let left = named(self);
         for gone in named(before) {
@@ -257,26 +357,30 @@ impl Model {
 
     fn op(&mut self, op: Op, place: &Place) -> Answer {
         match op {
-            Op::PublishConfig(_)
-            | Op::DeleteConfig(_)
-            | Op::RollbackConfig(_)
-            | Op::PutSchema(_)
-            | Op::DeleteSchema { .. }
-            | Op::EndGray(_)
-            | Op::JudgeGray { .. }
-            | Op::ReportConfig { .. }
-            | Op::AddCounter(_)
-            | Op::SetCounter(_)
-            | Op::ResetCounter { .. }
-            | Op::DeleteCounter { .. }
-            | Op::AcquireLock(_)
-            | Op::ReleaseLock { .. }
-            | Op::UpdateLock { .. }
-            | Op::PutAlarm { .. }
+            Op::PublishConfig(publication) => self.publish(*publication, place),
+            Op::DeleteConfig(deletion) => self.delete_config(*deletion, place),
+            Op::RollbackConfig(rollback) => self.roll_back(*rollback, place),
+            Op::PutSchema(schema) => self.put_schema(*schema, place),
+            Op::DeleteSchema { name } => self.delete_schema(&name),
+            Op::EndGray(decision) => self.end_gray(*decision, place),
+            Op::JudgeGray { name, rule, schema } => self.judge(&name, &rule, schema, place),
+            Op::ReportConfig { session, client, items } => {
+                self.report(session, &client, &items, place)
+            }
+            Op::AddCounter(addition) => self.add(*addition, place),
+            Op::SetCounter(setting) => self.set(*setting, place),
+            Op::ResetCounter { name, expected } => self.reset(name, expected, place),
+            Op::DeleteCounter { name } => self.delete_counter(&name),
+            Op::AcquireLock(claim) => self.acquire(*claim, place),
+            Op::ReleaseLock { lock, by } => self.release(&lock, &by, place),
+            Op::UpdateLock { lock, holder, value } => {
+                self.update_lock(&lock, &holder, value, place)
+            }
+            Op::Txn(txn) => self.txn(*txn, place),
+            Op::PutAlarm { .. }
             | Op::DeleteAlarm { .. }
             | Op::JudgeAlarm { .. }
-            | Op::NotePost { .. }
-            | Op::Txn(_) => unreachable!("the model is not asked for {op:?}"),
+            | Op::NotePost { .. } => unreachable!("the model is not asked for {op:?}"),
             Op::OpenSession { ttl_ms, client } => {
                 if self.sessions.len() == limits::SESSIONS {
                     let limit = "sessions of the cluster".into();
@@ -287,7 +391,7 @@ impl Model {
                 Ok(Reply::SessionOpened { session: id, ttl_ms })
             }
             Op::CloseSession { session } => {
-                let closed = self.end_session(session);
+                let closed = self.end_session(session, None, place);
                 let before = self.instances.len();
                 if closed {
                     self.instances
@@ -302,7 +406,7 @@ impl Model {
                 }
                 let mut expired = 0;
                 for id in sessions {
-                    if !self.end_session(id) {
+                    if !self.end_session(id, Some(place.now_ms), place) {
                         continue;
                     }
                     expired += 1;
@@ -390,10 +494,17 @@ impl Model {
                         allowed: "any namespace but \"default\"".into(),
                     });
                 }
-                let services = self.services(&name).len();
-                if services > 0 {
-                    let by = format!("{services} service{}", if services > 1 { "s" } else { "" });
-                    return Err(Refusal::InUse { kind: Kind::Namespace, name, by });
+                let counters = self.counters.iter().filter(|c| c.name.namespace == name).count();
+                for (count, what) in [
+                    (self.services(&name).len(), "service"),
+                    (self.config_names(&name), "config item"),
+                    (counters, "counter"),
+                    (self.lock_names(&name).len(), "lock"),
+                ] {
+                    if count > 0 {
+                        let by = format!("{count} {what}{}", if count > 1 { "s" } else { "" });
+                        return Err(Refusal::InUse { kind: Kind::Namespace, name, by });
+                    }
                 }
                 let removed = self.has_namespace(&name);
                 self.namespaces.retain(|n| *n.name != *name);
@@ -450,8 +561,13 @@ impl Model {
         others + 1
     }
 
-    fn end_session(&mut self, id: u64) -> bool {
+    /// `lost_at_ms` when nobody closed it.
+    fn end_session(&mut self, id: u64, lost_at_ms: Option<u64>, place: &Place) -> bool {
         let before = self.sessions.len();
+        if self.sessions.iter().any(|session| session.id == id) {
+            self.leave_locks(id, place);
+            self.forget_reports(id, lost_at_ms);
+        }
         self.sessions.retain(|session| session.id != id);
         self.replies.retain(|reply| reply.0 != id);
         self.sessions.len() < before
@@ -609,4 +725,19 @@ pub(super) fn name_of(i: &Instance) -> InstanceName {
         service: i.service.to_string(),
         id: i.id.to_string(),
     }
+}
+
+fn expected(expected: Option<u64>, current: u64) -> Result<(), Refusal> {
+    match expected {
+        Some(expected) if expected != current => Err(Refusal::CompareFailed { expected, current }),
+        _ => Ok(()),
+    }
+}
+
+fn too_many(limit: &str, allowed: u64) -> Refusal {
+    Refusal::LimitReached { limit: limit.into(), allowed }
+}
+
+fn invalid(field: &str, value: &str, allowed: &str) -> Refusal {
+    Refusal::Invalid { field: field.into(), value: value.into(), allowed: allowed.into() }
 }

@@ -14,8 +14,17 @@ use proptest::sample::select;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
 
-use super::tests_model::{Model, name_of};
+use super::memory::ServiceTable;
+use super::tests_model::{Model, name_of, name_of_item};
 use super::*;
+
+mod center;
+mod rules;
+mod wild;
+
+use self::center::{COUNTERS, Center, GROUPS, KEYS, LOCKS, center};
+pub(super) use self::wild::wild_command;
+use crate::limits;
 
 const SEED: u64 = 7;
 
@@ -117,6 +126,7 @@ enum OpSketch {
     DeleteNamespace { name: String },
     Admit { node: u64, store: Option<u128> },
     Retire { node: u64 },
+    Center(Center),
     Bytes(Vec<u8>),
 }
 
@@ -174,7 +184,7 @@ fn expect() -> impl Strategy<Value = Expect> {
     ]
 }
 
-fn registration() -> impl Strategy<Value = OpSketch> {
+fn registration() -> BoxedStrategy<OpSketch> {
     let endpoints = (0..2u16).prop_map(|n| {
         let host = format!("10.0.0.{n}");
         [Endpoint { name: "grpc", host: &host, port: 80 + n }].into_iter().collect::<Endpoints>()
@@ -191,9 +201,9 @@ fn registration() -> impl Strategy<Value = OpSketch> {
         text(&["", "", "", "ring"]),
         proptest::option::weighted(0.7, pick()),
     );
-    fields.prop_map(
-        |(name, endpoints, weight, zone, metadata, health, admin, reason, hash_key, session)| {
-            let registration = Registration {
+    fields
+        .prop_map(
+            |(
                 name,
                 endpoints,
                 weight,
@@ -203,14 +213,27 @@ fn registration() -> impl Strategy<Value = OpSketch> {
                 admin,
                 reason,
                 hash_key,
-                session: None,
-            };
-            OpSketch::Register { registration, session }
-        },
-    )
+                session,
+            )| {
+                let registration = Registration {
+                    name,
+                    endpoints,
+                    weight,
+                    zone,
+                    metadata,
+                    health,
+                    admin,
+                    reason,
+                    hash_key,
+                    session: None,
+                };
+                OpSketch::Register { registration, session }
+            },
+        )
+        .boxed()
 }
 
-fn update() -> impl Strategy<Value = OpSketch> {
+fn update() -> BoxedStrategy<OpSketch> {
     let fields = (
         instance(),
         proptest::option::of(0..3u32),
@@ -220,15 +243,24 @@ fn update() -> impl Strategy<Value = OpSketch> {
         proptest::option::weighted(0.2, metadata()),
         expect(),
     );
-    fields.prop_map(|(name, weight, admin, health, reason, metadata, expect)| {
-        let expected_mod_revision = None;
-        let patch =
-            InstancePatch { name, weight, admin, health, reason, metadata, expected_mod_revision };
-        OpSketch::Update { patch, expect }
-    })
+    fields
+        .prop_map(|(name, weight, admin, health, reason, metadata, expect)| {
+            let expected_mod_revision = None;
+            let patch = InstancePatch {
+                name,
+                weight,
+                admin,
+                health,
+                reason,
+                metadata,
+                expected_mod_revision,
+            };
+            OpSketch::Update { patch, expect }
+        })
+        .boxed()
 }
 
-fn put_service() -> impl Strategy<Value = OpSketch> {
+fn put_service() -> BoxedStrategy<OpSketch> {
     let fields = (
         namespace(),
         service(),
@@ -238,22 +270,24 @@ fn put_service() -> impl Strategy<Value = OpSketch> {
         metadata(),
         expect(),
     );
-    fields.prop_map(|(namespace, name, protect, after, policy, metadata, expect)| {
-        let settings = ServiceSettings {
-            namespace,
-            name,
-            protect_threshold_percent: protect,
-            deregister_after_ms: after,
-            policy,
-            policy_parameters: metadata.clone(),
-            metadata,
-            expected_mod_revision: None,
-        };
-        OpSketch::PutService { settings, expect }
-    })
+    fields
+        .prop_map(|(namespace, name, protect, after, policy, metadata, expect)| {
+            let settings = ServiceSettings {
+                namespace,
+                name,
+                protect_threshold_percent: protect,
+                deregister_after_ms: after,
+                policy,
+                policy_parameters: metadata.clone(),
+                metadata,
+                expected_mod_revision: None,
+            };
+            OpSketch::PutService { settings, expect }
+        })
+        .boxed()
 }
 
-fn command() -> impl Strategy<Value = CommandSketch> {
+fn command() -> BoxedStrategy<CommandSketch> {
     let op = prop_oneof![
         6 => (1_000..3_000u64).prop_map(|ttl_ms| OpSketch::Open { ttl_ms }),
         2 => pick().prop_map(OpSketch::Close),
@@ -275,6 +309,7 @@ fn command() -> impl Strategy<Value = CommandSketch> {
             .prop_map(|(node, store)| OpSketch::Admit { node, store }),
         2 => (1..4u64).prop_map(|node| OpSketch::Retire { node }),
         1 => vec(any::<u8>(), 0..20).prop_map(OpSketch::Bytes),
+        80 => center().prop_map(OpSketch::Center),
     ];
     let sequence = prop_oneof![
         4 => Just(Sequence::Next(1)),
@@ -291,19 +326,28 @@ fn command() -> impl Strategy<Value = CommandSketch> {
         .prop_map(|(session, sequence, lowest)| RequestSketch { session, sequence, lowest });
     (proptest::option::weighted(0.35, request), op)
         .prop_map(|(request, op)| CommandSketch { request, op })
+        .boxed()
 }
 
 /// What most histories begin with, so that not half of the commands fall on empty ground.
-const PEOPLE: [fn() -> OpSketch; 4] = [
+const PEOPLE: [fn() -> OpSketch; 6] = [
     || OpSketch::Open { ttl_ms: 1_000 },
     || OpSketch::Open { ttl_ms: 2_000 },
     || OpSketch::Open { ttl_ms: 3_000 },
     || OpSketch::PutNamespace { name: "n".into(), description: "said".into() },
+    center::published,
+    center::published_gray,
 ];
 
 fn history(entries: usize) -> impl Strategy<Value = Sketch> {
     let term = prop_oneof![9 => Just(1u64), 1 => Just(2u64)];
-    let at_ms = prop_oneof![6 => 0..2_000i64, 2 => 0..40_000i64, 1 => -3_000..0i64];
+    let at_ms = prop_oneof![
+        24 => 0..2_000i64,
+        8 => 0..40_000i64,
+        4 => -3_000..0i64,
+        // Beyond the longest window.
+        1 => 0..1_000_000i64,
+    ];
     let entry = (term, at_ms, vec(command(), 1..6))
         .prop_map(|(term, at_ms, commands)| EntrySketch { term, at_ms, commands });
     (proptest::bool::weighted(0.8), vec(entry, 1..entries)).prop_map(|(peopled, mut entries)| {
@@ -353,49 +397,72 @@ fn fill_in(sketch: &Sketch) -> Vec<(Logged, Vec<Outcome>, Model)> {
     log
 }
 
-impl CommandSketch {
-    fn fill_in(&self, model: &Model, opened: &[u64], term: u64) -> Vec<u8> {
-        let session = |pick: Pick| {
-            let (live, any) = (model.sessions.iter().map(|s| s.id), opened.iter().copied());
-            let session = match pick {
-                Pick::Live(n) => live.cycle().nth(n),
-                Pick::Any(n) => any.cycle().nth(n),
-                Pick::Unknown => None,
-            };
-            session.unwrap_or(1_000_000)
+/// What a sketch gets its numbers from.
+struct Ground<'a> {
+    model: &'a Model,
+    /// All sessions that ever were.
+    opened: &'a [u64],
+    term: u64,
+}
+
+impl Ground<'_> {
+    fn session(&self, pick: Pick) -> u64 {
+        let live = self.model.sessions.iter().map(|s| s.id);
+        let session = match pick {
+            Pick::Live(n) => live.cycle().nth(n),
+            Pick::Any(n) => self.opened.iter().copied().cycle().nth(n),
+            Pick::Unknown => None,
         };
-        let revision = |expect: Expect, current: u64| match expect {
+        session.unwrap_or(1_000_000)
+    }
+
+    fn revision(&self, expect: Expect, current: u64) -> Option<u64> {
+        match expect {
             Expect::Any => None,
             Expect::Current => Some(current),
             Expect::Other(other) => Some(other),
-        };
-        let op = match self.op.clone() {
+        }
+    }
+
+    fn value(&self, expect: Expect, current: i64) -> Option<i64> {
+        match expect {
+            Expect::Any => None,
+            Expect::Current => Some(current),
+            Expect::Other(other) => Some(other as i64),
+        }
+    }
+}
+
+impl OpSketch {
+    fn fill_in(self, ground: &Ground<'_>) -> Op {
+        let Ground { model, term, .. } = *ground;
+        match self {
             OpSketch::Open { ttl_ms } => Op::OpenSession { ttl_ms, client: "c".into() },
-            OpSketch::Close(pick) => Op::CloseSession { session: session(pick) },
+            OpSketch::Close(pick) => Op::CloseSession { session: ground.session(pick) },
             OpSketch::Expire { sessions, other_term } => Op::ExpireSessions {
                 term: term + u64::from(other_term),
-                sessions: sessions.into_iter().map(session).collect(),
+                sessions: sessions.into_iter().map(|pick| ground.session(pick)).collect(),
             },
             OpSketch::Reap(instances) => Op::Reap { instances },
             OpSketch::ReapOrphans => {
                 Op::Reap { instances: model.orphans().into_iter().map(|(name, _)| name).collect() }
             }
             OpSketch::Register { mut registration, session: pick } => {
-                registration.session = pick.map(session);
+                registration.session = pick.map(|pick| ground.session(pick));
                 Op::Register(Box::new(registration))
             }
             OpSketch::Deregister { name, expect } => {
-                let expected_mod_revision = revision(expect, model.instance_revision(&name));
+                let expected_mod_revision = ground.revision(expect, model.instance_revision(&name));
                 Op::Deregister { name, expected_mod_revision }
             }
             OpSketch::Update { mut patch, expect } => {
                 patch.expected_mod_revision =
-                    revision(expect, model.instance_revision(&patch.name));
+                    ground.revision(expect, model.instance_revision(&patch.name));
                 Op::UpdateInstance(Box::new(patch))
             }
             OpSketch::PutService { mut settings, expect } => {
                 let current = model.settings_revision(&settings.namespace, &settings.name);
-                settings.expected_mod_revision = revision(expect, current);
+                settings.expected_mod_revision = ground.revision(expect, current);
                 Op::PutService(Box::new(settings))
             }
             OpSketch::DeleteService { namespace, name } => Op::DeleteService { namespace, name },
@@ -403,10 +470,21 @@ impl CommandSketch {
             OpSketch::DeleteNamespace { name } => Op::DeleteNamespace { name },
             OpSketch::Admit { node, store } => Op::AdmitMember { node, store },
             OpSketch::Retire { node } => Op::RetireMember { node },
-            OpSketch::Bytes(bytes) => return bytes,
-        };
+            OpSketch::Center(center) => center.fill_in(ground),
+            OpSketch::Bytes(bytes) => panic!("{bytes:?} are no command"),
+        }
+    }
+}
+
+impl CommandSketch {
+    fn fill_in(&self, model: &Model, opened: &[u64], term: u64) -> Vec<u8> {
+        let ground = Ground { model, opened, term };
+        if let OpSketch::Bytes(bytes) = &self.op {
+            return bytes.clone();
+        }
+        let op = self.op.clone().fill_in(&ground);
         let request = self.request.as_ref().map(|sketch| {
-            let session = session(sketch.session);
+            let session = ground.session(sketch.session);
             let stored = model.replies.iter().filter(|reply| reply.0 == session);
             let greatest = stored.map(|reply| reply.1).max().unwrap_or(0);
             let sequence = match sketch.sequence {
@@ -437,6 +515,30 @@ fn restored(state: &State) -> State {
         Ok((key, record))
     });
     State::restore::<Corrupt>(records).unwrap()
+}
+
+/// Shows what differs as records, not as bytes.
+fn assert_records_alike(state: &State, model: &Model, entry: &Logged) {
+    let (found, expected) = (bytes_of(state), model.records());
+    if found == expected {
+        return;
+    }
+    let missing = |of: &[(Vec<u8>, Vec<u8>)], from: &[(Vec<u8>, Vec<u8>)]| -> Vec<_> {
+        of.iter()
+            .filter(|pair| !from.contains(pair))
+            .map(|(key, value)| {
+                let key = Key::decode(key).unwrap();
+                (Record::decode(&key, value), key)
+            })
+            .collect()
+    };
+    let commands: Vec<_> =
+        entry.commands.iter().map(|bytes| Command::<String>::decode(bytes)).collect();
+    panic!(
+        "after {commands:#?}\nonly in the state: {:#?}\nonly in the model: {:#?}",
+        missing(&found, &expected),
+        missing(&expected, &found),
+    );
 }
 
 /// Everything that can be read must be the same.
@@ -519,9 +621,178 @@ fn assert_reads_alike(state: &State, model: &Model) {
         namespaces: state.namespaces().count() as u64,
         replies: model.replies.len() as u64,
         members: model.members.len() as u64,
-        ..Counts::default()
+        items: model.items.len() as u64,
+        releases: model.items.iter().map(|i| model.past(&name_of_item(i)).len() as u64).sum(),
+        counters: model.counters.len() as u64,
+        lock_requests: model.locks.len() as u64,
     };
     assert_eq!(state.counts(), counts);
+    for namespace in NAMESPACES {
+        assert_config_alike(state, model, namespace);
+        assert_counters_alike(state, model, namespace);
+        assert_locks_alike(state, model, namespace);
+    }
+    assert_indexes_alike(state, model);
+}
+
+fn assert_config_alike(state: &State, model: &Model, namespace: &str) {
+    for (deleted, group, labels) in
+        [(false, "", Pairs::default()), (true, "g", [("k", "1")].into_iter().collect())]
+    {
+        let (group, prefix) = (group.to_owned(), "a".to_owned());
+        let filter = ConfigFilter { group, prefix, labels, deleted };
+        let mut expected: Vec<&ConfigItem> = model
+            .items
+            .iter()
+            .filter(|item| *item.namespace == *namespace)
+            .filter(|item| deleted || item.current.content.is_some())
+            .filter(|item| filter.group.is_empty() || *item.group == *filter.group)
+            .filter(|item| item.labels.has_all(&filter.labels))
+            .collect();
+        expected.sort_by_key(|item| (&item.group, &item.key));
+        let (page, more) = state.config_items(namespace, &filter, ("", ""), 100);
+        assert!(!more && page.iter().map(|item| &**item).eq(expected.iter().copied()));
+        // Page by page.
+        let mut paged = vec![];
+        let mut after = (String::new(), String::new());
+        loop {
+            let (page, more) = state.config_items(namespace, &filter, (&after.0, &after.1), 1);
+            assert!(page.len() == 1 || !more);
+            let Some(item) = page.first() else { break };
+            after = (item.group.to_string(), item.key.to_string());
+            paged.extend(page);
+            if !more {
+                break;
+            }
+        }
+        assert!(paged.iter().map(|item| &**item).eq(expected));
+    }
+    for (group, key) in GROUPS.into_iter().flat_map(|group| KEYS.map(|key| (group, key))) {
+        let [n, g, k] = [namespace, group, key].map(str::to_owned);
+        let name = ItemName { namespace: n, group: g, key: k };
+        let item = state.config_item(namespace, group, key);
+        assert_eq!(item.map(|item| &**item), model.item(&name));
+        let schema = state.schema(namespace, group, key);
+        assert_eq!(schema.map(|schema| &**schema), model.schema(&name));
+        let reports = state.config_reports(namespace, group, key).map(|report| &**report);
+        assert!(reports.eq(model.reports_of(&name)));
+        let history = state.config_history(namespace, group, key);
+        let past = model.past(&name);
+        let Some(history) = history else {
+            assert!(past.is_empty() && item.is_none());
+            continue;
+        };
+        assert!(history.releases.iter().rev().map(|release| &**release).eq(past.iter().copied()));
+        let item = item.unwrap();
+        for version in 0..=item.last_version {
+            let gray = item.gray.iter().map(|gray| &*gray.release);
+            let mut all = past.iter().copied().chain([&*item.current]).chain(gray);
+            let found = state.config_release(namespace, group, key, version);
+            assert_eq!(found.map(|r| &**r), all.find(|release| release.version == version));
+        }
+    }
+}
+
+fn assert_counters_alike(state: &State, model: &Model, namespace: &str) {
+    for (prefix, label) in [("", vec![]), ("c", vec![("k", "1")]), ("cd", vec![])] {
+        let labels: Pairs = label.into_iter().collect();
+        let filter = CounterFilter { prefix: prefix.into(), labels };
+        let mut expected: Vec<Counter> = model
+            .counters
+            .iter()
+            .filter(|c| c.name.namespace == namespace && c.name.name.starts_with(prefix))
+            .filter(|c| c.name.labels.has_all(&filter.labels))
+            .map(|c| c.record())
+            .collect();
+        expected.sort_by_key(Counter::key);
+        let (page, more) = state.counters(namespace, &filter, None, 100);
+        assert!(!more && page.iter().map(|counter| &**counter).eq(&expected));
+        if let Some((first, rest)) = expected.split_first() {
+            let after = Some((&*first.name, &first.labels));
+            let (page, more) = state.counters(namespace, &filter, after, 1);
+            assert_eq!(more, rest.len() > 1);
+            assert!(page.iter().map(|counter| &**counter).eq(rest.iter().take(1)));
+        }
+    }
+    for tally in model.counters.iter().filter(|c| c.name.namespace == namespace) {
+        let CounterName { name, labels, .. } = &tally.name;
+        let counter = state.counter(namespace, name, labels).unwrap();
+        for slots in [1, 6, 30, limits::COUNTER_SLOTS] {
+            for later_ms in [0, 9_999, 55_000, 2_000_000] {
+                let now_ms = model.now_ms + later_ms;
+                let (sum, expected) = (counter.sum(slots, now_ms), tally.window(slots, now_ms));
+                assert_eq!(sum, expected, "{slots} slots to {now_ms} ms of {counter:?}");
+            }
+        }
+    }
+    assert!(COUNTERS.iter().all(|name| {
+        let none = [("no", "such")].into_iter().collect();
+        state.counter(namespace, name, &none).is_none()
+    }));
+}
+
+fn assert_locks_alike(state: &State, model: &Model, namespace: &str) {
+    let mut held = vec![];
+    for lock in LOCKS {
+        let line = model.line(namespace, lock);
+        assert!(state.lock(namespace, lock).map(|r| &**r).eq(line.iter().copied()));
+        for (place, request) in line.iter().enumerate() {
+            assert_eq!(request.token.is_some(), place == 0, "{request:?}");
+        }
+        held.extend(line.first().map(|first| ((*first).clone(), line.len() - 1)));
+    }
+    let (page, more) = state.locks(namespace, "", "", 100);
+    assert!(!more);
+    let page: Vec<_> = page.iter().map(|(first, wait)| ((**first).clone(), *wait)).collect();
+    assert_eq!(page, held);
+    let (page, more) = state.locks(namespace, "", "", 1);
+    assert_eq!((page.len(), more), (held.len().min(1), held.len() > 1));
+}
+
+/// What the tables keep beside the records, and what hangs on the clock.
+fn assert_indexes_alike(state: &State, model: &Model) {
+    let ledger = &state.tables.ledger;
+    for session in &model.sessions {
+        let requested = ledger.requested_by(session.id);
+        let mut requested: Vec<_> =
+            requested.map(|(n, l, ticket)| (n.to_string(), l.to_string(), *ticket)).collect();
+        requested.sort();
+        let own = model.locks.iter().filter(|r| r.session == session.id);
+        let mut expected: Vec<_> =
+            own.map(|r| (r.namespace.to_string(), r.lock.to_string(), r.ticket)).collect();
+        expected.sort();
+        assert_eq!(requested, expected);
+        let reported: Vec<_> = ledger
+            .reported_by(session.id)
+            .map(|n| [&n.namespace, &n.group, &n.key].map(|text| text.to_string()))
+            .collect();
+        let own = model.reports.iter().filter(|r| r.session == session.id);
+        let mut expected: Vec<_> =
+            own.map(|r| [&r.namespace, &r.group, &r.key].map(|text| text.to_string())).collect();
+        expected.sort();
+        assert_eq!(reported, expected);
+    }
+    for later_ms in [0, 1_000, 20_000] {
+        let now_ms = model.now_ms + later_ms;
+        let due = state.due_gates(now_ms);
+        let mut due: Vec<_> = due
+            .into_iter()
+            .map(|(item, gray, v)| (name_of_item(&item), gray.rule.clone(), v.promote, v.why))
+            .collect();
+        due.sort();
+        let mut expected = vec![];
+        for item in &model.items {
+            for gray in &item.gray {
+                let verdict = model.verdict(item, gray, now_ms);
+                let named = (name_of_item(item), gray.rule.clone());
+                expected.extend(verdict.map(|(promote, why)| (named.0, named.1, promote, why)));
+            }
+        }
+        expected.sort();
+        assert_eq!(due, expected);
+    }
+    // Whatever a restored state knows, this one knows, and nothing more.
+    assert_eq!(format!("{:?}", restored(state).tables.ledger), format!("{ledger:?}"));
 }
 
 #[test]
@@ -532,7 +803,7 @@ fn behaves_like_the_model() {
             let before = state.revision();
             let applied = entry.apply_to(&mut state);
             assert_eq!(applied.outcomes, outcomes, "answers to {entry:?}");
-            assert_eq!(bytes_of(&state), model.records(), "records after {entry:?}");
+            assert_records_alike(&state, &model, &entry);
             assert_reads_alike(&state, &model);
 
             assert_eq!(applied.meta, state.meta());
@@ -636,13 +907,24 @@ fn histories_reach_every_answer() {
     let config = Config { rng_seed: RngSeed::Fixed(SEED), ..Config::default() };
     let mut runner = TestRunner::new(config);
     let mut seen = BTreeMap::<String, usize>::new();
-    for _ in 0..200 {
+    for _ in 0..1_000 {
         let sketch = history(40).new_tree(&mut runner).unwrap().current();
         for (_, outcomes, model) in fill_in(&sketch) {
             for outcome in outcomes {
                 let duplicate = if outcome.duplicate { "again " } else { "" };
                 let shown = match &outcome.result {
                     Ok(Reply::InstanceUpdated(_)) => "InstanceUpdated".to_owned(),
+                    Ok(Reply::GrayJudged { ending }) => format!("GrayJudged {ending:?}"),
+                    Ok(Reply::Txn { succeeded, replies }) => {
+                        let wrote = |reply: &StepReply| matches!(reply, StepReply::Written(_));
+                        let writes = replies.iter().filter(|reply| wrote(reply)).count().min(3);
+                        format!("Txn {succeeded}, {writes} writes")
+                    }
+                    Err(Refusal::InStep { step, refusal }) => {
+                        let why = format!("{refusal:?}");
+                        let why = why.split(' ').next().unwrap();
+                        format!("InStep {} {why}", if *step == 0 { "0" } else { "later" })
+                    }
                     Ok(reply) => {
                         // Whether it did anything is the part of an answer that matters here.
                         let shown = format!("{reply:?}");
@@ -662,16 +944,38 @@ fn histories_reach_every_answer() {
     let expected = [
         "1 orphans",
         "2 orphans",
-        "again InstanceUpdated",
-        "again NotFound",
-        "again Registered",
-        "again SessionOpened",
         "CompareFailed",
+        "ConfigDeleted",
+        "ConfigDeleted (nothing)",
+        "ConfigPublished",
+        "ConfigPublished (nothing)",
+        "ConfigReported",
+        "ConfigReported (nothing)",
+        "CounterChanged",
+        "CounterChanged (nothing)",
+        "CounterDeleted",
         "Deregistered",
         "Deregistered (nothing)",
+        "GrayEnded",
+        "GrayJudged None",
+        "GrayJudged Some(Promoted)",
+        "GrayJudged Some(RolledBack)",
+        "InStep 0 NotFound",
+        "InStep later CompareFailed",
+        "InStep later Invalid",
+        "InStep later LockHeld",
+        "InStep later NotFound",
+        "InStep later OutOfBounds",
+        "InStep later SchemaChanged",
         "InUse",
         "InstanceUpdated",
         "Invalid",
+        "LockAcquired",
+        "LockHeld",
+        "LockQueued",
+        "LockReleased",
+        "LockUpdated",
+        "LockUpdated (nothing)",
         "MemberAdmitted",
         "MemberAdmitted (nothing)",
         "MemberRetired",
@@ -681,11 +985,16 @@ fn histories_reach_every_answer() {
         "NamespacePut",
         "NamespacePut (nothing)",
         "NotFound",
+        "OutOfBounds",
         "OwnedByAnother",
         "Reaped",
         "Reaped (nothing)",
         "Registered",
         "Registered (nothing)",
+        "SchemaChanged",
+        "SchemaDeleted",
+        "SchemaPut",
+        "SchemaPut (nothing)",
         "SequenceForgotten",
         "ServiceDeleted",
         "ServiceDeleted (nothing)",
@@ -698,173 +1007,32 @@ fn histories_reach_every_answer() {
         "SessionsExpired",
         "SessionsExpired (nothing)",
         "StaleTerm",
+        "Txn false, 1 writes",
+        "Txn true, 1 writes",
+        "Txn true, 2 writes",
+        "Txn true, 3 writes",
         "Undecodable",
+        "ValueDiffers",
+        "again ConfigPublished",
+        "again CounterChanged",
+        "again InStep later NotFound",
+        "again InstanceUpdated",
+        "again LockAcquired",
+        "again NotFound",
+        "again Registered",
+        "again SessionOpened",
+        "again Txn true, 1 writes",
     ];
-    for name in expected {
-        let count = seen.get(name).copied().unwrap_or(0);
-        assert!(count >= 10, "{name}: {count} times in {seen:#?}");
-    }
+    let rare: Vec<_> =
+        expected.iter().filter(|name| seen.get(**name).is_none_or(|n| *n < 10)).collect();
+    assert!(rare.is_empty(), "{rare:?} are rare in {seen:#?}");
 }
 
 // ---- wild input ----
 
-/// Few of everything, so that commands meet, and none of it within the limits.
-fn wild_text() -> impl Strategy<Value = String> {
-    prop_oneof![
-        6 => text(&["default", "", "a", "a\0", "a\0b", "\u{10FFFF}"]),
-        1 => any::<String>(),
-    ]
-}
-
-fn wild_number() -> impl Strategy<Value = u64> {
-    prop_oneof![4 => 0..6u64, 1 => any::<u64>(), 1 => Just(u64::MAX)]
-}
-
-fn wild_pairs() -> impl Strategy<Value = Pairs> {
-    vec((wild_text(), wild_text()), 0..3).prop_map(Pairs::from)
-}
-
-fn wild_name() -> impl Strategy<Value = InstanceName> {
-    (wild_text(), wild_text(), wild_text()).prop_map(|(namespace, service, id)| InstanceName {
-        namespace,
-        service,
-        id,
-    })
-}
-
-fn wild_op() -> impl Strategy<Value = Op> {
-    let endpoint = (wild_text(), wild_text(), any::<u16>())
-        .prop_map(|(name, host, port)| Endpoint { name, host, port });
-    let register = (
-        (
-            wild_name(),
-            vec(endpoint, 0..3).prop_map(Endpoints::from),
-            any::<u32>(),
-            wild_text(),
-            wild_pairs(),
-        ),
-        (health(), admin(), wild_text(), wild_text(), proptest::option::of(wild_number())),
-    )
-        .prop_map(|(a, b)| {
-            let (
-                (name, endpoints, weight, zone, metadata),
-                (health, admin, reason, hash_key, session),
-            ) = (a, b);
-            Op::Register(Box::new(Registration {
-                name,
-                endpoints,
-                weight,
-                zone,
-                metadata,
-                health,
-                admin,
-                reason,
-                hash_key,
-                session,
-            }))
-        });
-    let update = (
-        wild_name(),
-        (any::<Option<u32>>(), proptest::option::of(admin()), proptest::option::of(health())),
-        wild_text(),
-        proptest::option::of(wild_pairs()),
-        proptest::option::of(wild_number()),
-    )
-        .prop_map(
-            |(name, (weight, admin, health), reason, metadata, expected_mod_revision)| {
-                Op::UpdateInstance(Box::new(InstancePatch {
-                    name,
-                    weight,
-                    admin,
-                    health,
-                    reason,
-                    metadata,
-                    expected_mod_revision,
-                }))
-            },
-        );
-    let put_service = (
-        (wild_text(), wild_text(), any::<u32>(), wild_number(), wild_text()),
-        (wild_pairs(), wild_pairs(), proptest::option::of(wild_number())),
-    )
-        .prop_map(|(a, b)| {
-            let (namespace, name, protect_threshold_percent, deregister_after_ms, policy) = a;
-            let (policy_parameters, metadata, expected_mod_revision) = b;
-            Op::PutService(Box::new(ServiceSettings {
-                namespace,
-                name,
-                protect_threshold_percent,
-                deregister_after_ms,
-                policy,
-                policy_parameters,
-                metadata,
-                expected_mod_revision,
-            }))
-        });
-    prop_oneof![
-        4 => (wild_number(), wild_text())
-            .prop_map(|(ttl_ms, client)| Op::OpenSession { ttl_ms, client }),
-        1 => wild_number().prop_map(|session| Op::CloseSession { session }),
-        2 => (wild_number(), vec(wild_number(), 0..4))
-            .prop_map(|(term, sessions)| Op::ExpireSessions { term, sessions }),
-        1 => vec(wild_name(), 0..4).prop_map(|instances| Op::Reap { instances }),
-        8 => register,
-        2 => (wild_name(), proptest::option::of(wild_number())).prop_map(
-            |(name, expected_mod_revision)| Op::Deregister { name, expected_mod_revision }
-        ),
-        4 => update,
-        2 => put_service,
-        1 => (wild_text(), wild_text())
-            .prop_map(|(namespace, name)| Op::DeleteService { namespace, name }),
-        3 => (wild_text(), wild_text())
-            .prop_map(|(name, description)| Op::PutNamespace { name, description }),
-        1 => wild_text().prop_map(|name| Op::DeleteNamespace { name }),
-        2 => (wild_number(), any::<Option<u128>>())
-            .prop_map(|(node, store)| Op::AdmitMember { node, store }),
-        1 => wild_number().prop_map(|node| Op::RetireMember { node }),
-    ]
-}
-
-pub(super) fn wild_command() -> impl Strategy<Value = Command> {
-    let request = (wild_number(), wild_number(), wild_number()).prop_map(
-        |(session, sequence, lowest_unacknowledged)| RequestId {
-            session,
-            sequence,
-            lowest_unacknowledged,
-        },
-    );
-    (proptest::option::of(request), wild_op()).prop_map(|(request, op)| Command { request, op })
-}
-
-/// Bytes of a command with some of them changed, cut off or added.
-fn wild_bytes() -> impl Strategy<Value = Vec<u8>> {
-    let damage = vec((any::<proptest::sample::Index>(), any::<u8>(), 0..4u8), 0..3);
-    let damaged = (wild_command(), damage).prop_map(|(command, damage)| {
-        let mut bytes = command.encode().unwrap();
-        for (at, byte, how) in damage {
-            if bytes.is_empty() {
-                break;
-            }
-            let at = at.index(bytes.len());
-            match how {
-                0 => bytes.truncate(at),
-                1 => bytes.insert(at, byte),
-                2 => bytes[at] = byte,
-                _ => bytes[at] ^= 1 << (byte % 8),
-            }
-        }
-        bytes
-    });
-    let headed = vec(any::<u8>(), 0..64).prop_map(|mut bytes| {
-        bytes.insert(0, COMMAND_VERSION);
-        bytes
-    });
-    prop_oneof![8 => damaged, 1 => headed, 1 => vec(any::<u8>(), 0..64)]
-}
-
 #[test]
 fn no_bytes_make_it_panic() {
-    let entry = (wild_number(), wild_number(), vec(wild_bytes(), 0..5))
+    let entry = (wild::wild_number(), wild::wild_number(), vec(wild::wild_bytes(), 0..5))
         .prop_map(|(term, at_ms, commands)| Logged { term, at_ms, commands });
     check("tests_properties::no_bytes_make_it_panic", vec(entry, 1..20), |log| {
         let mut state = State::default();
@@ -877,7 +1045,7 @@ fn no_bytes_make_it_panic() {
                 .collect();
             model.now_ms = model.now_ms.max(entry.at_ms);
             assert_eq!(entry.apply_to(&mut state).outcomes, outcomes);
-            assert_eq!(bytes_of(&state), model.records());
+            assert_records_alike(&state, &model, entry);
         }
         assert_eq!(bytes_of(&restored(&state)), bytes_of(&state));
     });
