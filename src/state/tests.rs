@@ -12,6 +12,8 @@ use std::path::PathBuf;
 
 use super::*;
 
+mod center;
+
 #[test]
 fn registration() {
     check("registration");
@@ -60,6 +62,36 @@ fn clock_and_term() {
 #[test]
 fn members() {
     check("members");
+}
+
+#[test]
+fn config() {
+    check("config");
+}
+
+#[test]
+fn gray() {
+    check("gray");
+}
+
+#[test]
+fn counters() {
+    check("counters");
+}
+
+#[test]
+fn locks() {
+    check("locks");
+}
+
+#[test]
+fn txn() {
+    check("txn");
+}
+
+#[test]
+fn quotas() {
+    check("quotas");
 }
 
 fn check(story: &str) {
@@ -208,6 +240,9 @@ impl Teller {
     }
 
     fn other(&mut self, verb: &str, words: &mut Words, out: &mut String) {
+        if self.look_at(verb, words, out) {
+            return;
+        }
         match verb {
             "at" => self.at_ms = words.next().parse().unwrap(),
             "term" => self.term = words.next().parse().unwrap(),
@@ -382,7 +417,7 @@ fn parse_command(verb: &str, words: &mut Words, term: u64) -> Option<Command> {
             store: words.number("store").map(u128::from),
         },
         "retire" => Op::RetireMember { node: words.next().parse().unwrap() },
-        _ => return None,
+        other => center::parse(other, words, term)?,
     };
     Some(Command { request, op })
 }
@@ -528,14 +563,7 @@ impl Words {
 fn show_outcome(outcome: &Outcome) -> String {
     let Outcome { revision, duplicate, result } = outcome;
     let duplicate = if *duplicate { " (duplicate)" } else { "" };
-    match result {
-        Ok(Reply::InstanceUpdated(instance)) => {
-            let record = show_record(&Record::Instance(instance.clone()));
-            format!("revision {revision}{duplicate}: InstanceUpdated {record}")
-        }
-        Ok(reply) => format!("revision {revision}{duplicate}: {reply:?}"),
-        Err(refusal) => format!("revision {revision}{duplicate}: refused: {refusal:?}"),
-    }
+    format!("revision {revision}{duplicate}: {}", center::show_result(result))
 }
 
 /// One change a line; replies that are dropped in a row share one.
@@ -643,7 +671,7 @@ fn show_record(record: &Record) -> String {
             part("", if m.removed { "removed".to_owned() } else { String::new() });
         }
         Record::Removal(r) => part("at", r.revision.to_string()),
-        other => part("", format!("{other:?}")),
+        other => center::show(other, &mut part),
     }
     parts.join("; ")
 }

@@ -907,7 +907,7 @@ fn histories_reach_every_answer() {
     let config = Config { rng_seed: RngSeed::Fixed(SEED), ..Config::default() };
     let mut runner = TestRunner::new(config);
     let mut seen = BTreeMap::<String, usize>::new();
-    for _ in 0..1_000 {
+    for _ in 0..1_200 {
         let sketch = history(40).new_tree(&mut runner).unwrap().current();
         for (_, outcomes, model) in fill_in(&sketch) {
             for outcome in outcomes {
