@@ -97,7 +97,8 @@ pub enum Class {
     Alarm = 4,
 }
 
-/// Value of a record; shared, never changed in place.
+/// Value of a record; shared, never changed in place. The answers of transactions, which are stored,
+/// hold records: variants are only ever added at the end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Record {
     Meta(Meta),

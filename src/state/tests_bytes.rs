@@ -4,12 +4,16 @@
 
 use std::sync::Arc;
 
+use bincode::Options as _;
 use proptest::collection::vec;
 use proptest::prelude::*;
+use proptest::sample::select;
 
 use super::tests_properties::{check, wild_command};
 use super::*;
 use crate::limits;
+
+mod center;
 
 pub(super) fn from_hex(hex: &str) -> Vec<u8> {
     assert!(hex.len().is_multiple_of(2), "half a byte at the end of {hex}");
@@ -43,19 +47,39 @@ fn old_bytes_stay_readable() {
             None => missing.push(format!("{name} {}", to_hex(&bytes))),
         }
     };
-    for (name, command) in commands() {
+    let own = commands().into_iter().map(|(name, command)| (name.to_owned(), command));
+    for (name, command) in own.chain(center::commands()) {
         sample(&format!("command/{name}"), command.encode().unwrap(), &|bytes| {
             Command::decode(bytes).unwrap() == command
         });
     }
-    let records = records();
+    let records = [records(), center::records()].concat();
     for (name, key, record) in &records {
         sample(&format!("record/{name}"), record.encode(), &|bytes| {
             Record::decode(key, bytes).unwrap() == *record
         });
     }
-    // Meta, namespace, service, instance, session, and one of the replies and of the members.
-    for (name, key, _) in records[..6].iter().chain(records.last()) {
+    let keys = [
+        "meta",
+        "namespace",
+        "service",
+        "instance",
+        "session",
+        "reply-opened",
+        "member-removed",
+        "config",
+        "release",
+        "schema",
+        "report",
+        "counter",
+        "counter-new",
+        "lock",
+        "removal-service",
+        "removal-config",
+        "removal-counter",
+        "removal-lock",
+    ];
+    for (name, key, _) in records.iter().filter(|record| keys.contains(&&*record.0)) {
         sample(&format!("key/{name}"), key.encode(), &|bytes| Key::decode(bytes).unwrap() == *key);
     }
     assert!(missing.is_empty(), "add to bytes.txt:\n{}", missing.join("\n"));
@@ -289,6 +313,8 @@ fn any_text() -> impl Strategy<Value = Arc<str>> {
     prop_oneof![4 => text, 1 => any::<String>()].prop_map(Arc::from)
 }
 
+const CLASSES: [Class; 4] = [Class::Service, Class::Config, Class::Counter, Class::Lock];
+
 fn any_key() -> impl Strategy<Value = Key> {
     let number = || prop_oneof![Just(0), Just(1), Just(255), Just(256), any::<u64>()];
     prop_oneof![
@@ -300,6 +326,26 @@ fn any_key() -> impl Strategy<Value = Key> {
         2 => number().prop_map(|id| Key::Session { id }),
         2 => (number(), number()).prop_map(|(session, sequence)| Key::Reply { session, sequence }),
         2 => number().prop_map(|node| Key::Member { node }),
+        3 => (any_text(), any_text(), any_text())
+            .prop_map(|(namespace, group, key)| Key::Config { namespace, group, key }),
+        3 => (any_text(), any_text(), any_text(), number()).prop_map(
+            |(namespace, group, key, version)| Key::Release { namespace, group, key, version }
+        ),
+        1 => (any_text(), any_text(), any_text())
+            .prop_map(|(namespace, group, key)| Key::Schema { namespace, group, key }),
+        2 => (any_text(), any_text(), any_text(), number()).prop_map(
+            |(namespace, group, key, session)| Key::Report { namespace, group, key, session }
+        ),
+        4 => (any_text(), any_text(), vec((any_text(), any_text()), 0..3)).prop_map(
+            |(namespace, name, labels)| {
+                let labels = labels.into_iter().collect();
+                Key::Counter { namespace, name, labels }
+            }
+        ),
+        3 => (any_text(), any_text(), number())
+            .prop_map(|(namespace, lock, ticket)| Key::Lock { namespace, lock, ticket }),
+        2 => (any_text(), select(&CLASSES[..]))
+            .prop_map(|(namespace, class)| Key::Removal { namespace, class }),
     ]
 }
 
@@ -327,7 +373,26 @@ fn what_is_no_key_is_not_read_as_one() {
             assert_eq!(other.encode(), changed, "one key has one encoding");
         }
     });
-    for bytes in ["", "00", "07", "08", "0200", "020002", "02610000", "02ff0001", "0500", "0100"] {
+    let none = [
+        "",
+        "00",
+        "07",
+        "08",
+        "0200",
+        "020002",
+        "02610000",
+        "02ff0001",
+        "0500",
+        "0100",
+        "0d610001",
+        // A class that there is not, and labels that are none.
+        "0f61000104",
+        "0f61000100",
+        "0c6100016100016100 01",
+        "10610001",
+    ];
+    for bytes in none.map(|bytes| bytes.replace(' ', "")) {
+        let bytes = bytes.as_str();
         assert!(Key::decode(&from_hex(bytes)).is_err(), "{bytes}");
     }
 }
@@ -353,7 +418,7 @@ fn commands_come_back() {
 
 #[test]
 fn records_come_back_or_say_what_is_wrong() {
-    for (name, key, record) in records() {
+    for (name, key, record) in [records(), center::records()].concat() {
         let bytes = record.encode();
         assert_eq!(Record::decode(&key, &bytes), Ok(record.clone()), "{name}");
         for cut in 0..bytes.len() {

@@ -410,3 +410,103 @@ fn no_rules_are_too_much_for_an_item() {
         assert_eq!(Record::decode(&key, &bytes), Ok(record));
     }
 }
+
+/// As many as a namespace, or the cluster, may have; then room comes back.
+#[test]
+fn there_is_an_end_to_everything() {
+    let full = |world: &mut World, count: usize, make: &dyn Fn(usize) -> Op, limit: &str| {
+        let encode = |i| Command { request: None, op: make(i) }.encode().unwrap();
+        let numbers: Vec<usize> = (0..count).collect();
+        for some in numbers.chunks(limits::BATCH_COMMANDS) {
+            let commands: Vec<_> = some.iter().map(|i| encode(*i)).collect();
+            let applied = world.entry(&commands);
+            assert!(applied.outcomes.iter().all(|outcome| outcome.result.is_ok()));
+        }
+        let refusal = world.refused(make(count));
+        let allowed = count as u64;
+        assert_eq!(refusal, Refusal::LimitReached { limit: limit.into(), allowed });
+        // What is there can be written, what is not has no place in a transaction either.
+        world.outcome(make(7)).result.unwrap();
+        let refusal = world.refused(txn(vec![Step::Write(make(count))]));
+        assert!(matches!(refusal, Refusal::InStep { step: 0, .. }), "{refusal:?}");
+    };
+    let mut world = World::default();
+    let session = world.session();
+    let hold = |i: usize| acquire(&format!("l{i}"), session, "", false);
+    full(&mut world, limits::LOCKS, &hold, "locks of a namespace");
+    let refusal = world.refused(txn(vec![Step::Write(hold(limits::LOCKS + 1))]));
+    assert!(matches!(refusal, Refusal::InStep { .. }));
+    let release = |i: usize| {
+        let holder = Holder { session, name: String::new() };
+        Op::ReleaseLock { lock: lock(&format!("l{i}")), by: Leaving::Holder(holder) }
+    };
+    // One step makes room for the next.
+    world.run(txn(vec![Step::Write(release(3)), Step::Write(hold(limits::LOCKS))]));
+    assert_eq!(world.state.counts().lock_requests, limits::LOCKS as u64);
+
+    let make = |i: usize| publish(&format!("k{i}"), "1");
+    full(&mut world, limits::CONFIG_ITEMS, &make, "config items of a namespace");
+    let schema = |key: &str| {
+        Op::PutSchema(Box::new(SchemaPut {
+            name: item(key),
+            text: "{}".into(),
+            checked_version: 0,
+        }))
+    };
+    assert!(matches!(world.refused(schema("more")), Refusal::LimitReached { .. }));
+    // Deleted it still counts, purged not.
+    world.run(delete("k3", false));
+    assert!(matches!(world.refused(schema("more")), Refusal::LimitReached { .. }));
+    world.run(delete("k3", true));
+    world.run(schema("more"));
+    assert!(matches!(world.refused(make(3)), Refusal::LimitReached { .. }));
+
+    let mut world = World::default();
+    let make = |i: usize| add(&format!("c{i}"), 1);
+    full(&mut world, limits::COUNTERS, &make, "counters of the cluster");
+    world.run(Op::PutNamespace { name: "n".into(), description: String::new() });
+    let elsewhere = CounterName { namespace: "n".into(), ..counter("c") };
+    let (kind, value, expected) = (None, 1, None);
+    let set = Op::SetCounter(Box::new(Setting { name: elsewhere, kind, value, expected }));
+    assert!(matches!(world.refused(set.clone()), Refusal::LimitReached { .. }));
+    world.run(Op::DeleteCounter { name: counter("c5") });
+    world.run(set);
+}
+
+#[test]
+fn a_transaction_has_so_many_parts() {
+    let compare = Compare::Exists { record: RecordName::Session { id: 1 }, exists: false };
+    let get = || Step::Get(RecordName::Session { id: 1 });
+    let of = |compares: usize, then: usize, otherwise: usize| {
+        let op = Op::Txn(Box::new(Txn {
+            when: vec![compare.clone(); compares],
+            then: vec![get(); then],
+            otherwise: vec![get(); otherwise],
+        }));
+        match (Command { request: None, op }).check() {
+            Ok(()) => None,
+            Err(Refusal::Invalid { field, value, allowed }) => {
+                assert_eq!((&*value, &*allowed), ("129", "0..=128"));
+                Some(field)
+            }
+            Err(other) => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(of(128, 128, 128), None);
+    assert_eq!(of(129, 0, 0).as_deref(), Some("when"));
+    assert_eq!(of(0, 129, 0).as_deref(), Some("then"));
+    assert_eq!(of(0, 0, 129).as_deref(), Some("else"));
+    let running = Running { name: item("k"), version: 1, rule: String::new() };
+    let items = vec![running; limits::CONFIG_REPORTS + 1];
+    let op = Op::ReportConfig { session: 1, client: "c".into(), items };
+    assert!((Command { request: None, op }).check().is_err());
+    let clients: Vec<String> =
+        (0..=limits::CONFIG_GRAY_CLIENTS).map(|i| format!("{i:05}")).collect();
+    let gray = |clients: &[String]| {
+        let picks = Picks::Clients(clients.to_vec());
+        let terms = GrayTerms { picks, ..share("r", 0, None) };
+        Command { request: None, op: publish_gray("k", "1", terms) }.check()
+    };
+    assert_eq!(gray(&clients[1..]), Ok(()));
+    assert!(gray(&clients).is_err());
+}
