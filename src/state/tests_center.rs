@@ -390,11 +390,11 @@ fn no_rules_are_too_much_for_an_item() {
     world.outcome(Op::PublishConfig(Box::new(great.clone()))).result.unwrap();
     great.content = text("1");
     great.labels = Some([("k", "x".repeat(limits::COMMAND_BYTES - 512))].into_iter().collect());
-    world.outcome(Op::PublishConfig(Box::new(great.clone()))).result.unwrap();
+    world.outcome(Op::PublishConfig(Box::new(great))).result.unwrap();
     // The labels stay.
-    let mut great = publication("a", "x".repeat(limits::COMMAND_BYTES - 512));
-    world.outcome(Op::PublishConfig(Box::new(great.clone()))).result.unwrap();
-    great.content = text("2");
+    let content = "x".repeat(limits::COMMAND_BYTES - 512);
+    world.outcome(publish("a", content)).result.unwrap();
+    let mut great = publication("a", "2");
     let mut refused = 0;
     for rule in 0..8 {
         let clients = vec!["x".repeat(limits::COMMAND_BYTES - 512)];

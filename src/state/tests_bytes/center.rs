@@ -84,7 +84,7 @@ pub(super) fn commands() -> Vec<(String, Command)> {
         comment: comment.clone(),
         purge: true,
     };
-    sample("delete-config", Op::DeleteConfig(Box::new(deletion.clone())));
+    sample("delete-config", Op::DeleteConfig(Box::new(deletion)));
     let rollback = ConfigRollback {
         name: item(),
         version: 2,
@@ -122,13 +122,13 @@ pub(super) fn commands() -> Vec<(String, Command)> {
     sample("add-least", Op::AddCounter(Box::new(least.clone())));
     let kind = Some(CounterKind::Counter);
     let setting = Setting { name: counter(), kind, value: -1, expected: Some(300) };
-    sample("set", Op::SetCounter(Box::new(setting.clone())));
+    sample("set", Op::SetCounter(Box::new(setting)));
     sample("reset", Op::ResetCounter { name: counter(), expected: Some(-300) });
     sample("delete-counter", Op::DeleteCounter { name: counter() });
     let claim = Claim { lock: lock(), holder: holder(), value: "10.0.0.1".into(), wait: true };
-    sample("acquire", Op::AcquireLock(Box::new(claim.clone())));
+    sample("acquire", Op::AcquireLock(Box::new(claim)));
     let by = Leaving::Holder(holder());
-    sample("release", Op::ReleaseLock { lock: lock(), by: by.clone() });
+    sample("release", Op::ReleaseLock { lock: lock(), by });
     let token = Op::ReleaseLock { lock: lock(), by: Leaving::Token(12) };
     sample("release-token", token.clone());
     let value = "10.0.0.2".to_owned();

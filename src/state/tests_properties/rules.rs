@@ -56,7 +56,7 @@ fn what_is_refused_leaves_no_trace() {
             assert!(applied.events.len() <= 1, "one event of one command");
             assert_eq!(figures(&restored(after)), figures(after));
             if outcome.result.is_ok() && !outcome.duplicate {
-                let revised = changes.iter().any(|change| of_revision(&change));
+                let revised = changes.iter().any(of_revision);
                 assert_eq!(after.revision(), before.revision() + u64::from(revised));
                 assert!(applied.events.iter().all(|event| event.revision == after.revision()));
                 return;
