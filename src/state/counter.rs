@@ -183,7 +183,8 @@ impl Counter {
 /// How long a window of so many slots reaches back from `now_ms`, in ms: less than its name says,
 /// because the last slot is not over.
 pub fn window_ms(slots: u64, now_ms: u64) -> u64 {
-    (slots - 1) * limits::COUNTER_SLOT_MS + now_ms % limits::COUNTER_SLOT_MS
+    let whole = slots.saturating_sub(1).saturating_mul(limits::COUNTER_SLOT_MS);
+    whole.saturating_add(now_ms % limits::COUNTER_SLOT_MS)
 }
 
 fn check_kind(old: Option<&Counter>, kind: Option<CounterKind>) -> Result<(), Refusal> {

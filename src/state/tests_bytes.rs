@@ -313,7 +313,8 @@ fn any_text() -> impl Strategy<Value = Arc<str>> {
     prop_oneof![4 => text, 1 => any::<String>()].prop_map(Arc::from)
 }
 
-const CLASSES: [Class; 4] = [Class::Service, Class::Config, Class::Counter, Class::Lock];
+const CLASSES: [Class; 5] =
+    [Class::Service, Class::Config, Class::Counter, Class::Lock, Class::Alarm];
 
 fn any_key() -> impl Strategy<Value = Key> {
     let number = || prop_oneof![Just(0), Just(1), Just(255), Just(256), any::<u64>()];
@@ -342,6 +343,8 @@ fn any_key() -> impl Strategy<Value = Key> {
                 Key::Counter { namespace, name, labels }
             }
         ),
+        2 => (any_text(), any_text())
+            .prop_map(|(namespace, name)| Key::Alarm { namespace, name }),
         3 => (any_text(), any_text(), number())
             .prop_map(|(namespace, lock, ticket)| Key::Lock { namespace, lock, ticket }),
         2 => (any_text(), select(&CLASSES[..]))
@@ -386,7 +389,7 @@ fn what_is_no_key_is_not_read_as_one() {
         "0100",
         "0d610001",
         // A class that there is not, and labels that are none.
-        "0f61000104",
+        "0f61000106",
         "0f61000100",
         "0c6100016100016100 01",
         "10610001",

@@ -495,7 +495,7 @@ fn a_transaction_has_so_many_parts() {
     assert_eq!(of(128, 128, 128), None);
     assert_eq!(of(129, 0, 0).as_deref(), Some("when"));
     assert_eq!(of(0, 129, 0).as_deref(), Some("then"));
-    assert_eq!(of(0, 0, 129).as_deref(), Some("else"));
+    assert_eq!(of(0, 0, 129).as_deref(), Some("or_else"));
     let running = Running { name: item("k"), version: 1, rule: String::new() };
     let items = vec![running; limits::CONFIG_REPORTS + 1];
     let op = Op::ReportConfig { session: 1, client: "c".into(), items };

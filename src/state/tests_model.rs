@@ -7,6 +7,7 @@ use super::*;
 use crate::limits;
 use std::sync::Arc;
 
+mod alarm;
 mod config;
 mod counter;
 mod lock;
@@ -33,6 +34,7 @@ pub(super) struct Model {
     pub reports: Vec<Report>,
     pub counters: Vec<Tally>,
     pub locks: Vec<LockRequest>,
+    pub alarms: Vec<Alarm>,
     /// When something of a class was last removed from a namespace.
     removals: Vec<(String, Class, u64)>,
 }
@@ -175,6 +177,10 @@ impl Model {
                 labels: c.labels.clone(),
             };
             records.push((key, Record::Counter(Arc::new(c))));
+        }
+        for a in &self.alarms {
+            let key = Key::Alarm { namespace: a.namespace.clone(), name: a.name.clone() };
+            records.push((key, Record::Alarm(Arc::new(a.clone()))));
         }
         for l in &self.locks {
             let key = Key::Lock {
@@ -336,6 +342,9 @@ impl Model {
                 let name = format!("{}{:?}", c.name.name, c.name.labels);
                 named.push((c.name.namespace.clone(), Class::Counter, name));
             }
+            for a in &model.alarms {
+                named.push((a.namespace.to_string(), Class::Alarm, a.name.to_string()));
+            }
             for l in &model.locks {
                 let name = format!("{} {}", l.lock, l.ticket);
                 named.push((l.namespace.to_string(), Class::Lock, name));
@@ -377,10 +386,12 @@ impl Model {
                 self.update_lock(&lock, &holder, value, place)
             }
             Op::Txn(txn) => self.txn(*txn, place),
-            Op::PutAlarm { .. }
-            | Op::DeleteAlarm { .. }
-            | Op::JudgeAlarm { .. }
-            | Op::NotePost { .. } => unreachable!("the model is not asked for {op:?}"),
+            Op::PutAlarm { name, rule } => self.put_alarm(name, *rule, place),
+            Op::DeleteAlarm { name } => self.delete_alarm(&name),
+            Op::JudgeAlarm { name } => self.judge_alarm(&name, place),
+            Op::NotePost { name, transition, error } => {
+                self.note_post(name, transition, error, place)
+            }
             Op::OpenSession { ttl_ms, client } => {
                 if self.sessions.len() == limits::SESSIONS {
                     let limit = "sessions of the cluster".into();
@@ -500,6 +511,7 @@ impl Model {
                     (self.config_names(&name), "config item"),
                     (counters, "counter"),
                     (self.lock_names(&name).len(), "lock"),
+                    (self.alarms.iter().filter(|a| *a.namespace == *name).count(), "alarm"),
                 ] {
                     if count > 0 {
                         let by = format!("{count} {what}{}", if count > 1 { "s" } else { "" });

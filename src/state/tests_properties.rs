@@ -625,6 +625,7 @@ fn assert_reads_alike(state: &State, model: &Model) {
         releases: model.items.iter().map(|i| model.past(&name_of_item(i)).len() as u64).sum(),
         counters: model.counters.len() as u64,
         lock_requests: model.locks.len() as u64,
+        alarms: model.alarms.len() as u64,
     };
     assert_eq!(state.counts(), counts);
     for namespace in NAMESPACES {
@@ -907,7 +908,7 @@ fn histories_reach_every_answer() {
     let config = Config { rng_seed: RngSeed::Fixed(SEED), ..Config::default() };
     let mut runner = TestRunner::new(config);
     let mut seen = BTreeMap::<String, usize>::new();
-    for _ in 0..1_200 {
+    for _ in 0..2_000 {
         let sketch = history(40).new_tree(&mut runner).unwrap().current();
         for (_, outcomes, model) in fill_in(&sketch) {
             for outcome in outcomes {

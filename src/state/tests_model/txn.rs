@@ -166,6 +166,9 @@ impl Model {
             let (namespace, name) = (&c.name.namespace, &c.name.name);
             put(Class::Counter, namespace, name, order, Record::Counter(c.record().into()));
         }
+        for a in &self.alarms {
+            put(Class::Alarm, &a.namespace, &a.name, vec![], Record::Alarm(a.clone().into()));
+        }
         for l in &self.locks {
             let order = vec![format!("{:020}", l.ticket)];
             put(Class::Lock, &l.namespace, &l.lock, order, Record::Lock(l.clone().into()));
@@ -185,6 +188,7 @@ fn revisions(record: &Record) -> (u64, u64) {
         Record::Config(r) => (r.create_revision, r.mod_revision),
         Record::Counter(r) => (r.create_revision, r.mod_revision),
         Record::Lock(r) => (r.ticket, r.mod_revision),
+        Record::Alarm(r) => (r.create_revision, r.mod_revision),
         other => panic!("{other:?} is in no scope and has no name"),
     }
 }
@@ -201,6 +205,10 @@ fn may_be_a_step(op: &Op) -> Result<(), Refusal> {
         Op::PutSchema(_) | Op::DeleteSchema { .. } => "a schema",
         Op::EndGray(_) | Op::JudgeGray { .. } => "the end of a gray release",
         Op::ReportConfig { .. } => "a report",
+        Op::PutAlarm { .. }
+        | Op::DeleteAlarm { .. }
+        | Op::JudgeAlarm { .. }
+        | Op::NotePost { .. } => "an alarm",
         _ => return Ok(()),
     };
     let allowed = "registrations, releases and rollbacks of configuration, counters, and locks \

@@ -65,6 +65,16 @@ pub(super) enum Center {
         holder: String,
         expect: Expect,
     },
+    PutAlarm {
+        name: AlarmName,
+        rule: AlarmRule,
+    },
+    DeleteAlarm(AlarmName),
+    JudgeAlarm(AlarmName),
+    NotePost {
+        name: AlarmName,
+        transition: u64,
+    },
     /// None = whoever holds it.
     UpdateLock {
         lock: LockName,
@@ -299,6 +309,38 @@ fn reset() -> BoxedStrategy<Center> {
     (counter(), expect()).prop_map(|(name, expect)| Center::Reset { name, expect }).boxed()
 }
 
+fn alarm() -> BoxedStrategy<Center> {
+    let name = || {
+        (namespace(), text(&["x", "x", "y"]))
+            .prop_map(|(namespace, name)| AlarmName { namespace, name })
+    };
+    let measure = select(vec![
+        AlarmMeasure::Value,
+        AlarmMeasure::Rate { slots: 1 },
+        AlarmMeasure::Rate { slots: 6 },
+    ]);
+    let side = select(vec![AlarmSide::Above, AlarmSide::Below]);
+    let rule = (metadata(), measure, side, select(vec![0i64, 1_000]), select(vec![0u64, 5_000]))
+        .prop_map(|(labels, measure, side, bound_milli, for_ms)| AlarmRule {
+            counter: "c".into(),
+            labels,
+            measure,
+            side,
+            bound_milli,
+            for_ms,
+            webhook: String::new(),
+            description: String::new(),
+        });
+    prop_oneof![
+        2 => (name(), rule).prop_map(|(name, rule)| Center::PutAlarm { name, rule }),
+        1 => name().prop_map(Center::DeleteAlarm),
+        4 => name().prop_map(Center::JudgeAlarm),
+        2 => (name(), 0..3u64)
+            .prop_map(|(name, transition)| Center::NotePost { name, transition }),
+    ]
+    .boxed()
+}
+
 pub(super) fn center() -> BoxedStrategy<Center> {
     prop_oneof![
         16 => publish(),
@@ -320,6 +362,7 @@ pub(super) fn center() -> BoxedStrategy<Center> {
         8 => acquire(0.7),
         4 => release(),
         2 => update_lock(),
+        6 => alarm(),
         24 => txn(),
     ]
     .boxed()
@@ -355,7 +398,8 @@ fn write() -> BoxedStrategy<OpSketch> {
 }
 
 pub(super) fn scope() -> BoxedStrategy<Scope> {
-    let class = select(vec![Class::Service, Class::Config, Class::Counter, Class::Lock]);
+    let class =
+        select(vec![Class::Service, Class::Config, Class::Counter, Class::Lock, Class::Alarm]);
     let first = prop_oneof![
         3 => Just(Match::Any),
         1 => text(&["a", "g", "c", "l"]).prop_map(Match::Exact),
@@ -680,6 +724,12 @@ impl Center {
                     (by, _) => (ground.session(by.unwrap_or(Pick::Unknown)), String::new()),
                 };
                 Op::UpdateLock { lock, holder: Holder { session, name }, value }
+            }
+            Center::PutAlarm { name, rule } => Op::PutAlarm { name, rule: Box::new(rule) },
+            Center::DeleteAlarm(name) => Op::DeleteAlarm { name },
+            Center::JudgeAlarm(name) => Op::JudgeAlarm { name },
+            Center::NotePost { name, transition } => {
+                Op::NotePost { name, transition, error: String::new() }
             }
             Center::Txn { when, then, otherwise } => Op::Txn(Box::new(Txn {
                 when: when.into_iter().map(|question| question.fill_in(ground)).collect(),

@@ -124,6 +124,7 @@ fn class_of(key: &Key) -> Option<(Class, String)> {
         | Key::Report { namespace, .. } => (Class::Config, namespace),
         Key::Counter { namespace, .. } => (Class::Counter, namespace),
         Key::Lock { namespace, .. } => (Class::Lock, namespace),
+        Key::Alarm { namespace, .. } => (Class::Alarm, namespace),
         Key::Removal { namespace, class } => (*class, namespace),
         Key::Meta
         | Key::Namespace { .. }
@@ -152,7 +153,13 @@ fn unchanged_means_that_nothing_happened() {
                         if let Key::Namespace { name } = &change.key
                             && before.has_namespace(name) != after.has_namespace(name)
                         {
-                            let all = [Class::Service, Class::Config, Class::Counter, Class::Lock];
+                            let all = [
+                                Class::Service,
+                                Class::Config,
+                                Class::Counter,
+                                Class::Lock,
+                                Class::Alarm,
+                            ];
                             now.extend(all.map(|class| (class, name.to_string())));
                         }
                     }

@@ -262,7 +262,33 @@ fn wild_center() -> BoxedStrategy<Op> {
         1 => (wild_lock(), wild_holder(), wild_text())
             .prop_map(|(lock, holder, value)| Op::UpdateLock { lock, holder, value }),
     ];
-    prop_oneof![3 => config.boxed(), 1 => counters.boxed(), 1 => locks.boxed()].boxed()
+    let rate = wild_number().prop_map(|slots| AlarmMeasure::Rate { slots });
+    let measure = prop_oneof![Just(AlarmMeasure::Value), rate];
+    let side = select(vec![AlarmSide::Above, AlarmSide::Below]);
+    let rule = (wild_text(), wild_pairs(), measure, side, wild_value(), wild_number()).prop_map(
+        |(counter, labels, measure, side, bound_milli, for_ms)| AlarmRule {
+            counter,
+            labels,
+            measure,
+            side,
+            bound_milli,
+            for_ms,
+            webhook: String::new(),
+            description: String::new(),
+        },
+    );
+    let name =
+        || (wild_text(), wild_text()).prop_map(|(namespace, name)| AlarmName { namespace, name });
+    let alarms = prop_oneof![
+        3 => (name(), rule)
+            .prop_map(|(name, rule)| Op::PutAlarm { name, rule: Box::new(rule) }),
+        1 => name().prop_map(|name| Op::DeleteAlarm { name }),
+        3 => name().prop_map(|name| Op::JudgeAlarm { name }),
+        1 => (name(), wild_number(), wild_text())
+            .prop_map(|(name, transition, error)| Op::NotePost { name, transition, error }),
+    ];
+    prop_oneof![1 => alarms.boxed(), 3 => config.boxed(), 1 => counters.boxed(), 1 => locks.boxed()]
+        .boxed()
 }
 
 fn wild_record() -> impl Strategy<Value = RecordName> {
@@ -279,7 +305,8 @@ fn wild_record() -> impl Strategy<Value = RecordName> {
 }
 
 fn wild_scope() -> impl Strategy<Value = Scope> {
-    let class = select(vec![Class::Service, Class::Config, Class::Counter, Class::Lock]);
+    let class =
+        select(vec![Class::Service, Class::Config, Class::Counter, Class::Lock, Class::Alarm]);
     let wild_match = || {
         prop_oneof![
             Just(Match::Any),
