@@ -392,6 +392,10 @@ pub const STREAM_DRAIN: Duration = Duration::from_secs(1);
 pub const WATCH_SILENCE: Duration = Duration::from_secs(30);
 /// A watcher that only finds nodes which are behind what it saw gives up after this time.
 pub const WATCH_BEHIND: Duration = Duration::from_secs(60);
+/// How long a cache of configuration pauses at most after the cluster or the disk has failed it.
+pub const CONFIG_CACHE_AGAIN: Duration = Duration::from_secs(2);
+/// How long a cache waits for more to report.
+pub const CONFIG_REPORT_PAUSE: Duration = Duration::from_millis(50);
 
 // ---- addresses ----
 
@@ -405,8 +409,14 @@ pub const DEFAULT_ENDPOINTS: &str = "127.0.0.1:7650,127.0.0.1:7660,127.0.0.1:767
 
 /// How long the nodes of `quorate dev` may take to stop before they are killed.
 pub const DEV_STOP: Duration = Duration::from_secs(10);
-/// Registrations that `service import` has under way at once.
+/// Registrations that `service import` has under way at once, and items that `config import` has.
 pub const IMPORT_IN_FLIGHT: usize = 16;
+/// Bytes of the manifest of an exported namespace.
+pub const MANIFEST_BYTES: usize = 1024 * 1024 * 1024;
+/// Bytes of a file name of an exported item; a longer one is shortened.
+pub const EXPORT_NAME_BYTES: usize = 200;
+/// How often a publication whose format is that of the current release is tried while others publish.
+pub const PUBLISH_ATTEMPTS: usize = 8;
 
 const _: () = {
     assert!(COMMAND_BYTES < PEER_MESSAGE_BYTES, "a command fits one peer message");

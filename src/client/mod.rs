@@ -34,6 +34,7 @@
 
 mod calls;
 mod cluster;
+mod config;
 mod connection;
 mod counter;
 mod options;
@@ -48,6 +49,10 @@ mod watch;
 mod tests;
 
 pub use cluster::{DownloadError, SnapshotInfo};
+pub use config::{
+    ConfigCache, ConfigCacheOptions, ConfigCacheStatus, ConfigChange, ConfigChanges, ConfigItems,
+    ConfigValue, Reporting,
+};
 pub use connection::Client;
 pub use counter::{Counter, CounterOptions, Counters, Tally};
 pub use options::{Options, ReadFrom};

@@ -118,6 +118,8 @@ pub struct Watch {
     /// Who watches configuration.
     viewer: Option<ConfigClient>,
     revision: u64,
+    /// A snapshot that is older is not taken.
+    floor: u64,
     source: Option<Source>,
     attempt: u32,
     /// Not to connect before.
@@ -166,6 +168,7 @@ impl Client {
             range,
             viewer: None,
             revision,
+            floor: revision,
             source: None,
             attempt: 0,
             pause_until: None,
@@ -181,6 +184,13 @@ impl Watch {
     /// of these. To be said before the first [`Watch::next`].
     pub fn seen_by(mut self, client: ConfigClient) -> Watch {
         self.viewer = Some(client);
+        self
+    }
+
+    /// Waits for a node that has come to this revision, of which the caller has seen something, instead of
+    /// beginning with an older snapshot.
+    pub(super) fn not_before(mut self, revision: u64) -> Watch {
+        self.floor = self.floor.max(revision);
         self
     }
 
@@ -317,7 +327,7 @@ impl Watch {
         let Some(source) = &mut self.source else { return Step::Nothing };
         let revision = message.revision;
         if message.snapshot {
-            if revision < self.revision {
+            if revision < self.revision.max(self.floor) {
                 // Going back in time is worse than waiting for a node that has caught up.
                 self.behind_since.get_or_insert_with(Instant::now);
                 return Step::Leave("the node is behind what was seen before");

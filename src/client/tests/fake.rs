@@ -93,6 +93,7 @@ impl Node {
                 .add_service(registry_server::RegistryServer::from_arc(fake.clone()))
                 .add_service(sessions_server::SessionsServer::from_arc(fake.clone()))
                 .add_service(watches_server::WatchesServer::from_arc(fake.clone()))
+                .add_service(config_server::ConfigServer::from_arc(fake.clone()))
                 .add_service(cluster_server::ClusterServer::from_arc(fake))
                 .serve_with_incoming(TcpListenerStream::new(listener))
                 .await
@@ -178,11 +179,14 @@ pub fn plain(call: &Call) -> Answer {
         Call::OpenSession(request) => {
             Answer::OpenSession(OpenSessionResponse { header, session: 7, ttl_ms: request.ttl_ms })
         }
+        Call::ReportConfig(request) => Answer::ReportConfig(ReportConfigResponse {
+            header,
+            changed: request.items.len() as u64,
+        }),
         Call::PublishConfig(_)
         | Call::GetConfig(_)
         | Call::DeleteConfig(_)
         | Call::RollbackConfig(_)
-        | Call::ReportConfig(_)
         | Call::AddCounter(_)
         | Call::SetCounter(_)
         | Call::GetCounter(_)
@@ -308,6 +312,41 @@ impl watches_server::Watches for Fake {
     ) -> Result<Response<Watched>, Status> {
         self.range_watches.lock().unwrap().push(request.into_inner());
         Ok(Response::new(self.next_script()))
+    }
+}
+
+/// Methods of which nothing here makes use.
+macro_rules! unserved {
+    ($($method:ident($request:ident) -> $response:ident;)*) => {$(
+        fn $method<'a, 'b>(
+            &'a self,
+            _: Request<$request>,
+        ) -> Pin<Box<dyn Future<Output = Result<Response<$response>, Status>> + Send + 'b>>
+        where
+            'a: 'b,
+            Self: 'b,
+        {
+            Box::pin(async { Err(Status::unimplemented(stringify!($method))) })
+        }
+    )*};
+}
+
+#[tonic::async_trait]
+impl config_server::Config for Fake {
+    unary!(publish, PublishConfig, PublishConfigRequest, PublishConfigResponse);
+    unary!(get, GetConfig, GetConfigRequest, GetConfigResponse);
+    unary!(delete, DeleteConfig, DeleteConfigRequest, DeleteConfigResponse);
+    unary!(rollback, RollbackConfig, RollbackConfigRequest, RollbackConfigResponse);
+    unary!(report, ReportConfig, ReportConfigRequest, ReportConfigResponse);
+    unserved! {
+        list(ListConfigRequest) -> ListConfigResponse;
+        history(ConfigHistoryRequest) -> ConfigHistoryResponse;
+        diff(DiffConfigRequest) -> DiffConfigResponse;
+        end_gray(EndGrayRequest) -> EndGrayResponse;
+        put_schema(PutSchemaRequest) -> PutSchemaResponse;
+        get_schema(GetSchemaRequest) -> GetSchemaResponse;
+        delete_schema(DeleteSchemaRequest) -> DeleteSchemaResponse;
+        instances(ConfigInstancesRequest) -> ConfigInstancesResponse;
     }
 }
 

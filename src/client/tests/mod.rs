@@ -4,6 +4,7 @@
 // Nothing here is part of a simulated node.
 #![allow(clippy::disallowed_methods)]
 
+mod config;
 mod exactly_once;
 mod fake;
 mod session;
