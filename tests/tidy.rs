@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// and, on the server's side, runtime and clock, which stand for tokio and time.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("main", &["cli", "server", "options", "panic"]),
-    ("cli", &["client", "options", "restore"]),
+    ("cli", &["client", "content", "options", "restore"]),
     ("server", &["api", "assembly", "cli", "http", "listeners", "options", "raft"]),
     ("http", &["api", "node", "state"]),
     ("listeners", &[]),

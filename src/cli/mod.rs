@@ -4,6 +4,7 @@
 pub mod bench;
 mod cluster;
 mod completion;
+mod config;
 mod counter;
 pub mod dev;
 mod endpoint;
@@ -48,6 +49,9 @@ enum Command {
     /// Register and find services
     #[command(subcommand)]
     Service(Box<service::Command>),
+    /// Publish, read and follow configuration
+    #[command(subcommand)]
+    Config(Box<config::Command>),
     /// Count, and look at counters
     #[command(subcommand)]
     Counter(Box<counter::Command>),
@@ -113,6 +117,7 @@ impl Other {
             Command::Serve(_) => unreachable!("Line::check makes it Invocation::Serve"),
             Command::Dev(args) => dev::run(args, &context).await,
             Command::Service(command) => Box::pin(command.run(&context)).await,
+            Command::Config(command) => Box::pin(command.run(&context)).await,
             Command::Counter(command) => Box::pin(command.run(&context)).await,
             Command::Endpoint(command) => command.run(&context).await,
             Command::Member(command) => command.run(&context).await,

@@ -26,6 +26,11 @@ impl Printer {
         self.format == Output::Json
     }
 
+    /// True for tables with lines, which are asked for, as opposed to simple ones.
+    pub fn is_table(&self) -> bool {
+        self.format == Output::Table
+    }
+
     /// One answer: `value` as one line of JSON, else what `text` makes.
     pub fn answer(
         &self,
@@ -59,11 +64,17 @@ impl Printer {
 /// Writes a line (or lines) to standard output at once. A reader that has gone is no failure: the
 /// command ends quietly, as a filter should.
 pub fn line(text: &str) -> Result<(), Error> {
+    write(&[text.as_bytes(), if text.ends_with('\n') { b"" } else { b"\n" }])
+}
+
+/// Writes these bytes and nothing else to standard output.
+pub fn raw(bytes: &[u8]) -> Result<(), Error> {
+    write(&[bytes])
+}
+
+fn write(parts: &[&[u8]]) -> Result<(), Error> {
     let mut out = io::stdout().lock();
-    let written = out
-        .write_all(text.as_bytes())
-        .and_then(|()| if text.ends_with('\n') { Ok(()) } else { out.write_all(b"\n") })
-        .and_then(|()| out.flush());
+    let written = parts.iter().try_for_each(|part| out.write_all(part)).and_then(|()| out.flush());
     written.map_err(|error| match error.kind() {
         io::ErrorKind::BrokenPipe => Error::Closed,
         _ => Error::io("standard output", error),

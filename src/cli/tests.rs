@@ -53,6 +53,34 @@ fn commands_that_are_understood() {
         service put web --protect-threshold 30 --deregister-after 1m --policy ring_hash --policy-parameter size=1 --meta k=v --if-revision 1
         service delete web
         service import a.json b.json - --dry-run --default-address h
+        config publish g/app.yaml f.yaml --expect 3 --label a=b --label c=d --keep 9 --author me --comment why
+        config publish a/b - --group g --format json --no-labels
+        config publish a --value -x --expect 0
+        config get a
+        config get g/a --version 3 --stale
+        config get a --as me --client-label zone=eu --meta
+        config list
+        config list app. --group g --label a=b --deleted --stale
+        config delete g/a --expect 3 --purge --comment why
+        config history a -w table
+        config diff a
+        config diff a 1 2 -w json
+        config rollback a 3 --expect 5 --author me
+        config gray publish a f --rule canary --labels zone=eu,tier=1 --priority 5
+        config gray publish a --value x --rule canary --clients a,b --gate-unhealthy 10 --gate-for 10m --gate-promote
+        config gray publish a - --rule canary --percent 12.5 --gate-counter errors{code=500} --gate-bound 3 --gate-for 1h --expect 2
+        config gray list a --stale
+        config gray promote a canary --expect 4
+        config gray abort g/a canary --comment why
+        config instances a
+        config watch
+        config watch a --after 3 --as me --client-label zone=eu
+        config watch --prefix app. --group g -w json
+        config export d --overwrite
+        config import d --dry-run --overwrite --author me
+        config schema put a s.json
+        config schema get a
+        config schema delete a
         endpoint status -w table
         endpoint status --cluster
         endpoint health
@@ -108,6 +136,36 @@ fn wrong_lines_exit_with_2_and_say_what_is_wrong() {
         (&["service", "put", "web", "--protect-threshold", "101"], "101 is not in 0..=100"),
         (&["service", "put", "web", "--deregister-after", "1ms"], "allowed: 1s..=86400s"),
         (&["service", "get", "web", "a", "--healthy"], "cannot be used with"),
+        (&["config", "publish", "a"], "--value <TEXT>"),
+        (&["config", "publish", "a", "f", "--value", "x"], "cannot be used with"),
+        (&["config", "publish", "a", "f", "--keep", "0"], "0 is not in 1..=1000"),
+        (&["config", "publish", "a", "f", "--format", "xml"], "allowed: text, json, yaml"),
+        (&["config", "get", "a", "--version", "1", "--as", "me"], "cannot be used with"),
+        (&["config", "get", "a", "--client-label", "a=b"], "--as <CLIENT>"),
+        (&["config", "gray", "publish", "a", "f", "--rule", "r"], "--percent <PERCENT>"),
+        (
+            &["config", "gray", "publish", "a", "f", "--rule", "r", "--percent", "101"],
+            "allowed: 0..=100",
+        ),
+        (
+            &[
+                "config",
+                "gray",
+                "publish",
+                "a",
+                "f",
+                "--rule",
+                "r",
+                "--percent",
+                "1",
+                "--gate-counter",
+                "errors",
+                "--gate-for",
+                "1m",
+            ],
+            "--gate-bound",
+        ),
+        (&["config", "watch", "a", "--prefix", "b"], "cannot be used with"),
         (&["member", "add", "0", "--peer", "h:1", "--client", "h:2"], "0 is not in 1.."),
         (&["member", "add", "4", "--peer", "h", "--client", "h:2"], "expected host:port"),
         (&["dev", "--nodes", "4"], "[possible values: 1, 3, 5]"),
@@ -159,6 +217,7 @@ Commands:
   serve        Run one node
   dev          Run a whole cluster on this machine, for trying things out
   service      Register and find services
+  config       Publish, read and follow configuration
   counter      Count, and look at counters
   endpoint     Look at single nodes
   member       Look at and change who belongs to the cluster
@@ -208,8 +267,12 @@ fn documentation_is_complete() {
         serde_json::to_value(view::Namespace::from(crate::proto::v1::Namespace::default())),
         serde_json::to_value(view::Session::from(crate::proto::v1::Session::default())),
         serde_json::to_value(view::Status::from(status)),
-    ] {
-        for field in record.unwrap().as_object().unwrap().keys() {
+    ]
+    .map(Result::unwrap)
+    .into_iter()
+    .chain(config::records())
+    {
+        for field in record.as_object().unwrap().keys() {
             assert!(page.contains(&format!("\"{field}\"")), "{field}");
         }
     }

@@ -82,6 +82,25 @@ reads! {
 }
 
 impl Client {
+    /// Every item that a listing asks for, page by page, each handed to `take`. The pages are read one
+    /// after the other: what changes meanwhile may be as before or as after.
+    pub async fn all_config(
+        &self,
+        mut request: v1::ListConfigRequest,
+        mut take: impl FnMut(v1::ConfigItem),
+    ) -> Result<(), Error> {
+        loop {
+            let page = self.list_config(request.clone()).await?;
+            let Some(last) = page.items.last() else { return Ok(()) };
+            request.after_group.clone_from(&last.group);
+            request.after_key.clone_from(&last.key);
+            page.items.into_iter().for_each(&mut take);
+            if !page.more {
+                return Ok(());
+            }
+        }
+    }
+
     /// A write, with an id of `session` unless it carries one already.
     pub(super) async fn write<R: Request>(
         &self,

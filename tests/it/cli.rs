@@ -17,26 +17,26 @@ use super::harness::{
 };
 
 /// A cluster as the command line sees it.
-struct Shell {
-    endpoints: String,
+pub struct Shell {
+    pub endpoints: String,
 }
 
 impl Shell {
-    fn of(cluster: &Cluster) -> Shell {
+    pub fn of(cluster: &Cluster) -> Shell {
         Shell { endpoints: cluster.endpoints().join(",") }
     }
 
-    fn line<'a>(&'a self, words: &'a str) -> Vec<&'a str> {
+    pub fn line<'a>(&'a self, words: &'a str) -> Vec<&'a str> {
         let global = ["--endpoints", &self.endpoints, "--command-timeout", "30s"];
         global.into_iter().chain(words.split_whitespace()).collect()
     }
 
-    async fn try_run(&self, words: &str) -> Printed {
+    pub async fn try_run(&self, words: &str) -> Printed {
         printed(self.line(words)).await
     }
 
     /// Runs a command that must succeed and say nothing of errors.
-    async fn run(&self, words: &str) -> String {
+    pub async fn run(&self, words: &str) -> String {
         let printed = self.try_run(words).await;
         assert_eq!(printed.code, 0, "{words}: {printed:?}");
         assert!(!printed.stderr.contains("error"), "{words}: {printed:?}");
@@ -44,14 +44,14 @@ impl Shell {
     }
 
     /// The same with `-w json`: one line that parses.
-    async fn json(&self, words: &str) -> Value {
+    pub async fn json(&self, words: &str) -> Value {
         let text = self.run(&format!("{words} -w json")).await;
         assert_eq!(text.lines().count(), 1, "{words}: {text}");
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{words}: {error}: {text}"))
     }
 
     /// Runs a command that must fail with this code, an error on stderr and nothing on stdout.
-    async fn fails(&self, words: &str, code: i32, why: &str) {
+    pub async fn fails(&self, words: &str, code: i32, why: &str) {
         let printed = self.try_run(words).await;
         assert_eq!(printed.code, code, "{words}: {printed:?}");
         assert_eq!(printed.stdout, "", "{words}");
@@ -65,7 +65,7 @@ fn fields(value: &Value) -> BTreeSet<&str> {
     value.as_object().unwrap_or_else(|| panic!("{value}")).keys().map(String::as_str).collect()
 }
 
-fn has_fields(value: &Value, expected: &str) {
+pub fn has_fields(value: &Value, expected: &str) {
     let expected: BTreeSet<&str> = expected.split_whitespace().collect();
     let found = fields(value);
     assert!(found.is_superset(&expected), "{expected:?} are not all in {value}");
@@ -353,18 +353,18 @@ fn changes_are_printed_as_they_happen() {
     });
 }
 
-async fn follow(shell: &Shell, words: &str) -> (Child, Lines<BufReader<ChildStdout>>) {
+pub async fn follow(shell: &Shell, words: &str) -> (Child, Lines<BufReader<ChildStdout>>) {
     let mut child = quorate(shell.line(words)).stdout(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     (child, lines)
 }
 
-async fn next_json(lines: &mut Lines<BufReader<ChildStdout>>) -> Value {
+pub async fn next_json(lines: &mut Lines<BufReader<ChildStdout>>) -> Value {
     let line = timeout(PATIENCE, lines.next_line()).await.expect("a line in time").unwrap();
     serde_json::from_str(&line.expect("another line")).unwrap()
 }
 
-async fn next_change(lines: &mut Lines<BufReader<ChildStdout>>) -> Value {
+pub async fn next_change(lines: &mut Lines<BufReader<ChildStdout>>) -> Value {
     loop {
         let value = next_json(lines).await;
         if value["op"] != "bookmark" {

@@ -15,6 +15,9 @@ mod load;
 
 mod basics;
 mod cli;
+mod config;
+mod config_cache;
+mod config_cli;
 mod counters;
 mod crashes;
 mod disk;
