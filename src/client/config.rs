@@ -265,6 +265,8 @@ struct Shared {
     /// Names whose files are not as the values are.
     unsaved: Mutex<BTreeSet<Name>>,
     unsaved_more: Notify,
+    /// No more names will come.
+    unsaved_all: AtomicBool,
     closing: watch::Sender<bool>,
     /// Tasks that run.
     running: watch::Sender<usize>,
@@ -341,10 +343,16 @@ impl Client {
             subscribers: Mutex::default(),
             unsaved: Mutex::default(),
             unsaved_more: Notify::new(),
+            unsaved_all: AtomicBool::new(false),
             closing: watch::Sender::new(false),
             running: watch::Sender::new(0),
         });
-        shared.run(follow(shared.clone()));
+        let following = shared.clone();
+        shared.run(async move {
+            follow(following.clone()).await;
+            following.unsaved_all.store(true, Ordering::Release);
+            following.unsaved_more.notify_one();
+        });
         if shared.options.reporting != Reporting::Off {
             shared.run(reports::run(shared.clone()));
         }
@@ -564,20 +572,17 @@ async fn follow(shared: Arc<Shared>) {
     }
 }
 
-/// Keeps the files as the values are, until the cache ends.
+/// Keeps the files as the values are, until the cache ends and the last value is written.
 async fn save(shared: Arc<Shared>, mut store: disk::Store) {
     loop {
-        let closing = *shared.closing.borrow();
+        // In this order: what came before the end is seen.
+        let all = shared.unsaved_all.load(Ordering::Acquire);
         let names = std::mem::take(&mut *lock(&shared.unsaved));
         if names.is_empty() {
-            if closing {
+            if all {
                 return;
             }
-            tokio::select! {
-                biased;
-                () = shared.closed() => {}
-                () = shared.unsaved_more.notified() => {}
-            }
+            shared.unsaved_more.notified().await;
             continue;
         }
         let states: Vec<_> = names
@@ -596,7 +601,7 @@ async fn save(shared: Arc<Shared>, mut store: disk::Store) {
         store = returned;
         let Some((error, names)) = failed else { continue };
         tracing::warn!(%error, items = names.len(), "configuration not written to disk; trying again");
-        if closing {
+        if all {
             return;
         }
         lock(&shared.unsaved).extend(names);

@@ -100,7 +100,7 @@ fn items_by_command() {
 
         let diff = shell.run("config diff g/a.json 1 2").await;
         assert!(diff.starts_with("--- version 1\n+++ version 2\n"), "{diff}");
-        assert!(diff.contains("-  \"n\": 1\n+  \"n\": 2\n"), "{diff}");
+        assert!(diff.contains("\n-  \"n\": 1\n") && diff.contains("\n+  \"n\": 2\n"), "{diff}");
         has_fields(&shell.json("config diff g/a.json").await, "revision consistency from to diff");
         let told = shell.json("config rollback g/a.json 1 --expect 2 --comment back").await;
         assert_eq!((&told["version"], &told["changed"]), (&json!(3), &json!(true)));
