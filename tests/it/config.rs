@@ -2,8 +2,9 @@
 //! different clients see them, and who runs what.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use quorate::client::{
     Client, ConfigCache, ConfigCacheOptions, Reporting, SessionOptions, Watch, WatchRange,
@@ -12,7 +13,7 @@ use quorate::client::{
 use quorate::error::Error;
 use quorate::proto::v1::{self, *};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::cli::Shell;
 use super::harness::{Cluster, PATIENCE, Setup, channel, eventually, run, text};
@@ -312,6 +313,8 @@ fn no_content_gets_past_a_schema_that_changes() {
                         }
                         _ => client.publish_config(request, None).await.map(|_| ()),
                     };
+                    // The others are to have their turn too.
+                    sleep(Duration::from_millis(2)).await;
                     match result {
                         Ok(()) => went += 1,
                         Err(error) if is_refusal(&error) => refused += 1,
@@ -321,12 +324,34 @@ fn no_content_gets_past_a_schema_that_changes() {
                 (went, refused)
             });
         }
+        // Every release, also those that the history has forgotten by the end.
+        let range =
+            WatchRange::Config { namespace: String::new(), group: GROUP.into(), key: KEY.into() };
+        let mut watch = cluster.client().watch(range);
+        let first = timeout(PATIENCE, watch.next()).await.unwrap().unwrap().unwrap();
+        let seen = Arc::new(Mutex::new((first.revision(), Vec::new())));
+        let noting = seen.clone();
+        let watcher = tokio::spawn(async move {
+            while let Some(update) = watch.next().await {
+                let update = update.unwrap();
+                let revision = update.revision();
+                let WatchUpdate::Changes { events, .. } = update else { continue };
+                let mut noting = noting.lock().unwrap();
+                for event in events {
+                    let Some(watch_event::Record::Config(item)) = event.record else { panic!() };
+                    let grays = item.gray.into_iter().map(|gray| gray.release.unwrap());
+                    noting.1.extend(grays);
+                    noting.1.extend(item.release);
+                }
+                noting.0 = revision;
+            }
+        });
         // (from which revision on, which kind is asked for)
         let mut asked: Vec<(u64, Option<&str>)> = Vec::new();
         let flipper = cluster.client();
-        let mut flips = 0;
+        let mut flips = BTreeMap::from([("a", 0), ("b", 0)]);
         let mut turn = 0;
-        while flips < 20 {
+        while flips.values().any(|count| *count < 8) {
             turn += 1;
             let wants = [Some("a"), Some("b"), None][turn % 3];
             match wants {
@@ -336,7 +361,9 @@ fn no_content_gets_past_a_schema_that_changes() {
                     match flipper.put_schema(put_schema(KEY, &schema), None).await {
                         Ok(answer) if answer.changed => {
                             asked.push((answer.mod_revision, wants));
-                            flips += 1;
+                            *flips.get_mut(kind).unwrap() += 1;
+                            // Long enough for some to meet it.
+                            sleep(Duration::from_millis(40)).await;
                         }
                         Ok(_) | Err(Error::Malformed { .. } | Error::CompareFailed { .. }) => {}
                         Err(error) => panic!("{error}"),
@@ -351,6 +378,8 @@ fn no_content_gets_past_a_schema_that_changes() {
                     let answer = flipper.delete_schema(request, None).await.unwrap();
                     if answer.removed {
                         asked.push((answer.header.unwrap().revision, None));
+                        // Until the content is of either kind.
+                        sleep(Duration::from_millis(10)).await;
                     }
                 }
             }
@@ -363,14 +392,16 @@ fn no_content_gets_past_a_schema_that_changes() {
         }
         assert!(totals.0 > 20 && totals.1 > 20, "no race: {totals:?}");
 
-        let client = cluster.client();
-        let mut releases = Vec::new();
-        for release in history(&client, KEY).await {
-            let request = GetConfigRequest { version: release.version, ..get(KEY) };
-            let item = client.get_config(request).await.unwrap().item.unwrap();
-            releases.push(item.release.unwrap());
-        }
-        releases.reverse();
+        let last = history(&cluster.client(), KEY).await.remove(0).revision;
+        let releases = eventually("all releases", async || {
+            let seen = seen.lock().unwrap();
+            match seen.0 >= last {
+                true => Ok(seen.1.clone()),
+                false => Err(format!("{} of {last}", seen.0)),
+            }
+        })
+        .await;
+        watcher.abort();
         let (mut checked, mut both) = (0, BTreeSet::new());
         for release in &releases {
             let kind = kind_of(&release.content);
@@ -387,7 +418,7 @@ fn no_content_gets_past_a_schema_that_changes() {
         let current: BTreeMap<u64, &ConfigRelease> =
             current.map(|release| (release.revision, release)).collect();
         for (from, wanted) in &asked {
-            // The oldest may have been forgotten.
+            // The first was there before the watch.
             let Some((_, release)) = current.range(..from).next_back() else { continue };
             if let Some(wanted) = wanted {
                 assert_eq!(kind_of(&release.content), *wanted, "{release:?} when {from} came");
