@@ -138,7 +138,7 @@ fn wrong_lines_exit_with_2_and_say_what_is_wrong() {
         (&["service", "get", "web", "a", "--healthy"], "cannot be used with"),
         (&["config", "publish", "a"], "--value <TEXT>"),
         (&["config", "publish", "a", "f", "--value", "x"], "cannot be used with"),
-        (&["config", "publish", "a", "f", "--keep", "0"], "0 is not in 1..=1000"),
+        (&["config", "publish", "a", "f", "--keep", "0"], "allowed: 1..=1000"),
         (&["config", "publish", "a", "f", "--format", "xml"], "allowed: text, json, yaml"),
         (&["config", "get", "a", "--version", "1", "--as", "me"], "cannot be used with"),
         (&["config", "get", "a", "--client-label", "a=b"], "--as <CLIENT>"),

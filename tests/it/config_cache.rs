@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use quorate::client::{Client, ConfigCache, ConfigCacheOptions, Reporting};
+use quorate::client::{Client, ConfigCache, ConfigCacheOptions, Reporting, SessionOptions};
 use quorate::proto::v1::*;
 use tokio::time::timeout;
 
@@ -80,9 +80,10 @@ fn a_cold_start_without_any_node() {
         })
         .await;
         // A change while nobody leads comes as soon as somebody does.
+        let session = client.session(SessionOptions::default()).await.unwrap();
         let leader = cluster.leader().await;
         cluster.kill(leader);
-        client.publish_config(text("extra", "e2"), None).await.unwrap();
+        client.publish_config(text("extra", "e2"), Some(&session)).await.unwrap();
         has(&cold, "extra", "e2").await;
         cold.close().await;
         cluster.kill_all();

@@ -176,8 +176,11 @@ fn table(report: &Report) -> Table {
     table
 }
 
-/// Looks at the directory: the items, rows for what is none, and what is left aside.
-fn read(directory: &Path) -> Result<(Vec<Wanted>, Vec<Row>, Vec<String>), Error> {
+/// The items, rows for what is none, and what is left aside.
+type Read = (Vec<Wanted>, Vec<Row>, Vec<String>);
+
+/// Looks at the directory.
+fn read(directory: &Path) -> Result<Read, Error> {
     let wrong = |error| Error::io(directory.display(), error);
     let manifest = tree::manifest(directory)
         .map_err(|why| Error::io(directory.display(), std::io::Error::other(why)))?;
@@ -253,9 +256,7 @@ impl Importer<'_> {
         let format = match (&wanted.entry, lives) {
             (Some(entry), _) => view::parse_format(&entry.format)
                 .map_err(|why| format!("manifest.json: format {:?}: {why}", entry.format))?,
-            (None, Some(present)) => {
-                view::parse_format(view::format_name(present.format)).map_err(|why| why.clone())?
-            }
+            (None, Some(present)) => view::parse_format(view::format_name(present.format))?,
             (None, None) => Format::of_file_name(&wanted.key)
                 .unwrap_or_else(|| publish::format_of_bytes(&bytes)),
         };

@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(long, conflicts_with = "label")]
     no_labels: bool,
     /// Past releases to keep, 1..=1000 [default: as it is, 50 for a new item]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", value_parser = keep)]
     keep: Option<u32>,
     #[command(flatten)]
     note: Note,
@@ -88,6 +88,12 @@ pub fn read(path: &Path, at_most: usize) -> Result<Vec<u8>, Error> {
 /// The format of content that nothing names.
 pub fn format_of_bytes(bytes: &[u8]) -> Format {
     if std::str::from_utf8(bytes).is_ok() { Format::Text } else { Format::Binary }
+}
+
+fn keep(given: &str) -> Result<u32, String> {
+    let allowed = limits::CONFIG_KEEP;
+    let keep = given.parse().ok().filter(|keep| allowed.contains(&u64::from(*keep)));
+    keep.ok_or_else(|| format!("allowed: {}..={}", allowed.start(), allowed.end()))
 }
 
 pub async fn run(args: Args, context: &Context) -> Result<(), Error> {

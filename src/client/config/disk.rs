@@ -114,7 +114,7 @@ impl Store {
             return Ok(false);
         }
         let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-        let mut file = File::create(&temporary)?;
+        let mut file = create(&temporary)?;
         file.write_all(MAGIC)?;
         file.write_all(&(payload.len() as u64).to_le_bytes())?;
         file.write_all(&checksum.to_le_bytes())?;
@@ -154,6 +154,18 @@ fn read(path: &Path) -> io::Result<(v1::ConfigItem, u128)> {
     }
     let item = v1::ConfigItem::decode(payload).map_err(|error| damaged(&error.to_string()))?;
     Ok((item, found))
+}
+
+/// For nobody else to read: configuration may hold secrets.
+#[cfg(unix)]
+fn create(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
+#[cfg(not(unix))]
+fn create(path: &Path) -> io::Result<File> {
+    File::create(path)
 }
 
 #[cfg(unix)]

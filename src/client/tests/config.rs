@@ -264,6 +264,12 @@ async fn a_cold_start_serves_the_last_values() {
     node.stop();
     let kept = files(&path);
     assert_eq!(kept.len(), 2, "{kept:?}");
+    #[cfg(unix)]
+    for file in &kept {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mode = std::fs::metadata(file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "others may not read it");
+    }
 
     let cold = client(&[&node]).config_cache(options()).await.unwrap();
     let mut follower = cold.changes();
