@@ -67,6 +67,9 @@ pub enum Error {
     /// `line` and `column` are 0 where they are not known; `path` is a JSON pointer.
     #[error("{}", malformed(.field, *.line, *.column, .path, .why))]
     Malformed { field: String, line: u64, column: u64, path: String, why: String },
+    /// Of an optimistic transaction, which was tried so often; nothing of it took place.
+    #[error("the transaction conflicted with others {attempts} times, at last over {what}")]
+    Conflict { attempts: u32, what: String },
     /// Of a step of a transaction, by its place.
     #[error("step {step}: {error}")]
     InStep { step: u32, error: Box<Error> },
@@ -126,6 +129,7 @@ impl Error {
             | Error::OutOfBounds { .. }
             | Error::LockHeld { .. }
             | Error::SchemaChanged { .. }
+            | Error::Conflict { .. }
             | Error::Malformed { .. } => true,
             Error::InStep { error, .. } => error.definite(),
             // Who answers cannot know whether the write was sent before: an earlier copy may have
@@ -166,6 +170,7 @@ impl Error {
             | Error::ValueDiffers { .. }
             | Error::OutOfBounds { .. }
             | Error::LockHeld { .. }
+            | Error::Conflict { .. }
             | Error::Malformed { .. }
             | Error::Internal { .. } => false,
         }
@@ -302,6 +307,11 @@ impl Error {
                     ("why", why.clone()),
                 ],
             ),
+            Error::Conflict { attempts, what } => (
+                Code::Aborted,
+                Reason::CompareFailed,
+                vec![("attempts", attempts.to_string()), ("what", what.clone())],
+            ),
             Error::InStep { step, error } => {
                 let (code, reason, mut pairs) = error.parts();
                 pairs.push(("step", step.to_string()));
@@ -355,6 +365,10 @@ impl Error {
                     current: signed("current_value"),
                 }
             }
+            Reason::CompareFailed if metadata.contains_key("attempts") => Error::Conflict {
+                attempts: number("attempts").try_into().unwrap_or(u32::MAX),
+                what: text("what"),
+            },
             Reason::CompareFailed => {
                 Error::CompareFailed { expected: number("expected"), current: number("current") }
             }
@@ -482,6 +496,7 @@ mod tests {
             (Error::OutOfBounds { value: 1, delta: -2, bound: 0 }, true),
             (Error::LockHeld { owner: 3, token: 4 }, true),
             (Error::SchemaChanged { checked: 1, current: 2 }, true),
+            (Error::Conflict { attempts: 16, what: text() }, true),
             (
                 Error::Malformed { field: text(), line: 1, column: 2, path: text(), why: text() },
                 true,

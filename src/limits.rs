@@ -397,6 +397,21 @@ pub const CONFIG_CACHE_AGAIN: Duration = Duration::from_secs(2);
 /// How long a cache waits for more to report.
 pub const CONFIG_REPORT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How often at least a client that waits for a lock, or holds one, reads who has it, besides watching.
+pub const LOCK_RECHECK: Duration = Duration::from_secs(10);
+/// How long a client that gives up waiting for a lock waits until its place is given up.
+pub const LOCK_LEAVING: Duration = Duration::from_secs(1);
+/// How often an optimistic transaction is tried by default.
+pub const TRANSACTION_ATTEMPTS: u32 = 16;
+/// After a conflict a transaction waits for a random time of at most the first, doubled each time up to
+/// the second; not after the first conflict.
+pub const TRANSACTION_BACKOFF_MIN: Duration = Duration::from_millis(2);
+pub const TRANSACTION_BACKOFF_MAX: Duration = Duration::from_millis(250);
+/// Bytes of what a transaction has read that its commit reads afresh when it conflicts; with more the
+/// next attempt reads for itself. The cluster keeps the answer of a commit with an id until its client
+/// has it.
+pub const TRANSACTION_FRESH_BYTES: usize = 256 * 1024;
+
 // ---- addresses ----
 
 pub const DEFAULT_BASE_PORT: u16 = 7650;
@@ -476,6 +491,7 @@ const _: () = {
     assert!(DEV_STOP.as_millis() > 2 * SHUTDOWN.as_millis(), "dev lets its nodes stop in order");
     assert!(STREAM_FRAME_BYTES < CLIENT_MESSAGE_BYTES, "a frame of the stream fits one message");
     assert!(STREAM_CALLS_IN_FLIGHT <= 1 << 16, "a call under way has a slot of 16 bits");
+    assert!(TRANSACTION_FRESH_BYTES <= TXN_REPLY_BYTES / 2, "what is read afresh may have grown");
     assert!(CLIENT_COUNTERS_UNDER_WAY < SESSION_IN_FLIGHT);
     assert!(WATCH_SILENCE.as_millis() > 2 * WATCH_BOOKMARK_INTERVAL.as_millis());
     assert!(CLIENT_CONNECT_TIMEOUT.as_millis() < CLIENT_ATTEMPT_TIMEOUT.as_millis());

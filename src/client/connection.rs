@@ -202,6 +202,10 @@ impl Client {
         Duration::from_nanos(nanos)
     }
 
+    pub(super) fn random(&self) -> u64 {
+        lock(&self.inner.rng).random()
+    }
+
     /// The node for the next attempt: for writes the leader, else round all; nodes that failed just
     /// now come last.
     pub(super) fn pick(&self, route: Route, avoid: Option<&Arc<Remote>>) -> Arc<Remote> {
@@ -272,6 +276,7 @@ impl Client {
             | Error::SchemaChanged { .. }
             | Error::Malformed { .. }
             | Error::InStep { .. }
+            | Error::Conflict { .. }
             | Error::Internal { .. } => {}
         }
     }
@@ -458,6 +463,7 @@ pub(super) fn settle(error: Error, uncertain: bool) -> Error {
         | Error::OutOfBounds { .. }
         | Error::LockHeld { .. }
         | Error::InStep { .. }
+        | Error::Conflict { .. }
         // These leave it open themselves.
         | Error::SessionExpired { .. }
         | Error::SequenceForgotten { .. }

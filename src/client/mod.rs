@@ -36,6 +36,8 @@ mod calls;
 mod cluster;
 mod config;
 mod connection;
+mod election;
+mod lock;
 mod counter;
 mod options;
 mod registry;
@@ -43,6 +45,8 @@ mod remote;
 mod request;
 mod session;
 mod stream;
+mod transaction;
+pub mod txn;
 mod watch;
 
 #[cfg(test)]
@@ -54,8 +58,11 @@ pub use config::{
     ConfigValue, Reporting,
 };
 pub use connection::Client;
+pub use election::{Election, Leader, Leadership};
+pub use lock::{Lock, LockGuard, Lost};
 pub use counter::{Counter, CounterOptions, Counters, Tally};
 pub use options::{Options, ReadFrom};
 pub use session::{Session, SessionOptions, SessionState, Ticket};
 pub use stream::{Answer, Call, Pipeline, Pipelined, StreamHandle, Submission};
+pub use transaction::{Committed, Transaction, TransactionOptions};
 pub use watch::{Watch, WatchRange, WatchUpdate};
