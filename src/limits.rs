@@ -422,6 +422,8 @@ pub const DEFAULT_ENDPOINTS: &str = "127.0.0.1:7650,127.0.0.1:7660,127.0.0.1:767
 
 // ---- command line ----
 
+/// How long the command of `quorate lock` may take to end when the lock is lost, before it is killed.
+pub const LOCK_COMMAND_STOP: Duration = Duration::from_secs(10);
 /// How long the nodes of `quorate dev` may take to stop before they are killed.
 pub const DEV_STOP: Duration = Duration::from_secs(10);
 /// Registrations that `service import` has under way at once, and items that `config import` has.

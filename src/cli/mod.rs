@@ -7,13 +7,16 @@ mod completion;
 mod config;
 mod counter;
 pub mod dev;
+mod elect;
 mod endpoint;
+mod lock;
 mod follow;
 mod namespace;
 pub mod output;
 mod service;
 mod session;
 mod snapshot;
+mod txn;
 mod view;
 
 use std::fmt::Display;
@@ -72,6 +75,12 @@ enum Command {
     /// Look at and change namespaces
     #[command(subcommand)]
     Namespace(namespace::Command),
+    /// Take a lock and hold it while a command runs, or until Ctrl-C
+    Lock(Box<lock::Args>),
+    /// Campaign in an election and lead until Ctrl-C, or see who leads
+    Elect(Box<elect::Args>),
+    /// Carry out an atomic transaction
+    Txn(txn::Args),
     /// Measure a cluster under load
     Bench(bench::BenchArgs),
     /// Print the version
@@ -125,6 +134,9 @@ impl Other {
             Command::Snapshot(command) => command.run(&context).await,
             Command::Session(command) => command.run(&context).await,
             Command::Namespace(command) => command.run(&context).await,
+            Command::Lock(args) => Box::pin(lock::run(*args, &context)).await,
+            Command::Elect(args) => Box::pin(elect::run(*args, &context)).await,
+            Command::Txn(args) => Box::pin(txn::run(args, &context)).await,
             Command::Version => completion::version(&context),
             Command::Completion(args) => args.run(),
             Command::Bench(args) => Box::pin(bench::run(args, &context)).await,
@@ -177,6 +189,9 @@ pub enum Error {
     Io { what: String, error: io::Error },
     #[error("{why}")]
     Refused { code: u8, why: String },
+    /// A command that was run ended with this code, and has said why.
+    #[error("the command ended with code {0}")]
+    Command(u8),
     /// The answer itself says what failed: nothing more to tell.
     #[error("some of it failed")]
     Told,
@@ -204,14 +219,14 @@ impl Error {
         match self {
             Error::Options(_) | Error::CommandLine(_) | Error::Usage(_) => exit::USAGE,
             Error::Call(_) | Error::Io { .. } | Error::Told => exit::ERROR,
-            Error::Refused { code, .. } => *code,
+            Error::Refused { code, .. } | Error::Command(code) => *code,
             Error::Closed => exit::OK,
         }
     }
 
     /// True when nothing is left to say on standard error.
     pub fn is_quiet(&self) -> bool {
-        matches!(self, Error::Told | Error::Closed)
+        matches!(self, Error::Told | Error::Closed | Error::Command(_))
     }
 }
 

@@ -302,6 +302,41 @@ impl From<v1::Session> for Session {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LockRequest {
+    pub namespace: String,
+    pub lock: String,
+    pub session: u64,
+    pub holder: String,
+    pub value: String,
+    pub ticket: u64,
+    /// 0 = it waits.
+    pub token: u64,
+    pub requested_at_ms: u64,
+    pub acquired_at_ms: u64,
+    pub mod_revision: u64,
+}
+
+impl From<v1::LockRequest> for LockRequest {
+    fn from(request: v1::LockRequest) -> LockRequest {
+        let v1::LockRequest { namespace, lock, session, holder, value, ticket, token, .. } =
+            request;
+        let v1::LockRequest { requested_at_ms, acquired_at_ms, mod_revision, .. } = request;
+        LockRequest {
+            namespace,
+            lock,
+            session,
+            holder,
+            value,
+            ticket,
+            token,
+            requested_at_ms,
+            acquired_at_ms,
+            mod_revision,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Status {
     pub node_id: u64,
     pub revision: u64,

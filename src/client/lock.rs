@@ -60,6 +60,33 @@ impl Client {
             timeout: None,
         }
     }
+
+    /// All locks of a namespace that are held, however many pages that takes.
+    pub async fn all_locks(
+        &self,
+        namespace: &str,
+        prefix: &str,
+        consistency: v1::Consistency,
+    ) -> Result<Vec<v1::HeldLock>, Error> {
+        let mut request = v1::ListLocksRequest {
+            namespace: namespace.to_owned(),
+            prefix: prefix.to_owned(),
+            limit: limits::PAGE as u32,
+            after: String::new(),
+            consistency: consistency.into(),
+        };
+        let mut all: Vec<v1::HeldLock> = Vec::new();
+        loop {
+            let page = self.list_locks(request.clone()).await?;
+            let last = page.locks.last().and_then(|lock| lock.owner.as_ref());
+            request.after = last.map(|owner| owner.lock.clone()).unwrap_or_default();
+            let more = page.more && !page.locks.is_empty();
+            all.extend(page.locks);
+            if !more {
+                return Ok(all);
+            }
+        }
+    }
 }
 
 impl Lock {

@@ -112,7 +112,7 @@ enum What {
 
 #[derive(Debug, Clone, PartialEq)]
 enum Value {
-    Record(Option<Found>),
+    Record(Option<Box<Found>>),
     /// Without its namespace nothing is remembered of what was in a scope.
     Range {
         records: Vec<v1::FoundRecord>,
@@ -281,7 +281,7 @@ impl Transaction {
     pub async fn get<R: Record>(&self, record: &R) -> Result<Option<R::Value>, Error> {
         match self.read(What::Record(record.record_name())).await? {
             Value::Record(None) => Ok(None),
-            Value::Record(Some(found)) => match R::Value::from_found(found) {
+            Value::Record(Some(found)) => match R::Value::from_found(*found) {
                 Some(value) => Ok(Some(value)),
                 None => Err(strange()),
             },
@@ -456,7 +456,7 @@ impl Entry {
                 compare(name.clone(), equal, To::Exists(exists))
             }
             (What::Record(name), Value::Record(found)) => {
-                let revision = found.as_ref().map_or(0, mod_revision);
+                let revision = found.as_deref().map_or(0, mod_revision);
                 compare(name.clone(), equal, To::ModRevision(revision))
             }
             (What::Range(scope), Value::Range { in_namespace: false, .. }) => {
@@ -554,7 +554,9 @@ fn known_of(wanted: &[What], results: Vec<v1::TxnResult>) -> Result<Known, Error
     let mut known = Known::new();
     for what in wanted {
         let value = match (what, results.next().flatten()) {
-            (What::Record(_), Some(Answer::Get(found))) => Value::Record(found.record),
+            (What::Record(_), Some(Answer::Get(found))) => {
+                Value::Record(found.record.map(Box::new))
+            }
             (What::Range(_), Some(Answer::Range(v1::FoundRecords { records, more }))) => {
                 if more {
                     let limit = "records of a range".to_owned();
