@@ -225,6 +225,9 @@ Commands:
   snapshot     Back up the cluster, and make a new one from a backup
   session      Look at sessions
   namespace    Look at and change namespaces
+  lock         Take a lock and hold it while a command runs, or until Ctrl-C
+  elect        Campaign in an election and lead until Ctrl-C, or see who leads
+  txn          Carry out an atomic transaction
   bench        Measure a cluster under load
   version      Print the version
   completion   Print the completion script of a shell
@@ -266,6 +269,7 @@ fn documentation_is_complete() {
         serde_json::to_value(view::Member::from(crate::proto::v1::Member::default())),
         serde_json::to_value(view::Namespace::from(crate::proto::v1::Namespace::default())),
         serde_json::to_value(view::Session::from(crate::proto::v1::Session::default())),
+        serde_json::to_value(view::LockRequest::from(crate::proto::v1::LockRequest::default())),
         serde_json::to_value(view::Status::from(status)),
     ]
     .map(Result::unwrap)

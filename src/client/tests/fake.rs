@@ -36,6 +36,8 @@ pub struct Fake {
     pub streams: AtomicUsize,
     pub snapshot: Mutex<Vec<Result<SnapshotResponse, Status>>>,
     pub services: Mutex<Vec<String>>,
+    /// Who holds the lock, whichever, and who waits for it.
+    pub line: Mutex<Vec<LockRequest>>,
 }
 
 /// A fake with a socket. Everything of it, its connections included, ends with `stop` or drop.
@@ -61,6 +63,7 @@ impl Node {
             streams: AtomicUsize::new(0),
             snapshot: Mutex::default(),
             services: Mutex::default(),
+            line: Mutex::default(),
         });
         let mut node = Node { fake, address: "127.0.0.1:0".into(), runtime: None };
         node.start();
@@ -93,6 +96,8 @@ impl Node {
                 .add_service(registry_server::RegistryServer::from_arc(fake.clone()))
                 .add_service(sessions_server::SessionsServer::from_arc(fake.clone()))
                 .add_service(watches_server::WatchesServer::from_arc(fake.clone()))
+                .add_service(locks_server::LocksServer::from_arc(fake.clone()))
+                .add_service(txn_server::TxnServer::from_arc(fake.clone()))
                 .add_service(config_server::ConfigServer::from_arc(fake.clone()))
                 .add_service(cluster_server::ClusterServer::from_arc(fake))
                 .serve_with_incoming(TcpListenerStream::new(listener))
@@ -348,6 +353,30 @@ impl config_server::Config for Fake {
         delete_schema(DeleteSchemaRequest) -> DeleteSchemaResponse;
         instances(ConfigInstancesRequest) -> ConfigInstancesResponse;
     }
+}
+
+#[tonic::async_trait]
+impl locks_server::Locks for Fake {
+    unary!(acquire, AcquireLock, AcquireLockRequest, AcquireLockResponse);
+    unary!(release, ReleaseLock, ReleaseLockRequest, ReleaseLockResponse);
+    unary!(update, UpdateLock, UpdateLockRequest, UpdateLockResponse);
+
+    async fn get(&self, _: Request<GetLockRequest>) -> Result<Response<GetLockResponse>, Status> {
+        let requests = self.line.lock().unwrap().clone();
+        Ok(Response::new(GetLockResponse { header: None, requests }))
+    }
+
+    async fn list(
+        &self,
+        _: Request<ListLocksRequest>,
+    ) -> Result<Response<ListLocksResponse>, Status> {
+        Ok(Response::new(ListLocksResponse::default()))
+    }
+}
+
+#[tonic::async_trait]
+impl txn_server::Txn for Fake {
+    unary!(commit, Txn, TxnRequest, TxnResponse);
 }
 
 #[tonic::async_trait]

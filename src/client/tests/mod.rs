@@ -7,8 +7,10 @@
 mod config;
 mod exactly_once;
 mod fake;
+mod lock;
 mod session;
 mod stream;
+mod transaction;
 mod unary;
 mod watch;
 
