@@ -115,8 +115,8 @@ impl Leader {
 struct Observer {
     lock: Lock,
     watch: Watch,
-    /// By session and holder.
-    line: BTreeMap<(u64, String), v1::LockRequest>,
+    /// By ticket, which is all that a watch says of a request that has gone.
+    line: BTreeMap<u64, v1::LockRequest>,
     /// None = nothing was told so far.
     told: Option<Option<Leader>>,
     failed: u32,
@@ -143,10 +143,9 @@ impl Observer {
             self.failed = 0;
             for event in events {
                 let Some(Record::Lock(request)) = event.record else { continue };
-                let key = (request.session, request.holder.clone());
                 match event.deleted {
-                    true => self.line.remove(&key),
-                    false => self.line.insert(key, request),
+                    true => self.line.remove(&request.ticket),
+                    false => self.line.insert(request.ticket, request),
                 };
             }
             let leader = self.line.values().find_map(Leader::of);

@@ -134,8 +134,8 @@ impl Lock {
                 }
             },
         };
-        let (token, line) = waited?;
-        Ok(place.into_guard(token, line))
+        let (token, follower) = waited?;
+        Ok(place.into_guard(token, follower))
     }
 
     /// Takes the lock if nobody holds it; [`Error::LockHeld`] otherwise.
@@ -146,8 +146,8 @@ impl Lock {
             Ok(answer) => answer?,
             Err(_) => return Err(Error::Timeout { definite: true }),
         };
-        let line = self.client.watch(place.range());
-        Ok(place.into_guard(answer.token, line))
+        let follower = place.standing().follower();
+        Ok(place.into_guard(answer.token, follower))
     }
 
     /// Who holds the lock and who waits for it, in the order of the line.
@@ -211,11 +211,6 @@ impl Place {
         self.standing.as_mut().expect("a place is left once, by its owner")
     }
 
-    fn range(&self) -> WatchRange {
-        let standing = self.standing.as_ref().expect("a place is left once, by its owner");
-        range(&standing.request)
-    }
-
     /// Asks for the lock until there is an answer.
     async fn ask(&mut self) -> Result<v1::AcquireLockResponse, Error> {
         let answer = self.standing().ask().await;
@@ -229,24 +224,20 @@ impl Place {
     }
 
     /// Returns with the fencing token when the lock is had.
-    async fn wait(&mut self) -> Result<(u64, Watch), Error> {
+    async fn wait(&mut self) -> Result<(u64, Follower), Error> {
         let answer = self.ask().await?;
-        let range = self.range();
-        let mut line = self.standing().client.watch(range);
+        let mut follower = self.standing().follower();
         if answer.token != 0 {
-            return Ok((answer.token, line));
+            return Ok((answer.token, follower));
         }
         let asked_at = answer.header.map_or(0, |header| header.revision);
-        let waited = self.standing().follow(&mut line, asked_at, |own| own != Own::Waits).await;
-        match waited {
-            Ok(Own::Holds(token)) => Ok((token, line)),
-            Ok(Own::Gone | Own::Waits) => {
-                let v1::AcquireLockRequest { namespace, lock, session, .. } =
-                    &self.standing().request;
+        match follower.follow(asked_at, |own| own != Own::Waits).await? {
+            Own::Holds(token) => Ok((token, follower)),
+            Own::Gone | Own::Waits => {
+                let v1::AcquireLockRequest { namespace, lock, session, .. } = &follower.request;
                 let name = format!("{namespace}/{lock} of session {session}");
                 Err(Error::NotFound { kind: "request for the lock".to_owned(), name })
             }
-            Err(error) => Err(error),
         }
     }
 
@@ -261,15 +252,12 @@ impl Place {
         let _ = timeout(limits::LOCK_LEAVING, left).await;
     }
 
-    fn into_guard(mut self, token: u64, line: Watch) -> LockGuard {
+    fn into_guard(mut self, token: u64, follower: Follower) -> LockGuard {
         let standing = self.standing.take().expect("a place is left once, by its owner");
         let (sender, lost) = watch::channel(None);
         let Standing { client, session, request, .. } = standing;
         let held = request.session;
-        // Holds no clone of the session: the guard does.
-        let states = session.subscribe();
-        let watcher = Follower { client: client.clone(), states, request: request.clone() };
-        spawn(watcher.until_lost(line, token, sender));
+        spawn(follower.until_lost(token, sender));
         LockGuard { client, session, held, request, token, lost, released: false }
     }
 }
@@ -287,16 +275,8 @@ impl Drop for Place {
 impl Standing {
     fn follower(&self) -> Follower {
         let (client, request) = (self.client.clone(), self.request.clone());
-        Follower { client, states: self.session.subscribe(), request }
-    }
-
-    async fn follow(
-        &self,
-        line: &mut Watch,
-        asked_at: u64,
-        enough: impl Fn(Own) -> bool,
-    ) -> Result<Own, Error> {
-        self.follower().follow(line, asked_at, enough).await
+        let line = client.watch(range(&request));
+        Follower { client, states: self.session.subscribe(), request, line, ticket: None }
     }
 
     /// Sends the request with one and the same id until it is answered or the session has ended.
@@ -379,11 +359,14 @@ enum Own {
     Gone,
 }
 
-/// Follows one request.
+/// Follows one request. It holds no clone of the session: only who has the guard keeps it open.
 struct Follower {
     client: Client,
     states: watch::Receiver<SessionState>,
     request: v1::AcquireLockRequest,
+    line: Watch,
+    /// Of the request, once it was seen: all that a watch says of a request that has gone.
+    ticket: Option<u64>,
 }
 
 impl Follower {
@@ -391,8 +374,10 @@ impl Follower {
         (other.session, &other.holder) == (self.request.session, &self.request.holder)
     }
 
-    fn place_in<'a>(&self, line: impl IntoIterator<Item = &'a v1::LockRequest>) -> Own {
-        match line.into_iter().find(|other| self.is_own(other)).map(|own| own.token) {
+    fn place_in(&mut self, line: &[v1::LockRequest]) -> Own {
+        let own = line.iter().find(|other| self.is_own(other));
+        self.ticket = own.map(|own| own.ticket).or(self.ticket);
+        match own.map(|own| own.token) {
             None => Own::Gone,
             Some(0) => Own::Waits,
             Some(token) => Own::Holds(token),
@@ -400,34 +385,35 @@ impl Follower {
     }
 
     /// What an update says of the request, which was in the line at `asked_at`; None = nothing.
-    fn learn(&self, update: &WatchUpdate, asked_at: u64) -> Option<Own> {
-        let (events, whole) = match update {
-            WatchUpdate::Snapshot { events, .. } => (events, true),
-            WatchUpdate::Changes { events, .. } => (events, false),
-            WatchUpdate::Bookmark { .. } => return None,
-        };
+    fn learn(&mut self, update: WatchUpdate, asked_at: u64) -> Option<Own> {
         // A node that is behind tells of the time before the request.
         if update.revision() < asked_at {
             return None;
         }
-        let own = events.iter().rev().find_map(|event| match &event.record {
-            Some(Record::Lock(request)) if self.is_own(request) => Some(match event.deleted {
-                true => Own::Gone,
-                false => self.place_in([request]),
-            }),
-            _ => None,
-        });
-        own.or(whole.then_some(Own::Gone))
+        let (events, mut own) = match update {
+            WatchUpdate::Snapshot { events, .. } => (events, Some(Own::Gone)),
+            WatchUpdate::Changes { events, .. } => (events, None),
+            WatchUpdate::Bookmark { .. } => return None,
+        };
+        for event in events {
+            match event.record {
+                Some(Record::Lock(gone)) if event.deleted => {
+                    if self.ticket == Some(gone.ticket) {
+                        own = Some(Own::Gone);
+                    }
+                }
+                Some(Record::Lock(request)) if self.is_own(&request) => {
+                    own = Some(self.place_in(&[request]));
+                }
+                _ => {}
+            }
+        }
+        own
     }
 
     /// Returns when the request stands where it is `enough`. It is asked for with a linearizable read
     /// now and then, for a node that is cut off from the others may keep a watch and say nothing new.
-    async fn follow(
-        &self,
-        line: &mut Watch,
-        asked_at: u64,
-        enough: impl Fn(Own) -> bool,
-    ) -> Result<Own, Error> {
+    async fn follow(&mut self, asked_at: u64, enough: impl Fn(Own) -> bool) -> Result<Own, Error> {
         let mut ended = std::pin::pin!(ended(self.states.clone(), self.request.session));
         let mut look = Instant::now() + limits::LOCK_RECHECK;
         let mut attempt = 0;
@@ -437,14 +423,14 @@ impl Follower {
                 () = &mut ended => {
                     return Err(Error::SessionExpired { session: self.request.session });
                 }
-                update = line.next() => match update {
-                    Some(Ok(update)) => self.learn(&update, asked_at),
+                update = self.line.next() => match update {
+                    Some(Ok(update)) => self.learn(update, asked_at),
                     Some(Err(error)) if matches!(error, Error::Invalid { .. }) => return Err(error),
                     Some(Err(_)) | None => {
                         // It will not go on by itself: begin anew, but not in a hurry.
                         sleep(self.client.backoff(attempt)).await;
                         attempt += 1;
-                        *line = self.client.watch(range(&self.request));
+                        self.line = self.client.watch(range(&self.request));
                         continue;
                     }
                 },
@@ -480,11 +466,11 @@ impl Follower {
     }
 
     /// Says when the lock that was had with `token` is lost; ends when nobody listens any more.
-    async fn until_lost(self, mut line: Watch, token: u64, lost: watch::Sender<Option<Lost>>) {
+    async fn until_lost(mut self, token: u64, lost: watch::Sender<Option<Lost>>) {
         let followed = tokio::select! {
             biased;
             () = lost.closed() => return,
-            followed = self.follow(&mut line, token, |own| own != Own::Holds(token)) => followed,
+            followed = self.follow(token, |own| own != Own::Holds(token)) => followed,
         };
         let why = match followed {
             Err(Error::SessionExpired { .. }) => Lost::Session,

@@ -254,7 +254,7 @@ fn transactions_by_command() {
         assert_eq!((printed.code, printed.stderr.as_str()), (0, ""), "{printed:?}");
         assert!(printed.stdout.starts_with("FAILURE at revision "), "{printed:?}");
         assert!(printed.stdout.contains("default/app version 1: replicas: 3"), "{printed:?}");
-        let text = "instance web/1 health = passing\nunchanged counter * since 1\n\n\
+        let text = "instance web/1 health = passing\nunchanged counter * since 0\n\n\
                     instance update web/1 weight=5 meta.lane=canary\n\n\
                     range counter *\nget lock deploy\n";
         let failed = shell.txn(&["-w", "json"], text).await;

@@ -52,10 +52,23 @@ async fn session(node: &Node) -> (Client, Session) {
 fn request(session: u64, holder: &str, token: u64) -> LockRequest {
     let (namespace, lock) = ("n".to_owned(), "l".to_owned());
     let (holder, value) = (holder.to_owned(), format!("v{token}"));
-    LockRequest { namespace, lock, session, holder, value, ticket: 1, token, ..Default::default() }
+    // Any numbers that differ.
+    let ticket = session * 1_000 + u64::from(holder.as_bytes()[0]);
+    LockRequest { namespace, lock, session, holder, value, ticket, token, ..Default::default() }
 }
 
+/// Of a request that has gone a watch tells only the ticket.
 fn event(request: LockRequest, deleted: bool) -> WatchEvent {
+    let request = match deleted {
+        true => LockRequest {
+            session: 0,
+            holder: String::new(),
+            value: String::new(),
+            token: 0,
+            ..request
+        },
+        false => request,
+    };
     WatchEvent { record: Some(watch_event::Record::Lock(request)), deleted }
 }
 
