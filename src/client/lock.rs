@@ -398,9 +398,7 @@ impl Follower {
         for event in events {
             match event.record {
                 Some(Record::Lock(gone)) if event.deleted => {
-                    if self.ticket == Some(gone.ticket) {
-                        own = Some(Own::Gone);
-                    }
+                    own = if self.ticket == Some(gone.ticket) { Some(Own::Gone) } else { own };
                 }
                 Some(Record::Lock(request)) if self.is_own(&request) => {
                     own = Some(self.place_in(&[request]));
