@@ -36,9 +36,9 @@ mod calls;
 mod cluster;
 mod config;
 mod connection;
+mod counter;
 mod election;
 mod lock;
-mod counter;
 mod options;
 mod registry;
 mod remote;
@@ -58,9 +58,9 @@ pub use config::{
     ConfigValue, Reporting,
 };
 pub use connection::Client;
+pub use counter::{Counter, CounterOptions, Counters, Tally};
 pub use election::{Election, Leader, Leadership};
 pub use lock::{Lock, LockGuard, Lost};
-pub use counter::{Counter, CounterOptions, Counters, Tally};
 pub use options::{Options, ReadFrom};
 pub use session::{Session, SessionOptions, SessionState, Ticket};
 pub use stream::{Answer, Call, Pipeline, Pipelined, StreamHandle, Submission};

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::sleep;
 
+use super::super::follow::follow;
 use super::{Context, Error, Name, output, pair, shown, view};
 use crate::client::{WatchRange, WatchUpdate};
 use crate::proto::v1;
@@ -36,8 +35,6 @@ pub struct Args {
 type Known = BTreeMap<(String, String), view::ConfigItem>;
 
 pub async fn run(context: &Context, args: Args) -> Result<(), Error> {
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| Error::io("signals", e))?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(|e| Error::io("signals", e))?;
     let namespace = context.namespace();
     let range = match args.key {
         Some(key) => {
@@ -56,37 +53,16 @@ pub async fn run(context: &Context, args: Args) -> Result<(), Error> {
         watch = watch.seen_by(v1::ConfigClient { id, labels });
     }
     let mut known = Known::new();
-    // A watch waits for nodes as long as it takes; a person should know what it waits for.
-    let patience = sleep(context.options.timeout);
-    tokio::pin!(patience);
-    let mut heard = false;
-    loop {
-        let update = tokio::select! {
-            biased;
-            _ = interrupt.recv() => return Ok(()),
-            _ = terminate.recv() => return Ok(()),
-            update = watch.next() => update,
-            () = &mut patience, if !heard => {
-                let endpoints = context.options.endpoints.join(", ");
-                output::note(&format!("no node has answered yet; trying on: {endpoints}"));
-                heard = true;
-                continue;
-            }
-        };
-        heard = true;
-        let Some(update) = update else { return Ok(()) };
-        let update = update?;
+    follow(context, watch, |update| {
         if printer.is_json() {
-            for value in json_lines(update) {
-                printer.json(&value)?;
-            }
-        } else {
-            let text = text_lines(update, &mut known, output::now_ms());
-            if !text.is_empty() {
-                output::line(&text)?;
-            }
+            return json_lines(update).iter().try_for_each(|value| printer.json(value));
         }
-    }
+        match text_lines(update, &mut known, output::now_ms()) {
+            text if text.is_empty() => Ok(()),
+            text => output::line(&text),
+        }
+    })
+    .await
 }
 
 /// As `service watch`; an item comes with its content.
@@ -158,7 +134,8 @@ fn item(event: v1::WatchEvent) -> Option<(bool, v1::ConfigItem)> {
         v1::watch_event::Record::Instance(_)
         | v1::watch_event::Record::Service(_)
         | v1::watch_event::Record::Counter(_)
-        | v1::watch_event::Record::Lock(_) => None,
+        | v1::watch_event::Record::Lock(_)
+        | v1::watch_event::Record::Alarm(_) => None,
     }
 }
 
