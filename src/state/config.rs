@@ -9,7 +9,7 @@
 //! Invariant: whatever is current or gray was checked against the schema that the item had when it was
 //! published, and the current release against the one that it has now.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bincode::Options as _;
@@ -357,9 +357,15 @@ impl Tables {
                 return Err(limit("config items that one session reports", limits::CONFIG_REPORTS));
             }
         }
-        // Nothing refuses from here on.
+        // Nothing refuses from here on. Of an item that is named twice the last word counts, so that a
+        // command which comes back to what was known has changed nothing.
+        let last: BTreeMap<_, _> =
+            items.iter().enumerate().map(|(i, running)| (&running.name, i)).collect();
         let mut changed = 0;
-        for Running { name, version, rule } in items {
+        for (i, Running { name, version, rule }) in items.iter().enumerate() {
+            if last.get(name) != Some(&i) {
+                continue;
+            }
             let space = self.namespaces.get_mut(name.namespace).expect("the item was found");
             let table = space.config.item_mut(name.group, name.key).expect("the item was found");
             if table.report(session).is_some_and(|report| {

@@ -510,3 +510,25 @@ fn a_transaction_has_so_many_parts() {
     assert_eq!(gray(&clients[1..]), Ok(()));
     assert!(gray(&clients).is_err());
 }
+
+/// Of two words about one item the last counts, and nothing tells of the first.
+#[test]
+fn the_last_word_of_a_report_counts() {
+    let mut world = World::default();
+    let session = world.session();
+    world.run(publish("a", "1"));
+    world.run(publish("a", "2"));
+    let report = |versions: &[u64]| Op::ReportConfig {
+        session,
+        client: "c".into(),
+        items: versions
+            .iter()
+            .map(|version| Running { name: item("a"), version: *version, rule: String::new() })
+            .collect(),
+    };
+    assert_eq!(world.run(report(&[2, 1])), Reply::ConfigReported { changed: 1 });
+    let revision = world.state.revision();
+    assert_eq!(world.run(report(&[2, 1])), Reply::ConfigReported { changed: 0 });
+    assert_eq!(world.state.revision(), revision);
+    assert_eq!(world.run(report(&[1, 2])), Reply::ConfigReported { changed: 1 });
+}

@@ -377,6 +377,10 @@ impl Model {
                 since_ms: place.now_ms,
                 lost_at_ms: None,
             };
+            if items.iter().rev().find(|other| other.name == running.name) != Some(running) {
+                // Somewhere behind it something else is said of the item.
+                continue;
+            }
             let old = self.reports.iter_mut().find(|old| {
                 old.session == session && is(&running.name, &old.namespace, &old.group, &old.key)
             });
