@@ -123,7 +123,15 @@ impl Lock {
         value: String,
     ) -> Result<LockGuard, Error> {
         let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
-        let mut place = self.place(session, value, true).await?;
+        let place = self.place(session, value, true);
+        let mut place = match deadline {
+            None => place.await?,
+            // Even the right to ask may have to be waited for.
+            Some(deadline) => match timeout_at(deadline, place).await {
+                Ok(place) => place?,
+                Err(_) => return Err(Error::Timeout { definite: true }),
+            },
+        };
         let waited = match deadline {
             None => place.wait().await,
             Some(deadline) => match timeout_at(deadline, place.wait()).await {
