@@ -211,8 +211,8 @@ impl v1::ItemName {
     }
 
     /// Content of the current release.
-    pub fn content(&self) -> Question<Vec<u8>> {
-        question(self, To::Content)
+    pub fn content<'a>(&self) -> Question<&'a [u8]> {
+        question(self, |content: &[u8]| To::Content(content.to_vec()))
     }
 
     pub fn publish(&self, content: impl Into<Vec<u8>>) -> v1::PublishConfigRequest {
@@ -337,22 +337,22 @@ pub(super) fn compare(record: v1::RecordName, is: v1::Relation, to: To) -> v1::C
 }
 
 impl<T> Question<T> {
-    pub fn is(self, value: impl Into<T>) -> v1::Compare {
-        self.relates(v1::Relation::Equal, value.into())
+    pub fn is(self, value: T) -> v1::Compare {
+        self.relates(v1::Relation::Equal, value)
     }
 
-    pub fn is_not(self, value: impl Into<T>) -> v1::Compare {
-        self.relates(v1::Relation::NotEqual, value.into())
-    }
-
-    /// Only of numbers.
-    pub fn is_less_than(self, value: impl Into<T>) -> v1::Compare {
-        self.relates(v1::Relation::Less, value.into())
+    pub fn is_not(self, value: T) -> v1::Compare {
+        self.relates(v1::Relation::NotEqual, value)
     }
 
     /// Only of numbers.
-    pub fn is_greater_than(self, value: impl Into<T>) -> v1::Compare {
-        self.relates(v1::Relation::Greater, value.into())
+    pub fn is_less_than(self, value: T) -> v1::Compare {
+        self.relates(v1::Relation::Less, value)
+    }
+
+    /// Only of numbers.
+    pub fn is_greater_than(self, value: T) -> v1::Compare {
+        self.relates(v1::Relation::Greater, value)
     }
 
     fn relates(self, is: v1::Relation, value: T) -> v1::Compare {

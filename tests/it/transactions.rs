@@ -301,13 +301,7 @@ fn a_transaction_is_all_or_nothing() {
 
         assert!(lock.release().await.unwrap());
         let late = eventually("an answer", async || {
-            text(
-                Txn::new()
-                    .when(app.version().is(1_u64))
-                    .then(stock.get())
-                    .commit(&client, None)
-                    .await,
-            )
+            text(Txn::new().when(app.version().is(1)).then(stock.get()).commit(&client, None).await)
         })
         .await;
         assert!(late.succeeded);

@@ -21,6 +21,7 @@ fn both_forms_mean_the_same() {
 
     let text = r##"# release v42 while the lock is held
 config web/app.yaml version = 3
+config web/app.yaml content != "b \"c\""
 counter hits{region="eu west",az=1} > 10
 lock deploy token = 42
 instance web/1 health = passing
@@ -38,6 +39,7 @@ range config * limit=5
     let json = r##"{
   "when": [
     {"record": {"config": {"group": "web", "key": "app.yaml"}}, "version": 3},
+    {"record": {"config": {"group": "web", "key": "app.yaml"}}, "is": "!=", "content": "b \"c\""},
     {"record": {"counter": {"name": "hits", "labels": {"region": "eu west", "az": "1"}}},
      "is": ">", "value": 10},
     {"record": {"lock": {"lock": "deploy"}}, "is": "=", "token": 42},
@@ -57,7 +59,8 @@ range config * limit=5
 }"##;
     let app = config("n", "web", "app.yaml");
     let expected: v1::TxnRequest = Txn::new()
-        .when(app.version().is(3_u64))
+        .when(app.version().is(3))
+        .when(app.content().is_not(b"b \"c\""))
         .when(
             counter("n", "hits")
                 .label("region", "eu west")
@@ -65,7 +68,7 @@ range config * limit=5
                 .value()
                 .is_greater_than(10),
         )
-        .when(lock("n", "deploy").token().is(42_u64))
+        .when(lock("n", "deploy").token().is(42))
         .when(instance("n", "web", "1").health().is(v1::Health::Passing))
         .when(instance("n", "a/b", "c").is_missing())
         .when(configs("n", "default", starting_with("app")).unchanged_since(120))

@@ -158,8 +158,8 @@ async fn each_read_is_guarded_by_those_before_and_the_commit_by_all() {
         asked.iter().map(|it| (it.when.len(), it.then.len(), it.or_else.len())).collect();
     // The second read reads both afresh when the first one does not hold any more.
     assert_eq!(shape, [(0, 1, 0), (1, 1, 2), (2, 2, 2)]);
-    assert_eq!(asked[2].when[0], counter("n", "a").mod_revision().is(1_u64));
-    assert_eq!(asked[2].when[1], counter("n", "b").mod_revision().is(2_u64));
+    assert_eq!(asked[2].when[0], counter("n", "a").mod_revision().is(1));
+    assert_eq!(asked[2].when[1], counter("n", "b").mod_revision().is(2));
     assert!(asked.iter().all(|request| request.request_id.is_none()));
 }
 
