@@ -361,6 +361,24 @@ fn a_namespace_goes_round_as_a_directory() {
         let history = shell.run("config history app.yaml -n copy").await;
         assert!(history.contains("bob") && history.contains("imported"), "{history}");
 
+        // A schema that the present content does not fit comes after the content that does.
+        let schema = "{\"required\": [\"a\", \"b\"]}";
+        std::fs::write(two.join("default/app.json"), "{\"a\": 1, \"b\": 2}").unwrap();
+        let mut edited: Value =
+            serde_json::from_slice(&std::fs::read(two.join("manifest.json")).unwrap()).unwrap();
+        let entries = edited["items"].as_array_mut().unwrap();
+        let entry = entries.iter_mut().find(|entry| entry["key"] == "app.json").unwrap();
+        entry["schema"] = json!(schema);
+        std::fs::write(two.join("manifest.json"), edited.to_string()).unwrap();
+        let told = shell.try_run(&format!("{line} --overwrite")).await;
+        let found: BTreeMap<String, String> = results(&told.stdout).into_iter().collect();
+        assert_eq!(found["default/app.json"], "updated", "{told:?}");
+        assert_eq!(shell.run("config schema get app.json -n copy").await, schema);
+        assert_eq!(shell.run("config get app.json -n copy").await, "{\"a\": 1, \"b\": 2}");
+        let told = shell.try_run(&line).await;
+        let found: BTreeMap<String, String> = results(&told.stdout).into_iter().collect();
+        assert_eq!(found["default/app.json"], "unchanged", "{told:?}");
+
         // A later export replaces the earlier one and leaves what is not its own.
         shell.run("config delete empty").await;
         std::fs::write(one.join("README"), "mine").unwrap();

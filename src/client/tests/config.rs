@@ -208,6 +208,8 @@ async fn what_was_handed_out_is_reported() {
     // What the cluster refuses for good does not keep the rest from being told.
     assert!(cache.get("g", "purged").is_some() && cache.get("g", "c").is_some());
     eventually("the rest", || reports(&node).contains(&(101, vec![pair("c", 4)]))).await;
+    // Each is told alone after both were refused.
+    eventually("the refusal", || reports(&node).contains(&(101, vec![pair("purged", 4)]))).await;
     let count = reports(&node).len();
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(reports(&node).len(), count, "told once");
