@@ -27,6 +27,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .btree_map(".")
         .bytes(".quorate.v1.SnapshotResponse")
+        // Every call and answer of the stream takes the space of the greatest.
+        .boxed(".quorate.v1.PublishConfigRequest.gray")
+        .boxed(".quorate.v1.GetConfigResponse.item")
         .compile_fds(public)?;
     if std::env::var_os("CARGO_FEATURE_SERVER").is_some() {
         let peer = protox::compile(["quorate/peer/v1/peer.proto"], ["proto"])?;

@@ -1177,3 +1177,12 @@ fn the_callers_deadline_is_kept_with_time_to_answer() {
         assert_eq!(parse_timeout(nonsense), None, "{nonsense:?}");
     }
 }
+
+/// A message of the stream holds thousands of calls and answers, and each takes the space of the
+/// greatest kind: registrations set the measure.
+#[test]
+fn calls_of_the_stream_are_no_greater_than_registrations() {
+    assert!(size_of::<Call>() <= size_of::<v1::RegisterRequest>() + 16, "{}", size_of::<Call>());
+    let greatest = size_of::<v1::UpdateInstanceResponse>() + 80;
+    assert!(size_of::<Answer>() <= greatest, "{} of {greatest}", size_of::<Answer>());
+}

@@ -207,7 +207,7 @@ fn malformed_content_is_refused_with_its_place() {
         client.publish_config(good, None).await.unwrap();
         let bad = publish("s.json", ConfigFormat::Json, b"{\"port\": 0}");
         let terms = gray("r", 1, gray_terms::Picks::BasisPoints(1));
-        let bad = PublishConfigRequest { gray: Some(terms), ..bad };
+        let bad = PublishConfigRequest { gray: Some(Box::new(terms)), ..bad };
         let error = client.publish_config(bad, None).await.unwrap_err();
         assert!(matches!(&error, Error::Malformed { path, .. } if path == "/port"), "{error}");
         let remove =
@@ -290,7 +290,8 @@ fn no_content_gets_past_a_schema_that_changes() {
                         (2, _) => {
                             let rule = format!("rule-{number}");
                             let terms = gray(&rule, 1, gray_terms::Picks::BasisPoints(10));
-                            let request = PublishConfigRequest { gray: Some(terms), ..request };
+                            let request =
+                                PublishConfigRequest { gray: Some(Box::new(terms)), ..request };
                             match client.publish_config(request, None).await {
                                 Ok(_) => {
                                     let end = EndGrayRequest {
@@ -503,10 +504,12 @@ fn gray_releases_as_clients_see_them() {
         }
         let labels = LabelPicks { labels: [("zone".to_owned(), "eu".to_owned())].into() };
         let terms = gray("eu", 10, gray_terms::Picks::Labels(labels));
-        let (v2, _) = go(PublishConfigRequest { gray: Some(terms), ..text("for eu") }).await;
+        let (v2, _) =
+            go(PublishConfigRequest { gray: Some(Box::new(terms)), ..text("for eu") }).await;
         let picks = ClientPicks { clients: vec!["three".into(), "one".into(), "one".into()] };
         let terms = gray("named", 20, gray_terms::Picks::Clients(picks));
-        let (v3, at) = go(PublishConfigRequest { gray: Some(terms), ..text("for some") }).await;
+        let (v3, at) =
+            go(PublishConfigRequest { gray: Some(Box::new(terms)), ..text("for some") }).await;
         assert_eq!((v2, v3), (2, 3));
         one.check(&client, at, 3, "named").await;
         eu.check(&client, at, 2, "eu").await;
@@ -515,7 +518,8 @@ fn gray_releases_as_clients_see_them() {
         // A share: stable, and a greater one only adds clients.
         let share = async |basis_points| {
             let terms = gray("share", 30, gray_terms::Picks::BasisPoints(basis_points));
-            let request = PublishConfigRequest { gray: Some(terms), ..text("for a share") };
+            let request =
+                PublishConfigRequest { gray: Some(Box::new(terms)), ..text("for a share") };
             client.publish_config(request, None).await.unwrap();
             let mut picked = BTreeSet::new();
             for number in 0..200 {

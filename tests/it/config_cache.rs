@@ -46,7 +46,8 @@ fn a_cold_start_without_any_node() {
             picks: Some(gray_terms::Picks::Labels(labels)),
             ..Default::default()
         };
-        let request = PublishConfigRequest { gray: Some(gray), ..text("app.a", "a2 for eu") };
+        let request =
+            PublishConfigRequest { gray: Some(Box::new(gray)), ..text("app.a", "a2 for eu") };
         client.publish_config(request, None).await.unwrap();
         let cache = open(&client, directory.path()).await;
         timeout(PATIENCE, cache.synced()).await.unwrap().unwrap();

@@ -224,7 +224,7 @@ fn gray(gate: v1::Gate) -> v1::PublishConfigRequest {
         gate: Some(gate),
         ..Default::default()
     };
-    v1::PublishConfigRequest { gray: Some(terms), ..publication("new") }
+    v1::PublishConfigRequest { gray: Some(Box::new(terms)), ..publication("new") }
 }
 
 async fn history(client: &Client) -> Result<v1::ConfigHistoryResponse, String> {

@@ -225,7 +225,7 @@ impl Read for v1::GetConfigRequest {
                 (shown, format!("version {}", release.version))
             }
         };
-        Ok(v1::GetConfigResponse { header: Some(header), item: Some(item), why })
+        Ok(v1::GetConfigResponse { header: Some(header), item: Some(Box::new(item)), why })
     }
 }
 

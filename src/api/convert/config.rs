@@ -49,7 +49,7 @@ pub fn publication(
         expected_version,
         // Found by the node, which checks the content.
         schema: 0,
-        gray: gray.map(gray_terms).transpose()?,
+        gray: gray.map(|terms| gray_terms(*terms)).transpose()?,
     };
     Ok((publication, request_id))
 }

@@ -189,7 +189,7 @@ async fn publish(args: Publish, context: &Context) -> Result<(), Error> {
         author: note.author(),
         comment: note.comment,
         expected_version: expect,
-        gray: Some(terms),
+        gray: Some(Box::new(terms)),
         ..v1::PublishConfigRequest::default()
     };
     publish::send(context, request, &content).await

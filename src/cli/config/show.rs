@@ -69,7 +69,7 @@ pub async fn get(args: Get, context: &Context) -> Result<(), Error> {
         }
         return output::raw(&release.content);
     }
-    let item = view::ConfigItem::of(item, true);
+    let item = view::ConfigItem::of(*item, true);
     let value = json!({
         "revision": answers::revision(&header),
         "consistency": answers::consistency(&header),
