@@ -6,6 +6,16 @@ pub mod v1 {
     tonic::include_proto!("quorate.v1");
 }
 
+impl v1::TxnRequest {
+    /// True when it writes nothing, whichever way it goes: nodes answer it as a read, and clients send it as
+    /// one.
+    pub fn only_reads(&self) -> bool {
+        use v1::txn_step::Step;
+        let mut steps = self.then.iter().chain(&self.or_else);
+        steps.all(|step| matches!(step.step, Some(Step::Get(_) | Step::Range(_)) | None))
+    }
+}
+
 /// What peers say to each other, on a port of their own.
 #[cfg(feature = "server")]
 #[allow(missing_docs, clippy::all, clippy::pedantic)]

@@ -313,22 +313,18 @@ impl Read for v1::GetServiceRequest {
 }
 
 impl Read for v1::ListServicesRequest {
-    type Query = Services;
+    type Query = Page;
     type Found = (Vec<ServiceView>, bool);
     type Response = v1::ListServicesResponse;
 
-    fn query(self) -> Result<(Consistency, Services), Error> {
+    fn query(self) -> Result<(Consistency, Page), Error> {
         let Self { namespace, prefix, limit, after, consistency } = self;
-        let namespace = convert::namespace(namespace);
-        state::check_name("", "namespace", &namespace)?;
-        state::check_text("prefix", &prefix, limits::NAME_BYTES)?;
-        state::check_text("after", &after, limits::NAME_BYTES)?;
-        let limit = convert::page(limit)?;
-        Ok((convert::consistency(consistency)?, Services { namespace, prefix, after, limit }))
+        let page = Page::new(namespace, prefix, after, limit)?;
+        Ok((convert::consistency(consistency)?, page))
     }
 
-    fn find(query: &Services, state: &State) -> Result<Self::Found, Error> {
-        let Services { namespace, prefix, after, limit } = query;
+    fn find(query: &Page, state: &State) -> Result<Self::Found, Error> {
+        let Page { namespace, prefix, after, limit } = query;
         Ok(state.services(namespace, prefix, after, *limit))
     }
 
@@ -397,13 +393,24 @@ impl ServiceName {
     }
 }
 
-/// A page of services.
+/// A page of what has one name in a namespace: services, locks, alarms.
 #[derive(Debug)]
-pub struct Services {
+pub struct Page {
     namespace: String,
     prefix: String,
     after: String,
     limit: usize,
+}
+
+impl Page {
+    fn new(namespace: String, prefix: String, after: String, limit: u32) -> Result<Page, Error> {
+        let namespace = convert::namespace(namespace);
+        state::check_name("", "namespace", &namespace)?;
+        state::check_text("prefix", &prefix, limits::NAME_BYTES)?;
+        state::check_text("after", &after, limits::NAME_BYTES)?;
+        let limit = convert::page(limit)?;
+        Ok(Page { namespace, prefix, after, limit })
+    }
 }
 
 /// So many records always fit an answer.

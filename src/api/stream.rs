@@ -245,7 +245,7 @@ where
                 Some(Call::AcquireLock(call)) => self.write(id, call, |sinks| &sinks.acquire_lock),
                 Some(Call::ReleaseLock(call)) => self.write(id, call, |sinks| &sinks.release_lock),
                 Some(Call::UpdateLock(call)) => self.write(id, call, |sinks| &sinks.update_lock),
-                Some(Call::Txn(call)) if calls::txn::is_read(&call) => {
+                Some(Call::Txn(call)) if call.only_reads() => {
                     read(self, id, Read::query(call).map(|(c, query)| (c, Query::Txn(query))));
                 }
                 Some(Call::Txn(call)) => self.write(id, call, |sinks| &sinks.txn),

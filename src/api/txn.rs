@@ -3,7 +3,6 @@
 use tonic::{Request, Response, Status};
 
 use super::Api;
-use super::calls::txn::is_read;
 use crate::proto::v1;
 use crate::proto::v1::txn_server;
 
@@ -16,7 +15,7 @@ impl txn_server::Txn for Txn {
         &self,
         request: Request<v1::TxnRequest>,
     ) -> Result<Response<v1::TxnResponse>, Status> {
-        match is_read(request.get_ref()) {
+        match request.get_ref().only_reads() {
             true => self.0.read(request).await,
             false => self.0.write(request).await,
         }

@@ -160,11 +160,8 @@ impl Request for v1::TxnRequest {
         }
     }
 
-    /// As the node decides it.
     fn is_read(&self) -> bool {
-        use v1::txn_step::Step;
-        let mut steps = self.then.iter().chain(&self.or_else);
-        steps.all(|step| matches!(step.step, Some(Step::Get(_) | Step::Range(_)) | None))
+        self.only_reads()
     }
 
     fn is_repeatable(&self) -> bool {

@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::limits::{CONFIG_CHECK_BYTES, SCHEMAS_CACHED};
 use crate::proto::v1::Consistency;
 use crate::runtime;
-use crate::state::{self, Command, Content, Format, ItemName, Op, State, Step};
+use crate::state::{self, Command, Content, Format, ItemName, Op, State, Step, Txn};
 
 /// Schemas that were compiled last, the newest first, each by the revision that put it: a transaction
 /// puts none, so no two have the same.
@@ -188,10 +188,7 @@ fn publishes(op: &Op) -> bool {
     match op {
         Op::PublishConfig(_) | Op::RollbackConfig(_) | Op::PutSchema(_) => true,
         Op::EndGray(decision) => decision.promote,
-        Op::Txn(txn) => txn.then.iter().chain(&txn.otherwise).any(|step| match step {
-            Step::Write(op) => publishes(op),
-            Step::Get(_) | Step::Range { .. } => false,
-        }),
+        Op::Txn(txn) => any_write(txn, publishes),
         _ => false,
     }
 }
@@ -202,12 +199,16 @@ fn needs_the_present(op: &Op) -> bool {
     match op {
         Op::RollbackConfig(_) | Op::PutSchema(_) => true,
         Op::EndGray(decision) => decision.promote,
-        Op::Txn(txn) => txn.then.iter().chain(&txn.otherwise).any(|step| match step {
-            Step::Write(op) => needs_the_present(op),
-            Step::Get(_) | Step::Range { .. } => false,
-        }),
+        Op::Txn(txn) => any_write(txn, needs_the_present),
         _ => false,
     }
+}
+
+fn any_write(txn: &Txn, is: fn(&Op) -> bool) -> bool {
+    txn.then.iter().chain(&txn.otherwise).any(|step| match step {
+        Step::Write(op) => is(op),
+        Step::Get(_) | Step::Range { .. } => false,
+    })
 }
 
 fn schema_of(state: &State, name: &ItemName) -> Option<Arc<state::Schema>> {

@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{Read, Write, command, fitting};
+use super::{Page, Read, Write, command, fitting};
 use crate::api::convert;
 use crate::error::Error;
-use crate::limits;
 use crate::proto::v1::{self, Consistency, Header};
-use crate::state::{self, Alarm, Command, Op, Reply, State};
+use crate::state::{Alarm, Command, Op, Reply, State};
 
 impl Write for v1::PutAlarmRequest {
     type Response = v1::PutAlarmResponse;
@@ -37,32 +36,19 @@ impl Write for v1::DeleteAlarmRequest {
     }
 }
 
-/// A page of alarms.
-#[derive(Debug)]
-pub struct Alarms {
-    namespace: String,
-    prefix: String,
-    after: String,
-    limit: usize,
-}
-
 impl Read for v1::ListAlarmsRequest {
-    type Query = Alarms;
+    type Query = Page;
     type Found = (Vec<Arc<Alarm>>, bool);
     type Response = v1::ListAlarmsResponse;
 
-    fn query(self) -> Result<(Consistency, Alarms), Error> {
+    fn query(self) -> Result<(Consistency, Page), Error> {
         let Self { namespace, prefix, limit, after, consistency } = self;
-        let namespace = convert::namespace(namespace);
-        state::check_name("", "namespace", &namespace)?;
-        state::check_text("prefix", &prefix, limits::NAME_BYTES)?;
-        state::check_text("after", &after, limits::NAME_BYTES)?;
-        let limit = convert::page(limit)?;
-        Ok((convert::consistency(consistency)?, Alarms { namespace, prefix, after, limit }))
+        let page = Page::new(namespace, prefix, after, limit)?;
+        Ok((convert::consistency(consistency)?, page))
     }
 
-    fn find(query: &Alarms, state: &State) -> Result<Self::Found, Error> {
-        let Alarms { namespace, prefix, after, limit } = query;
+    fn find(query: &Page, state: &State) -> Result<Self::Found, Error> {
+        let Page { namespace, prefix, after, limit } = query;
         Ok(state.alarms(namespace, prefix, after, *limit))
     }
 

@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{Read, Write, command, fitting};
+use super::{Page, Read, Write, command, fitting};
 use crate::api::convert;
 use crate::api::convert::lock::{lock_name, lock_request};
 use crate::error::Error;
-use crate::limits;
 use crate::proto::v1::{self, Consistency, Header};
-use crate::state::{self, Command, Holder, Leaving, LockName, LockRequest, Op, Reply, State};
+use crate::state::{Claim, Command, Holder, Leaving, LockName, LockRequest, Op, Reply, State};
 
 impl Write for v1::AcquireLockRequest {
     type Response = v1::AcquireLockResponse;
@@ -19,7 +18,7 @@ impl Write for v1::AcquireLockRequest {
             let allowed = "0 together with queue";
             return Err(Error::invalid("wait_ms", wait_ms.to_string(), allowed));
         }
-        let claim = state::Claim {
+        let claim = Claim {
             lock: lock_name(namespace, lock),
             holder: Holder { session, name: holder },
             value,
@@ -97,32 +96,19 @@ impl Read for v1::GetLockRequest {
     }
 }
 
-/// A page of locks.
-#[derive(Debug)]
-pub struct Locks {
-    namespace: String,
-    prefix: String,
-    after: String,
-    limit: usize,
-}
-
 impl Read for v1::ListLocksRequest {
-    type Query = Locks;
+    type Query = Page;
     type Found = (Vec<(Arc<LockRequest>, usize)>, bool);
     type Response = v1::ListLocksResponse;
 
-    fn query(self) -> Result<(Consistency, Locks), Error> {
+    fn query(self) -> Result<(Consistency, Page), Error> {
         let Self { namespace, prefix, limit, after, consistency } = self;
-        let namespace = convert::namespace(namespace);
-        state::check_name("", "namespace", &namespace)?;
-        state::check_text("prefix", &prefix, limits::NAME_BYTES)?;
-        state::check_text("after", &after, limits::NAME_BYTES)?;
-        let limit = convert::page(limit)?;
-        Ok((convert::consistency(consistency)?, Locks { namespace, prefix, after, limit }))
+        let page = Page::new(namespace, prefix, after, limit)?;
+        Ok((convert::consistency(consistency)?, page))
     }
 
-    fn find(query: &Locks, state: &State) -> Result<Self::Found, Error> {
-        let Locks { namespace, prefix, after, limit } = query;
+    fn find(query: &Page, state: &State) -> Result<Self::Found, Error> {
+        let Page { namespace, prefix, after, limit } = query;
         Ok(state.locks(namespace, prefix, after, *limit))
     }
 

@@ -41,10 +41,3 @@ impl Read for v1::TxnRequest {
             .ok_or_else(|| Error::internal("a transaction that reads has written"))
     }
 }
-
-/// True when it writes nothing, whichever way it goes.
-pub fn is_read(request: &v1::TxnRequest) -> bool {
-    use v1::txn_step::Step;
-    let mut steps = request.then.iter().chain(&request.or_else);
-    steps.all(|step| matches!(step.step, Some(Step::Get(_) | Step::Range(_)) | None))
-}
