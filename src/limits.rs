@@ -74,6 +74,11 @@ pub const CONFIG_GRAY_CLIENTS: usize = 1_000;
 pub const CONFIG_GATE_MS: std::ops::RangeInclusive<u64> = 1_000..=30 * 86_400_000;
 /// Items in one report, and items that one session reports.
 pub const CONFIG_REPORTS: usize = 1_024;
+/// Lost clients that are remembered of one item.
+pub const CONFIG_LOST: usize = 10_000;
+/// A client that was lost and has come back counts as unhealthy for so long after it was noticed, so that
+/// one that crashes again and again is not taken for well because the next of its lives has begun.
+pub const CONFIG_LOST_REST_MS: u64 = 60_000;
 /// Bytes of a JSON Schema.
 pub const SCHEMA_BYTES: usize = 64 * 1024;
 /// Bytes of contents that are checked where they come in; more of them, and whatever has a schema, are

@@ -29,7 +29,7 @@ use futures::stream::BoxStream;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::{Raft, ServerState};
+use openraft::{Raft, RaftState, ServerState};
 use tokio::sync::oneshot;
 
 use self::batcher::Batcher;
@@ -602,7 +602,7 @@ impl Node {
     /// empty request that the commit before it has just caused, and confirms who was deposed meanwhile.
     async fn confirm_leadership(&self) -> Option<u64> {
         let own = self.id();
-        let leads = self.0.raft.with_raft_state(move |state| {
+        let leads = self.raft_state(move |state| {
             let vote = state.vote_ref();
             // Before its first entry is committed a leader does not know what is.
             let committed = state.local_committed().filter(|id| id.leader_id == vote.leader_id)?;
@@ -610,7 +610,7 @@ impl Node {
             let members = state.membership_state.effective().clone();
             leads.then_some((vote.leader_id, committed.index, members))
         });
-        let (leader, index, members) = leads.await.ok()??;
+        let (leader, index, members) = leads.await??;
         let payload = codec::to_bytes(&leader);
         let ask = |id: NodeId| {
             let address = members.get_node(&id).map(|member| member.peer_address.clone());
@@ -642,9 +642,21 @@ impl Node {
         runtime::timeout(patience, confirmed).await.ok()?
     }
 
+    /// What consensus knows; None when it has ended. openraft's own `with_raft_state` complains in the log
+    /// whenever whoever asked has given up, as half of those do who ask for a confirmation.
+    async fn raft_state<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&RaftState<Types>) -> T + Send + 'static,
+    ) -> Option<T> {
+        let (found, answer) = oneshot::channel();
+        let ask = self.0.raft.external_request(move |state| drop(found.send(look(state))));
+        ask.await.ok()?;
+        answer.await.ok()
+    }
+
     /// Whether this node knows no later leader than this one.
     async fn follows(&self, leader: LeaderId) -> Option<bool> {
-        self.0.raft.with_raft_state(move |state| state.vote_ref().leader_id == leader).await.ok()
+        self.raft_state(move |state| state.vote_ref().leader_id == leader).await
     }
 
     // ---- sessions ----
@@ -936,8 +948,8 @@ impl Node {
                 metrics.last_quorum_acked.map(|at| at.0)
             }
             Leadership::Follower { .. } => {
-                let heard = self.0.raft.with_raft_state(|state| state.vote_last_modified());
-                heard.await.ok().flatten().map(|at| at.0)
+                let heard = self.raft_state(|state| state.vote_last_modified());
+                heard.await.flatten().map(|at| at.0)
             }
             Leadership::Unknown => None,
         }

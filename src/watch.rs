@@ -44,8 +44,8 @@ use ring::Ring;
 
 use crate::error::Error;
 use crate::limits;
+use crate::state::{Change, Event, State};
 pub use crate::state::{Class, Match, Scope as Selector};
-use crate::state::{Event, State};
 
 /// The ranges are divided into this many parts; each tick sends the bookmarks of one, so that idle
 /// watchers do not all wake at once.
@@ -394,6 +394,11 @@ impl Drop for Subscription {
     }
 }
 
+/// A change as watchers are told of it.
+fn seen(change: &Change) -> Change {
+    Change::new(change.key.clone(), change.record.clone())
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect("no thread panicked while it held the hub")
@@ -417,7 +422,7 @@ impl Inner {
             let mut whole = None;
             for group in self.index.groups(first) {
                 let whole = whole.get_or_insert_with(|| {
-                    message(all.clone().map(|(_, change)| change.clone()).collect())
+                    message(all.clone().map(|(_, change)| seen(change)).collect())
                 });
                 group.publish(shared, whole, wake_ups);
             }
@@ -439,9 +444,9 @@ impl Inner {
         let all: Vec<_> = all.map(|(_, change)| change).collect();
         let mut messages: BTreeMap<Vec<usize>, Arc<Message>> = BTreeMap::new();
         for (group, part) in parts.into_values() {
-            let message = messages.entry(part).or_insert_with_key(|part| {
-                message(part.iter().map(|at| all[*at].clone()).collect())
-            });
+            let message = messages
+                .entry(part)
+                .or_insert_with_key(|part| message(part.iter().map(|at| seen(all[*at])).collect()));
             group.publish(shared, message, wake_ups);
         }
     }

@@ -242,37 +242,26 @@ fn selector((i, selector): (usize, v1::WatchSelector)) -> Result<watch::Selector
             };
             checked(&at, watch::Selector { class: Class::Config, namespace, first, second })
         }
-        What::Counters(v1::CounterSelector { r#match }) => {
-            use v1::counter_selector::Match as Name;
-            let first = match r#match {
-                None => Match::Any,
-                Some(Name::Name(name)) => Match::Exact(name),
-                Some(Name::Prefix(prefix)) => Match::Prefix(prefix),
-            };
-            let second = Match::Any;
-            checked(&at, watch::Selector { class: Class::Counter, namespace, first, second })
-        }
-        What::Alarms(v1::AlarmSelector { r#match }) => {
-            use v1::alarm_selector::Match as Name;
-            let first = match r#match {
-                None => Match::Any,
-                Some(Name::Name(name)) => Match::Exact(name),
-                Some(Name::Prefix(prefix)) => Match::Prefix(prefix),
-            };
-            let second = Match::Any;
-            checked(&at, watch::Selector { class: Class::Alarm, namespace, first, second })
-        }
-        What::Locks(v1::LockSelector { r#match }) => {
-            use v1::lock_selector::Match as Name;
-            let first = match r#match {
-                None => Match::Any,
-                Some(Name::Lock(name)) => Match::Exact(name),
-                Some(Name::Prefix(prefix)) => Match::Prefix(prefix),
-            };
-            let second = Match::Any;
-            checked(&at, watch::Selector { class: Class::Lock, namespace, first, second })
-        }
+        What::Counters(selector) => named(&at, Class::Counter, namespace, selector),
+        What::Alarms(selector) => named(&at, Class::Alarm, namespace, selector),
+        What::Locks(selector) => named(&at, Class::Lock, namespace, selector),
     }
+}
+
+/// What has one name.
+fn named(
+    at: &str,
+    class: Class,
+    namespace: String,
+    selector: v1::NameSelector,
+) -> Result<watch::Selector, Error> {
+    use v1::name_selector::Match as Name;
+    let first = match selector.r#match {
+        None => Match::Any,
+        Some(Name::Name(name)) => Match::Exact(name),
+        Some(Name::Prefix(prefix)) => Match::Prefix(prefix),
+    };
+    checked(at, watch::Selector { class, namespace, first, second: Match::Any })
 }
 
 fn checked(at: &str, selector: watch::Selector) -> Result<watch::Selector, Error> {

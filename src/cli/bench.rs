@@ -46,19 +46,33 @@ pub enum Workload {
     Count,
     /// Add to counters over session streams
     StreamCount,
+    /// Add to counters whose additions the client sums up; one loop a thread
+    CountLocal,
+    /// Read configuration from the client's cache; one loop a thread
+    ConfigCache,
     /// Transactions of four steps by unary calls: publish, add twice, read
     Txn,
 }
 
+/// How the calls of a workload are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Unary,
+    Streamed,
+    /// Within the client: no call waits for the cluster.
+    Local,
+}
+
 impl Workload {
-    fn is_streamed(self) -> bool {
+    fn way(self) -> Way {
         match self {
-            Workload::Register | Workload::Get | Workload::Count | Workload::Txn => false,
+            Workload::Register | Workload::Get | Workload::Count | Workload::Txn => Way::Unary,
             Workload::StreamRegister
             | Workload::StreamGet
             | Workload::Mix
             | Workload::StreamPublish
-            | Workload::StreamCount => true,
+            | Workload::StreamCount => Way::Streamed,
+            Workload::CountLocal | Workload::ConfigCache => Way::Local,
         }
     }
 
@@ -67,8 +81,8 @@ impl Workload {
         match self {
             Workload::Register | Workload::Get => "register",
             Workload::StreamRegister | Workload::StreamGet | Workload::Mix => "register",
-            Workload::StreamPublish => "publish",
-            Workload::Count | Workload::StreamCount => "count",
+            Workload::StreamPublish | Workload::ConfigCache => "publish",
+            Workload::Count | Workload::StreamCount | Workload::CountLocal => "count",
             Workload::Txn => "txn",
         }
     }
@@ -83,6 +97,8 @@ impl Workload {
             Workload::StreamPublish => "stream-publish",
             Workload::Count => "count",
             Workload::StreamCount => "stream-count",
+            Workload::CountLocal => "count-local",
+            Workload::ConfigCache => "config-cache",
             Workload::Txn => "txn",
         }
     }
@@ -173,6 +189,7 @@ pub struct Report {
     pub connections: Option<u32>,
     pub streams: Option<u32>,
     pub window: Option<u32>,
+    pub threads: u32,
     pub size: u32,
     pub keys: u32,
     pub rate: Option<u32>,
@@ -307,7 +324,7 @@ fn report(
     before: &Sample,
     after: &Sample,
 ) -> Report {
-    let streamed = args.workload.is_streamed();
+    let way = args.workload.way();
     let figures = |histogram: &Histogram| {
         (histogram.count() > 0).then(|| Figures {
             ops: histogram.count(),
@@ -328,10 +345,11 @@ fn report(
     let per_op = |micros: Option<u64>| micros.filter(|_| ops > 0).map(|us| us as f64 / ops as f64);
     Report {
         workload: args.workload,
-        clients: (!streamed).then_some(args.clients),
-        connections: (!streamed).then_some(connections),
-        streams: streamed.then_some(args.streams),
-        window: streamed.then_some(args.window),
+        clients: (way == Way::Unary).then_some(args.clients),
+        connections: (way == Way::Unary).then_some(connections),
+        streams: (way == Way::Streamed).then_some(args.streams),
+        window: (way == Way::Streamed).then_some(args.window),
+        threads: args.threads,
         size: args.size,
         keys: args.keys,
         rate: args.rate,
@@ -362,17 +380,21 @@ fn text(report: &Report) -> String {
             "{clients} unary clients over {} connections a node",
             report.connections.unwrap_or(1)
         ),
-        (None, streams) => format!(
-            "{} streams with {} calls under way each",
-            streams.unwrap_or(0),
-            report.window.unwrap_or(0)
-        ),
+        (None, Some(streams)) => {
+            format!("{streams} streams with {} calls under way each", report.window.unwrap_or(0))
+        }
+        (None, None) => "within the client".to_owned(),
+    };
+    let how = match report.threads {
+        1 => how,
+        threads => format!("{how}, {threads} threads"),
     };
     let mut traits = vec![format!("{} keys", report.keys), format!("{} bytes", report.size)];
     if report.exactly_once && report.calls.contains_key("register") {
         traits.push("exactly-once ids".to_owned());
     }
-    if report.calls.contains_key("get") {
+    let is_local = report.workload.way() == Way::Local;
+    if report.calls.contains_key("get") && !is_local {
         traits.push(if report.stale { "stale reads" } else { "linearizable reads" }.to_owned());
     }
     if let Some(rate) = report.rate {
@@ -380,9 +402,12 @@ fn text(report: &Report) -> String {
     }
     let _ = writeln!(text, "{}: {how}; {}", report.workload.name(), traits.join(", "));
     let _ = writeln!(text, "durability: {}; {:.1} s", report.durability, report.seconds);
-    let mut table = Table::new(&["call", "calls/s", "p50 ms", "p99 ms", "p99.9 ms", "max ms"]);
+    let mut table = match is_local {
+        false => Table::new(&["call", "calls/s", "p50 ms", "p99 ms", "p99.9 ms", "max ms"]),
+        true => Table::new(&["call", "calls/s", "p50 us", "p99 us", "p99.9 us", "max us"]),
+    };
     for (name, figures) in &report.calls {
-        let ms = |us: f64| format!("{:.3}", us / 1e3);
+        let ms = |us: f64| format!("{:.3}", if is_local { us } else { us / 1e3 });
         table.row([
             (*name).to_owned(),
             format!("{:.0}", figures.ops_per_second),
@@ -475,9 +500,9 @@ mod tests {
         let args = parse("mix --streams 2 --window 8 --keys 10 --pids 7").unwrap();
         let mut tally = Tally::default();
         for micros in 1..=1_000u64 {
-            tally.gets.record(micros * 1_000);
+            tally.gets.record_many(micros * 1_000, 1);
         }
-        tally.writes.record(2_000_000);
+        tally.writes.record_many(2_000_000, 1);
         tally.errors.insert("TIMEOUT".into(), 3);
         tally.example = Some("the deadline passed".into());
         let before = Sample::default();

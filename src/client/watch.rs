@@ -17,9 +17,8 @@ use crate::error::Error;
 use crate::limits;
 use crate::proto::v1::watch_selector::What;
 use crate::proto::v1::{
-    AlarmSelector, ConfigClient, ConfigSelector, CounterSelector, LockSelector, ServiceSelector,
-    WatchEvent, WatchRangesRequest, WatchRequest, WatchResponse, WatchSelector, alarm_selector,
-    config_selector, counter_selector, lock_selector,
+    ConfigClient, ConfigSelector, NameSelector, ServiceSelector, WatchEvent, WatchRangesRequest,
+    WatchRequest, WatchResponse, WatchSelector, config_selector, name_selector,
 };
 
 /// What is watched.
@@ -67,16 +66,12 @@ impl WatchRange {
                 (namespace, What::Config(ConfigSelector { group: group.clone(), name }))
             }
             WatchRange::Counters { namespace, prefix } => {
-                let r#match = Some(counter_selector::Match::Prefix(prefix.clone()));
-                (namespace, What::Counters(CounterSelector { r#match }))
+                (namespace, What::Counters(prefixed(prefix)))
             }
-            WatchRange::Alarms { namespace, prefix } => {
-                let r#match = Some(alarm_selector::Match::Prefix(prefix.clone()));
-                (namespace, What::Alarms(AlarmSelector { r#match }))
-            }
+            WatchRange::Alarms { namespace, prefix } => (namespace, What::Alarms(prefixed(prefix))),
             WatchRange::Lock { namespace, lock } => {
-                let r#match = Some(lock_selector::Match::Lock(lock.clone()));
-                (namespace, What::Locks(LockSelector { r#match }))
+                let r#match = Some(name_selector::Match::Name(lock.clone()));
+                (namespace, What::Locks(NameSelector { r#match }))
             }
             WatchRange::Many(ranges) => {
                 return ranges.iter().for_each(|range| range.flatten(into));
@@ -84,6 +79,10 @@ impl WatchRange {
         };
         into.push(WatchSelector { namespace: namespace.clone(), what: Some(what) });
     }
+}
+
+fn prefixed(prefix: &str) -> NameSelector {
+    NameSelector { r#match: Some(name_selector::Match::Prefix(prefix.to_owned())) }
 }
 
 /// What a watcher learns, in this order only: a snapshot or the revision it resumed after, then what

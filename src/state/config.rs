@@ -303,9 +303,17 @@ impl Tables {
                 (grown > i128::from(*bound)).then(what)
             }
             Measure::Unhealthy => {
-                let reports = || table.reports().filter(|report| report.is_of(gray));
-                let all = reports().count() as u64;
-                let bad = reports().filter(|report| self.is_unwell(report)).count() as u64;
+                let mut clients: BTreeMap<&str, Standing> = BTreeMap::new();
+                for report in table.reports().filter(|report| report.is_of(gray)) {
+                    let standing = clients.entry(&report.client).or_default();
+                    match report.lost_at_ms {
+                        Some(at_ms) => standing.lost_at_ms = Some(at_ms),
+                        None => standing.live = true,
+                    }
+                    standing.critical |= self.holds_critical(report.session);
+                }
+                let all = clients.len() as u64;
+                let bad = clients.values().filter(|it| it.is_unwell(now_ms)).count() as u64;
                 let what = || format!("{bad} of {all} clients are unhealthy, more than {bound} %");
                 (u128::from(bad) * 100 > u128::from(*bound) * u128::from(all)).then(what)
             }
@@ -320,15 +328,13 @@ impl Tables {
         }
     }
 
-    /// True for a client that was lost since it reported, or that holds a critical instance.
-    fn is_unwell(&self, report: &Report) -> bool {
-        report.lost_at_ms.is_some()
-            || self.ledger.held_by(report.session).any(|(service, id)| {
-                let instance = self
-                    .service(&service.namespace, &service.name)
-                    .and_then(|table| table.instances.get(id));
-                instance.is_some_and(|instance| instance.health == Health::Critical)
-            })
+    fn holds_critical(&self, session: u64) -> bool {
+        self.ledger.held_by(session).any(|(service, id)| {
+            let instance = self
+                .service(&service.namespace, &service.name)
+                .and_then(|table| table.instances.get(id));
+            instance.is_some_and(|instance| instance.health == Health::Critical)
+        })
     }
 
     pub fn report(
@@ -393,7 +399,8 @@ impl Tables {
         Ok(Reply::ConfigReported { changed })
     }
 
-    /// The session ends; `lost_at_ms` when it was not closed by its client.
+    /// The session ends; `lost_at_ms` when it was not closed by its client. Of a client that is lost
+    /// several times the last loss is remembered.
     pub(super) fn forget_reports_of(
         &mut self,
         session: u64,
@@ -406,13 +413,17 @@ impl Tables {
             let table = space.config.item_mut(&name.group, &name.key).expect("reported");
             let report = table.report(session).expect("what the index names is there").clone();
             let runs = |item: &Arc<ConfigItem>| item.gray.iter().any(|gray| report.is_of(gray));
-            journal.extend(match lost_at_ms {
-                Some(_) if table.item.as_ref().is_some_and(runs) => {
-                    let report = Report { lost_at_ms, ..Report::clone(&report) };
-                    Some(table.put_report(&mut self.ledger, report))
-                }
-                Some(_) | None => table.remove_report(&mut self.ledger, session),
-            });
+            let older = table.lost_report(&report.client).map(|older| older.session);
+            let counts = lost_at_ms.is_some()
+                && table.item.as_ref().is_some_and(runs)
+                && (older.is_some() || table.lost() < limits::CONFIG_LOST);
+            if !counts {
+                journal.extend(table.remove_report(&mut self.ledger, session));
+                continue;
+            }
+            journal.extend(older.and_then(|older| table.remove_report(&mut self.ledger, older)));
+            let report = Report { lost_at_ms, ..Report::clone(&report) };
+            journal.push(table.put_report(&mut self.ledger, report));
         }
     }
 
@@ -444,8 +455,7 @@ impl Tables {
         journal: &mut Journal,
     ) -> u64 {
         let ending = ending.unwrap_or(if promote { Ending::Promoted } else { Ending::Aborted });
-        let by = format!("{}: {}", note.author, note.comment);
-        let ended = gray.ended(ending, by, at);
+        let ended = gray.ended(ending, note.text(), at);
         let left = item.gray.iter().filter(|other| other.rule != gray.rule).cloned().collect();
         let (current, version) = if promote {
             let version = item.last_version + 1;
@@ -542,20 +552,18 @@ fn replace(
     at: &At,
     journal: &mut Journal,
 ) {
-    let (group, key) = (next.group.clone(), next.key.clone());
-    let before = space.config.item(&group, &key).cloned();
+    let table = space.config.table_mut(&next.group, &next.key);
+    let before = table.item.clone();
     let next = ConfigItem {
         last_version: next.last_version.max(next.current.version),
         mod_revision: at.revision,
         modified_at_ms: at.now_ms,
         ..next
     };
-    let keep = next.keep as usize;
-    journal.push(space.config.put_item(ledger, next));
-    let table = space.config.item_mut(&group, &key).expect("it was just put");
-    let current = table.item.as_ref().map(|item| item.current.version);
+    let (keep, current) = (next.keep as usize, next.current.version);
+    journal.push(table.put_item(ledger, next));
     if let Some(before) = before
-        && Some(before.current.version) != current
+        && before.current.version != current
     {
         journal.push(table.put_release(ledger, before.current.clone()));
     }
@@ -581,6 +589,22 @@ fn replace(
     }
 }
 
+/// How a client that got a gray release is, by all of its reports.
+#[derive(Debug, Default)]
+struct Standing {
+    live: bool,
+    critical: bool,
+    lost_at_ms: Option<u64>,
+}
+
+impl Standing {
+    fn is_unwell(&self, now_ms: u64) -> bool {
+        let rest_ms = limits::CONFIG_LOST_REST_MS;
+        let lost = |at_ms: u64| !self.live || now_ms < at_ms.saturating_add(rest_ms);
+        self.critical || self.lost_at_ms.is_some_and(lost)
+    }
+}
+
 /// Who made a release, and why.
 #[derive(Clone, Copy)]
 struct Note<'a> {
@@ -589,6 +613,12 @@ struct Note<'a> {
 }
 
 impl Note<'_> {
+    /// Both, as far as they are there.
+    fn text(&self) -> String {
+        let parts = [self.author, self.comment];
+        parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": ")
+    }
+
     fn release(&self, version: u64, origin: Origin, content: Option<Content>, at: &At) -> Release {
         Release {
             version,

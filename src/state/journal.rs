@@ -22,11 +22,12 @@ pub(super) struct Journal {
 
 impl Written {
     pub fn put(key: Key, record: Record, before: Option<Record>) -> Written {
-        Written { change: Change { key, record: Some(record) }, before }
+        let fresh = before.is_none();
+        Written { change: Change { key, record: Some(record), fresh }, before }
     }
 
     pub fn removed(key: Key, before: Record) -> Written {
-        Written { change: Change { key, record: None }, before: Some(before) }
+        Written { change: Change::new(key, None), before: Some(before) }
     }
 }
 

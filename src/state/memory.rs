@@ -367,7 +367,8 @@ impl Tables {
             }
             (Key::Config { .. }, Record::Config(record)) => {
                 let table = self.namespaces.get_mut(&*record.namespace).expect(parent);
-                table.config.put_item(&mut self.ledger, Arc::unwrap_or_clone(record));
+                let item = table.config.table_mut(&record.group, &record.key);
+                item.put_item(&mut self.ledger, Arc::unwrap_or_clone(record));
             }
             (Key::Release { namespace, group, key, .. }, Record::Release(record)) => {
                 let table = self.namespaces.get_mut(&*namespace).expect(parent);

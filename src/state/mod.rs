@@ -27,6 +27,7 @@ mod scope;
 mod session;
 pub mod table;
 mod txn;
+mod versions;
 
 #[cfg(test)]
 mod tests;
@@ -46,6 +47,7 @@ pub use memory::SessionEntry;
 pub use read::*;
 pub use scope::{Match, Scope};
 pub use table::*;
+pub use versions::Versions;
 
 use journal::Journal;
 use memory::Tables;

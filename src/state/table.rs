@@ -123,6 +123,9 @@ pub enum Record {
 pub struct Change {
     pub key: Key,
     pub record: Option<Record>,
+    /// The state had no such record before. The image needs to know: what comes and goes between two
+    /// of its batches leaves nothing to write. Watchers are not told; to them it is always false.
+    pub fresh: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -235,6 +238,13 @@ pub struct Member {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Removal {
     pub revision: u64,
+}
+
+impl Change {
+    /// As watchers see it.
+    pub fn new(key: Key, record: Option<Record>) -> Change {
+        Change { key, record, fresh: false }
+    }
 }
 
 impl Service {

@@ -512,10 +512,12 @@ fn replay(
             let (before, mut after) = (of(index - 1), of(index));
             let Some(Record::Meta(meta)) = after.remove(&Key::Meta) else { panic!("no meta") };
             let gone = before.keys().filter(|key| **key != Key::Meta && !after.contains_key(key));
-            let mut changes: Vec<Change> =
-                gone.map(|key| Change { key: key.clone(), record: None }).collect();
+            let mut changes: Vec<Change> = gone.map(|key| Change::new(key.clone(), None)).collect();
             let new = after.into_iter().filter(|(key, record)| before.get(key) != Some(record));
-            changes.extend(new.map(|(key, record)| Change { key, record: Some(record) }));
+            changes.extend(new.map(|(key, record)| {
+                let fresh = !before.contains_key(&key);
+                Change { key, record: Some(record), fresh }
+            }));
             let event = Event { revision: meta.revision, at_ms: meta.now_ms, changes };
             let events = vec![event];
             super::pending::AppliedEntry { point: point(index), events, meta, log_bytes: 1 }

@@ -1,6 +1,7 @@
 //! What was applied and is not in the image yet. An entry waits by itself until the own log has synced
-//! it; from then on only the last write to each key matters, and it is merged. So what is held is
-//! bounded by the state, and by what the log may hold unsynced.
+//! it; from then on only the last write to each key matters, and it is merged. What came and went in
+//! between leaves nothing. So what is held is bounded by the state, by the image, and by what the log may
+//! hold unsynced.
 //!
 //! Invariant: stages first, then the queue, in log order. A stage is closed at an index whose digest
 //! every node computes: the image is written exactly up to there, and the next stage begins.
@@ -13,7 +14,7 @@ use hashbrown::hash_map::Entry;
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable, hash_table};
 
 use super::image::Point;
-use crate::state::{Event, Instance, Key, Meta, Record};
+use crate::state::{Change, Event, Instance, Key, Meta, Record, Versions};
 
 /// One applied log entry. Every index is absorbed, also those of entries that carry no command.
 #[derive(Debug, Clone)]
@@ -43,15 +44,38 @@ pub struct Stage {
 pub struct Changes {
     /// Most of all, and apart because the record itself can be the key.
     instances: HashTable<InstanceChange>,
-    /// A session that writes makes and forgets one with every write, and its key is never used again:
-    /// one that goes before it was ever written leaves nothing to write.
-    replies: HashMap<(u64, u64), Option<Record>>,
-    others: HashMap<Key, Option<Record>>,
+    /// By session and sequence: a session that writes makes and forgets one with every write.
+    replies: HashMap<(u64, u64), Last>,
+    /// Configuration: a publication writes an item and two of its releases, which lie together here.
+    items: HashTable<ItemChange>,
+    others: HashMap<Key, Last>,
     hashing: DefaultHashBuilder,
+}
+
+/// What is to be written of one item of configuration.
+#[derive(Debug)]
+struct ItemChange {
+    names: ItemNames,
+    item: Option<Last>,
+    releases: Versions<Last>,
+}
+
+/// Namespace, group and key.
+type ItemNames = (Arc<str>, Arc<str>, Arc<str>);
+
+/// The last write to a record.
+#[derive(Debug)]
+struct Last {
+    /// None: it goes.
+    record: Option<Record>,
+    /// The image has no such record before this batch: if it goes again, nothing is to be written.
+    fresh: bool,
 }
 
 #[derive(Debug)]
 enum InstanceChange {
+    /// The image has no such instance before this batch.
+    Made(Arc<Instance>),
     Put(Arc<Instance>),
     Gone(Box<InstanceKey>),
 }
@@ -60,21 +84,43 @@ enum InstanceChange {
 type InstanceKey = (Arc<str>, Arc<str>, Arc<str>);
 
 impl Changes {
-    pub fn put(&mut self, key: Key, record: Option<Record>) {
+    pub fn put(&mut self, change: Change) {
+        let Change { key, record, fresh } = change;
         match (key, record) {
             (Key::Instance { .. }, Some(Record::Instance(instance))) => {
-                self.put_instance(InstanceChange::Put(instance));
+                self.put_instance(match fresh {
+                    true => InstanceChange::Made(instance),
+                    false => InstanceChange::Put(instance),
+                });
             }
             (Key::Instance { namespace, service, id }, None) => {
                 self.put_instance(InstanceChange::Gone(Box::new((namespace, service, id))));
             }
             (Key::Reply { session, sequence }, record) => {
-                self.put_reply((session, sequence), record);
+                merge(self.replies.entry((session, sequence)), Last { record, fresh });
             }
-            (key, record) => {
-                self.others.insert(key, record);
+            (Key::Config { namespace, group, key }, record) => {
+                let known = &mut self.item((namespace, group, key)).item;
+                let next = Last { record, fresh };
+                *known = match known.take() {
+                    Some(known) => known.then(next),
+                    None => Some(next),
+                };
             }
+            (Key::Release { namespace, group, key, version }, record) => {
+                self.item((namespace, group, key)).put_release(version, Last { record, fresh });
+            }
+            (key, record) => merge(self.others.entry(key), Last { record, fresh }),
         }
+    }
+
+    fn item(&mut self, names: ItemNames) -> &mut ItemChange {
+        let Changes { items, hashing, .. } = self;
+        let hash = hashing.hash_one(&names);
+        let rehash = |known: &ItemChange| hashing.hash_one(&known.names);
+        let entry = items.entry(hash, |known| known.names == names, rehash);
+        let new = || ItemChange { names, item: None, releases: Versions::default() };
+        entry.or_insert_with(new).into_mut()
     }
 
     fn put_instance(&mut self, change: InstanceChange) {
@@ -83,29 +129,30 @@ impl Changes {
         let hash = hashing.hash_one(key);
         let rehash = |known: &InstanceChange| hashing.hash_one(known.key());
         match instances.entry(hash, |known| known.key() == key, rehash) {
-            hash_table::Entry::Occupied(mut known) => *known.get_mut() = change,
+            hash_table::Entry::Occupied(mut known) => match (known.get(), change) {
+                (InstanceChange::Made(_), InstanceChange::Gone(_)) => {
+                    known.remove();
+                }
+                (InstanceChange::Made(_), InstanceChange::Made(new) | InstanceChange::Put(new)) => {
+                    *known.get_mut() = InstanceChange::Made(new);
+                }
+                // Made again after it went: the image has the old one.
+                (InstanceChange::Put(_) | InstanceChange::Gone(_), InstanceChange::Made(new)) => {
+                    *known.get_mut() = InstanceChange::Put(new);
+                }
+                (InstanceChange::Put(_) | InstanceChange::Gone(_), change) => {
+                    *known.get_mut() = change;
+                }
+            },
             hash_table::Entry::Vacant(new) => {
                 new.insert(change);
             }
         }
     }
 
-    fn put_reply(&mut self, key: (u64, u64), record: Option<Record>) {
-        match self.replies.entry(key) {
-            Entry::Occupied(made) if record.is_none() && made.get().is_some() => {
-                made.remove();
-            }
-            Entry::Occupied(mut known) => {
-                known.insert(record);
-            }
-            Entry::Vacant(new) => {
-                new.insert(record);
-            }
-        }
-    }
-
     pub fn len(&self) -> usize {
-        self.instances.len() + self.replies.len() + self.others.len()
+        let items = self.items.iter().map(ItemChange::len).sum::<usize>();
+        self.instances.len() + self.replies.len() + items + self.others.len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -113,17 +160,67 @@ impl Changes {
     }
 }
 
+fn merge<K: std::hash::Hash>(entry: Entry<'_, K, Last, DefaultHashBuilder>, next: Last) {
+    match entry {
+        Entry::Occupied(known) => {
+            known.replace_entry_with(|_, known| known.then(next));
+        }
+        Entry::Vacant(new) => {
+            new.insert(next);
+        }
+    }
+}
+
+impl Last {
+    /// What is to be written after another write; None = nothing.
+    fn then(self, next: Last) -> Option<Last> {
+        // What the image has of it does not change with what waits.
+        let fresh = self.fresh;
+        (next.record.is_some() || !fresh).then_some(Last { record: next.record, fresh })
+    }
+}
+
+impl ItemChange {
+    fn put_release(&mut self, version: u64, next: Last) {
+        let last = match self.releases.remove(version) {
+            Some(known) => known.then(next),
+            None => Some(next),
+        };
+        if let Some(last) = last {
+            self.releases.put(version, last);
+        }
+    }
+
+    fn len(&self) -> usize {
+        usize::from(self.item.is_some()) + self.releases.len()
+    }
+
+    fn into_rows(self) -> impl Iterator<Item = (Key, Option<Record>)> {
+        let ItemChange { names: (namespace, group, key), item, releases } = self;
+        let names = (namespace.clone(), group.clone(), key.clone());
+        let item = item.map(|last| (Key::Config { namespace, group, key }, last.record));
+        item.into_iter().chain(releases.into_iter().map(move |(version, last)| {
+            let (namespace, group, key) = names.clone();
+            (Key::Release { namespace, group, key, version }, last.record)
+        }))
+    }
+}
+
 impl InstanceChange {
     fn key(&self) -> (&str, &str, &str) {
         match self {
-            InstanceChange::Put(instance) => (&instance.namespace, &instance.service, &instance.id),
+            InstanceChange::Made(instance) | InstanceChange::Put(instance) => {
+                (&instance.namespace, &instance.service, &instance.id)
+            }
             InstanceChange::Gone(key) => (&key.0, &key.1, &key.2),
         }
     }
 
     fn into_row(self) -> (Key, Option<Record>) {
         match self {
-            InstanceChange::Put(instance) => (instance.key(), Some(Record::Instance(instance))),
+            InstanceChange::Made(instance) | InstanceChange::Put(instance) => {
+                (instance.key(), Some(Record::Instance(instance)))
+            }
             InstanceChange::Gone(key) => {
                 let (namespace, service, id) = *key;
                 (Key::Instance { namespace, service, id }, None)
@@ -139,10 +236,14 @@ impl IntoIterator for Changes {
     /// In the order of the keys.
     fn into_iter(self) -> Self::IntoIter {
         let mut rows = Vec::with_capacity(self.len());
-        rows.extend(self.others);
+        rows.extend(self.others.into_iter().map(|(key, last)| (key, last.record)));
+        rows.extend(self.items.into_iter().flat_map(ItemChange::into_rows));
         rows.extend(self.instances.into_iter().map(InstanceChange::into_row));
-        let reply = |((session, sequence), record)| (Key::Reply { session, sequence }, record);
-        rows.extend(self.replies.into_iter().map(reply));
+        rows.extend(
+            self.replies
+                .into_iter()
+                .map(|((session, sequence), last)| (Key::Reply { session, sequence }, last.record)),
+        );
         rows.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         rows.into_iter()
     }
@@ -174,7 +275,7 @@ impl Pending {
     pub fn seed(&mut self, records: impl Iterator<Item = (Key, Record)>) {
         assert!(self.is_empty(), "seeded before anything else");
         let mut changes = Changes::default();
-        records.for_each(|(key, record)| changes.put(key, Some(record)));
+        records.for_each(|(key, record)| changes.put(Change::new(key, Some(record))));
         self.stages.push_back(Stage { changes, ..Stage::default() });
     }
 
@@ -202,9 +303,9 @@ impl Pending {
             }
             let stage = self.stages.back_mut().expect("one was just made sure of");
             for change in entry.events.into_iter().flat_map(|event| event.changes) {
-                stage.changes.put(change.key, change.record);
+                stage.changes.put(change);
             }
-            stage.changes.put(Key::Meta, Some(Record::Meta(entry.meta)));
+            stage.changes.put(Change::new(Key::Meta, Some(Record::Meta(entry.meta))));
             stage.closed = closed;
             stage.point = Some(entry.point);
         }
@@ -246,5 +347,49 @@ impl Pending {
         self.stages.clear();
         self.queue.clear();
         self.log_bytes = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::testing::{World, records};
+    use super::*;
+
+    /// Whatever comes and goes, a batch makes the image what the state is, and neither holds nor writes
+    /// a record that the image never had and does not get.
+    #[test]
+    fn a_batch_is_the_difference_between_image_and_state() {
+        let (mut left_out, mut written) = (0, 0);
+        for seed in 0..40 {
+            let mut world = World::new(seed);
+            let mut pending = Pending::default();
+            pending.set_digest_every(if seed % 2 == 0 { 0 } else { 7 });
+            let mut image: BTreeMap<Key, Record> = BTreeMap::new();
+            for batch in 1..20u64 {
+                for entry in world.entries((seed * batch % 13) as usize + 1) {
+                    left_out += entry.events.iter().map(|event| event.changes.len()).sum::<usize>();
+                    pending.push(entry);
+                }
+                pending.advance(world.index());
+                for stage in pending.take_stages() {
+                    left_out -= stage.changes.len().min(left_out);
+                    written += stage.changes.len();
+                    for (key, record) in stage.changes {
+                        match record {
+                            Some(record) => _ = image.insert(key, record),
+                            None => {
+                                let gone = image.remove(&key);
+                                assert!(gone.is_some(), "{key:?} was never in the image");
+                            }
+                        }
+                    }
+                }
+                let state = records(&world.state);
+                assert!(image.iter().eq(state.iter().map(|(key, record)| (key, record))));
+            }
+        }
+        assert!(left_out > 1_000 && written > 1_000, "{left_out} {written}");
     }
 }

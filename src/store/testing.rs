@@ -9,7 +9,8 @@ use rand::{RngExt, SeedableRng};
 use super::image::{ImageMeta, Point, Write};
 use super::pending::AppliedEntry;
 use crate::state::{
-    Admin, Command, Endpoint, Entry, Health, InstanceName, InstancePatch, Key, Op, Pairs, Record,
+    Addition, Admin, Command, ConfigDeletion, Content, CounterName, Endpoint, Entry, Format,
+    Health, InstanceName, InstancePatch, ItemName, Key, Op, Pairs, Publication, Record,
     Registration, Reply, RequestId, ServiceSettings, State,
 };
 
@@ -120,6 +121,16 @@ impl World {
         }
     }
 
+    fn counter(&mut self) -> CounterName {
+        let name = format!("counter_{}", self.rng.random_range(0..4));
+        CounterName { namespace: "default".into(), name, labels: Pairs::default() }
+    }
+
+    fn item(&mut self) -> ItemName {
+        let key = format!("item-{}", self.rng.random_range(0..3));
+        ItemName { namespace: "default".into(), group: "default".into(), key }
+    }
+
     fn metadata(&mut self) -> Pairs {
         let count = if self.long_values { self.rng.random_range(0..16) } else { 1 };
         (0..count)
@@ -145,7 +156,7 @@ impl World {
             });
             session = Some(*id);
         }
-        let op = match self.rng.random_range(0..20) {
+        let op = match self.rng.random_range(0..25) {
             0 => Op::OpenSession { ttl_ms: 10_000, client: "test".into() },
             1 if self.sessions.len() > 3 => {
                 let chosen = self.rng.random_range(0..self.sessions.len());
@@ -175,6 +186,35 @@ impl World {
                 reason: String::new(),
                 metadata: Some(self.metadata()),
                 expected_mod_revision: None,
+            })),
+            20 => Op::AddCounter(Box::new(Addition {
+                name: self.counter(),
+                kind: None,
+                delta: 1,
+                floor: None,
+                ceil: None,
+            })),
+            21 => Op::DeleteCounter { name: self.counter() },
+            22 | 23 => Op::PublishConfig(Box::new(Publication {
+                name: self.item(),
+                content: Content {
+                    format: Format::Text,
+                    bytes: vec![b'x'; self.rng.random_range(0..100)].into(),
+                },
+                labels: None,
+                keep: Some(2),
+                author: String::new(),
+                comment: String::new(),
+                expected_version: None,
+                schema: 0,
+                gray: None,
+            })),
+            24 => Op::DeleteConfig(Box::new(ConfigDeletion {
+                name: self.item(),
+                expected_version: None,
+                author: String::new(),
+                comment: String::new(),
+                purge: self.rng.random_bool(0.5),
             })),
             _ => Op::Register(Box::new(Registration {
                 name: self.name(),

@@ -115,14 +115,14 @@ impl Range {
                         // A service that exists through its instances alone has no record.
                         if settings.create_revision > 0 {
                             let record = Some(Record::Service(settings.clone()));
-                            see(Change { key: settings.key(), record });
+                            see(Change::new(settings.key(), record));
                         }
                     });
                     each_service(&parts, state, &mut |view| {
                         let settings = &view.settings;
                         for instance in state.instances(&settings.namespace, &settings.name) {
                             let record = Some(Record::Instance(instance.clone()));
-                            see(Change { key: instance.key(), record });
+                            see(Change::new(instance.key(), record));
                         }
                     });
                 }
@@ -131,7 +131,7 @@ impl Range {
                         let key = record.key().expect("records of these classes tell their keys");
                         // A part may hold more than the range.
                         if names(&key).is_some_and(|names| self.holds(names)) {
-                            see(Change { key, record: Some(record) });
+                            see(Change::new(key, Some(record)));
                         }
                     }
                 }

@@ -184,24 +184,18 @@ impl Kept {
     fn change(&self) -> Change {
         match self {
             Kept::Service(service) => {
-                Change { key: service.key(), record: Some(Record::Service(service.clone())) }
+                Change::new(service.key(), Some(Record::Service(service.clone())))
             }
             Kept::Instance(instance) => {
-                Change { key: instance.key(), record: Some(Record::Instance(instance.clone())) }
+                Change::new(instance.key(), Some(Record::Instance(instance.clone())))
             }
-            Kept::Config(item) => {
-                Change { key: item.key(), record: Some(Record::Config(item.clone())) }
-            }
+            Kept::Config(item) => Change::new(item.key(), Some(Record::Config(item.clone()))),
             Kept::Counter(counter) => {
-                Change { key: counter.key(), record: Some(Record::Counter(counter.clone())) }
+                Change::new(counter.key(), Some(Record::Counter(counter.clone())))
             }
-            Kept::Lock(request) => {
-                Change { key: request.key(), record: Some(Record::Lock(request.clone())) }
-            }
-            Kept::Alarm(alarm) => {
-                Change { key: alarm.key(), record: Some(Record::Alarm(alarm.clone())) }
-            }
-            Kept::Gone(key) => Change { key: Key::clone(key), record: None },
+            Kept::Lock(request) => Change::new(request.key(), Some(Record::Lock(request.clone()))),
+            Kept::Alarm(alarm) => Change::new(alarm.key(), Some(Record::Alarm(alarm.clone()))),
+            Kept::Gone(key) => Change::new(Key::clone(key), None),
         }
     }
 }

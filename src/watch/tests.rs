@@ -75,7 +75,7 @@ impl World {
             replies.extend(applied.outcomes.into_iter().filter_map(|outcome| outcome.result.ok()));
             for event in &applied.events {
                 let changes = self.history.changes.entry(event.revision).or_default();
-                changes.extend_from_slice(&event.changes);
+                changes.extend(event.changes.iter().map(super::seen));
             }
             events.extend(applied.events);
             self.history.records.insert(self.state.revision(), watchable(&self.state));
@@ -524,7 +524,7 @@ fn a_large_snapshot_comes_in_pieces_by_events_and_by_bytes() {
         Kind::Changes,
         std::iter::once(&world.state)
             .flat_map(|state| state.instances("default", "web").take(1))
-            .map(|i| Change { key: i.key(), record: Some(Record::Instance(i.clone())) })
+            .map(|i| Change::new(i.key(), Some(Record::Instance(i.clone()))))
             .collect(),
     );
     world.hub = Hub::with_capacity(

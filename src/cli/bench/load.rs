@@ -11,9 +11,12 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::histogram::Histogram;
-use super::{BenchArgs, Workload};
+use super::{BenchArgs, Way, Workload};
 use crate::cli::Error;
-use crate::client::{Call, Client, Options, Pipeline, Session, SessionOptions, Submission};
+use crate::client::{
+    Call, Client, ConfigCache, ConfigCacheOptions, Counter, CounterOptions, Counters, Options,
+    Pipeline, Session, SessionOptions, Submission,
+};
 use crate::error;
 use crate::limits;
 use crate::proto::v1;
@@ -24,6 +27,10 @@ const INSTANCES: u32 = 1_000;
 const CLIENTS_OF_SESSION: u32 = (limits::SESSION_IN_FLIGHT / 4) as u32;
 /// Calls under way while filling and cleaning up.
 const FILL_WINDOW: usize = 1_024;
+/// Calls within the client that are timed together: one takes no longer than the clock.
+const LOCAL_CALLS: usize = 256;
+/// How long the last sums of counters may take to arrive.
+const LOCAL_CLOSE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -170,17 +177,20 @@ impl Plan {
         v1::TxnRequest { then, ..Default::default() }
     }
 
-    /// What is there before the measurement, or afterwards no more.
-    fn makes_instances(&self) -> bool {
+    /// What is there before the measurement: a call that makes it for each key.
+    fn filling(&self) -> Option<fn(&Plan, u32) -> Call> {
         match self.args.workload {
             Workload::Register
             | Workload::Get
             | Workload::StreamRegister
             | Workload::StreamGet
-            | Workload::Mix => true,
-            Workload::StreamPublish | Workload::Count | Workload::StreamCount | Workload::Txn => {
-                false
-            }
+            | Workload::Mix => Some(|plan, key| plan.register(key, 0).into()),
+            Workload::ConfigCache => Some(|plan, key| plan.publish(key, 0).into()),
+            Workload::StreamPublish
+            | Workload::Count
+            | Workload::StreamCount
+            | Workload::CountLocal
+            | Workload::Txn => None,
         }
     }
 
@@ -220,8 +230,13 @@ impl Tally {
     }
 
     fn success(&mut self, read: bool, took: Duration) {
+        self.successes(read, took, 1);
+    }
+
+    /// Several calls that took so long together.
+    fn successes(&mut self, read: bool, took: Duration, calls: u64) {
         let histogram = if read { &mut self.gets } else { &mut self.writes };
-        histogram.record(took.as_nanos() as u64);
+        histogram.record_many(took.as_nanos() as u64 / calls, calls);
     }
 
     fn failure(&mut self, error: &error::Error) {
@@ -240,7 +255,11 @@ pub async fn run(
     options: Options,
 ) -> Result<Tally, Error> {
     let client = Client::connect(options)?;
-    let streamed = plan.args.workload.is_streamed();
+    let way = plan.args.workload.way();
+    if way == Way::Local {
+        return local(thread, &client, &plan, &shared).await;
+    }
+    let streamed = way == Way::Streamed;
     let all = if streamed { plan.args.streams } else { plan.args.clients };
     let share = plan.share(all, thread);
     let ids = !plan.args.without_ids
@@ -311,7 +330,9 @@ impl Worker {
             | Workload::StreamPublish
             | Workload::Count
             | Workload::StreamCount
+            | Workload::CountLocal
             | Workload::Txn => false,
+            Workload::ConfigCache => true,
             Workload::Mix => self.draw(100) < self.plan.args.reads,
         }
     }
@@ -444,12 +465,89 @@ impl Worker {
     }
 }
 
-/// Registers every instance once; nothing for other workloads.
-pub async fn fill(client: &Client, plan: &Plan, progress: impl FnMut(u32)) -> Result<(), Error> {
-    if !plan.makes_instances() {
-        return Ok(());
+/// What a thread calls within its client, [`LOCAL_CALLS`] times in a row.
+enum Local {
+    Count(Counters, Vec<Counter>),
+    Read(ConfigCache, Vec<String>),
+}
+
+/// Calls within the client, one after the other.
+async fn local(thread: u32, client: &Client, plan: &Plan, shared: &Shared) -> Result<Tally, Error> {
+    let args = &plan.args;
+    let target = match args.workload {
+        Workload::ConfigCache => {
+            let options = ConfigCacheOptions::new(format!("bench-{thread}"))
+                .namespace(&plan.namespace)
+                .prefix(&args.service, "");
+            let cache = client.config_cache(options).await?;
+            cache.synced().await?;
+            Local::Read(cache, (0..args.keys).map(|key| plan.publish(key, 0).key).collect())
+        }
+        _ => {
+            let counters = client.counters(CounterOptions::default()).await?;
+            let counter = |key| {
+                let v1::AddCounterRequest { namespace, name, labels, .. } = plan.count(key);
+                counters.counter(&namespace, &name, labels)
+            };
+            let handles = (0..args.keys).map(counter).collect();
+            Local::Count(counters, handles)
+        }
+    };
+    shared.ready.fetch_add(1, Ordering::AcqRel);
+    shared.wait_for_start().await;
+    let (mut tally, mut added, mut key) = (Tally::default(), 0, thread as usize);
+    while shared.phase() != Phase::Stop {
+        let measured = shared.phase() == Phase::Measure;
+        let begun = Instant::now();
+        let mut next = |keys: usize| {
+            key = (key + 1) % keys;
+            key
+        };
+        let read = match &target {
+            Local::Count(_, counters) => {
+                (0..LOCAL_CALLS).for_each(|_| counters[next(counters.len())].increment());
+                added += LOCAL_CALLS as u64;
+                false
+            }
+            Local::Read(cache, keys) => {
+                for _ in 0..LOCAL_CALLS {
+                    let key = &keys[next(keys.len())];
+                    if cache.get(&args.service, key).is_none() {
+                        let missing = format!("{}/{key} is not in the cache", args.service);
+                        return Err(Error::refused(crate::options::exit::ERROR, missing));
+                    }
+                }
+                true
+            }
+        };
+        if measured {
+            tally.successes(read, begun.elapsed(), LOCAL_CALLS as u64);
+        }
+        shared.done.fetch_add(LOCAL_CALLS as u64, Ordering::Relaxed);
+        // The client's own tasks run on this thread.
+        tokio::task::yield_now().await;
     }
-    sweep(client, plan, progress, |plan, key| plan.register(key, 0).into()).await
+    match target {
+        Local::Read(cache, _) => cache.close().await,
+        Local::Count(counters, _) => {
+            counters.flush().await;
+            let counted = counters.tally().counted;
+            if counted != added {
+                let what = format!("{added} additions were made and {counted} acknowledged");
+                return Err(Error::refused(crate::options::exit::ERROR, what));
+            }
+            counters.close(LOCAL_CLOSE).await;
+        }
+    }
+    Ok(tally)
+}
+
+/// Makes once what a workload finds there; nothing for those that make it themselves.
+pub async fn fill(client: &Client, plan: &Plan, progress: impl FnMut(u32)) -> Result<(), Error> {
+    match plan.filling() {
+        Some(call) => sweep(client, plan, progress, call).await,
+        None => Ok(()),
+    }
 }
 
 /// Removes what was made. Counters and items one by one: no stream carries these calls.
@@ -458,13 +556,17 @@ pub async fn clean(
     plan: &Plan,
     mut progress: impl FnMut(u32),
 ) -> Result<(), Error> {
-    if plan.makes_instances() {
-        return sweep(client, plan, progress, |plan, key| plan.deregister(key).into()).await;
-    }
     let (counts, publishes) = match plan.args.workload {
-        Workload::Count | Workload::StreamCount => (true, false),
-        Workload::StreamPublish => (false, true),
-        _ => (true, true),
+        Workload::Register
+        | Workload::Get
+        | Workload::StreamRegister
+        | Workload::StreamGet
+        | Workload::Mix => {
+            return sweep(client, plan, progress, |plan, key| plan.deregister(key).into()).await;
+        }
+        Workload::Count | Workload::StreamCount | Workload::CountLocal => (true, false),
+        Workload::StreamPublish | Workload::ConfigCache => (false, true),
+        Workload::Txn => (true, true),
     };
     let mut shown = Instant::now();
     for key in 0..plan.args.keys {

@@ -8,6 +8,7 @@ use super::super::catalog::Catalog;
 use super::super::journal::Written;
 use super::super::scope::Match;
 use super::super::table::{ConfigItem, Key, Record, Release, Report, Schema};
+use super::super::versions::Versions;
 use super::{ItemName, Ledger};
 
 #[derive(Debug)]
@@ -29,13 +30,15 @@ struct Group {
 pub(in crate::state) struct ItemTable {
     name: Arc<ItemName>,
     pub item: Option<Arc<ConfigItem>>,
-    /// What was current or gray, by version.
-    releases: BTreeMap<u64, Arc<Release>>,
+    /// What was current or gray.
+    releases: Versions<Arc<Release>>,
     /// Bytes of their contents.
     release_bytes: usize,
     pub schema: Option<Arc<Schema>>,
     /// By session.
     reports: BTreeMap<u64, Arc<Report>>,
+    /// The sessions of those that are of lost clients, by client: one of each.
+    lost: BTreeMap<String, u64>,
 }
 
 impl ConfigTable {
@@ -99,20 +102,6 @@ impl ConfigTable {
         }
     }
 
-    /// Its releases and reports stay.
-    pub fn put_item(&mut self, ledger: &mut Ledger, record: ConfigItem) -> Written {
-        let record = Arc::new(record);
-        let table = self.table_mut(&record.group, &record.key);
-        let before = table.item.replace(record.clone());
-        ledger.items += u64::from(before.is_none());
-        if record.gray.iter().any(|gray| gray.gate.is_some()) {
-            ledger.gated.insert(table.name.clone());
-        } else {
-            ledger.gated.remove(&table.name);
-        }
-        Written::put(record.key(), Record::Config(record), before.map(Record::Config))
-    }
-
     /// The item has no releases and no reports any more.
     pub fn remove_item(&mut self, ledger: &mut Ledger, group: &str, key: &str) -> Option<Written> {
         let table = self.item_mut(group, key)?;
@@ -150,7 +139,7 @@ impl ConfigTable {
         self.all().flat_map(|table| {
             let all = table.releases.iter();
             all.map(|(version, release)| {
-                (table.release_key(*version), Record::Release(release.clone()))
+                (table.release_key(version), Record::Release(release.clone()))
             })
         })
     }
@@ -177,7 +166,7 @@ impl ConfigTable {
 
     /// The table, which comes into being empty and must get an item or a schema before the command is
     /// over.
-    fn table_mut(&mut self, group: &str, key: &str) -> &mut ItemTable {
+    pub fn table_mut(&mut self, group: &str, key: &str) -> &mut ItemTable {
         let ConfigTable { namespace, groups, items } = self;
         let group = groups.get_or_insert_with(group, |name| Group {
             name: name.clone(),
@@ -193,10 +182,11 @@ impl ConfigTable {
                     key: key.clone(),
                 }),
                 item: None,
-                releases: BTreeMap::new(),
+                releases: Versions::default(),
                 release_bytes: 0,
                 schema: None,
                 reports: BTreeMap::new(),
+                lost: BTreeMap::new(),
             }
         })
     }
@@ -220,11 +210,11 @@ impl ItemTable {
 
     /// Past ones, oldest first.
     pub fn releases(&self) -> impl DoubleEndedIterator<Item = &Arc<Release>> + ExactSizeIterator {
-        self.releases.values()
+        self.releases.iter().map(|(_, release)| release)
     }
 
     pub fn release(&self, version: u64) -> Option<&Arc<Release>> {
-        self.releases.get(&version)
+        self.releases.get(version)
     }
 
     pub fn release_bytes(&self) -> usize {
@@ -239,24 +229,49 @@ impl ItemTable {
         self.reports.get(&session)
     }
 
+    /// The report that a client left when it was lost.
+    pub fn lost_report(&self, client: &str) -> Option<&Arc<Report>> {
+        self.reports.get(self.lost.get(client)?)
+    }
+
+    /// Clients that were lost.
+    pub fn lost(&self) -> usize {
+        self.lost.len()
+    }
+
+    /// Its releases and reports stay.
+    pub fn put_item(&mut self, ledger: &mut Ledger, record: ConfigItem) -> Written {
+        let record = Arc::new(record);
+        let before = self.item.replace(record.clone());
+        ledger.items += u64::from(before.is_none());
+        if record.gray.iter().any(|gray| gray.gate.is_some()) {
+            ledger.gated.insert(self.name.clone());
+        } else {
+            ledger.gated.remove(&self.name);
+        }
+        Written::put(record.key(), Record::Config(record), before.map(Record::Config))
+    }
+
     pub fn put_release(&mut self, ledger: &mut Ledger, record: Arc<Release>) -> Written {
-        let key = self.release_key(record.version);
+        let version = record.version;
         self.release_bytes += record.len();
-        let before = self.releases.insert(record.version, record.clone());
+        let before = self.releases.put(version, record.clone());
         match &before {
             Some(before) => self.release_bytes -= before.len(),
             None => ledger.releases += 1,
         }
+        let key = self.release_key(version);
         Written::put(key, Record::Release(record), before.map(Record::Release))
     }
 
     pub fn remove_release(&mut self, ledger: &mut Ledger, version: u64) -> Option<Written> {
-        let gone = self.releases.remove(&version)?;
+        let gone = self.releases.remove(version)?;
         self.release_bytes -= gone.len();
         ledger.releases -= 1;
         Some(Written::removed(self.release_key(version), Record::Release(gone)))
     }
 
+    /// A client that is lost must not have left a report before.
     pub fn put_report(&mut self, ledger: &mut Ledger, record: Report) -> Written {
         let record = Arc::new(record);
         let place = (record.session, self.name.clone());
@@ -264,6 +279,8 @@ impl ItemTable {
             ledger.reported.insert(place);
         } else {
             ledger.reported.remove(&place);
+            let older = self.lost.insert(record.client.clone(), record.session);
+            assert_eq!(older, None, "a report of {} that was lost before", record.client);
         }
         let before = self.reports.insert(record.session, record.clone());
         let key = self.report_key(record.session);
@@ -273,6 +290,9 @@ impl ItemTable {
     pub fn remove_report(&mut self, ledger: &mut Ledger, session: u64) -> Option<Written> {
         let gone = self.reports.remove(&session)?;
         ledger.reported.remove(&(session, self.name.clone()));
+        if gone.lost_at_ms.is_some() {
+            self.lost.remove(&gone.client);
+        }
         Some(Written::removed(self.report_key(session), Record::Report(gone)))
     }
 

@@ -139,8 +139,8 @@ pub enum Measure {
     /// By how much the sum of the counters of this name with all these labels has grown since a gate
     /// of the release first looked at it, when it was `base`.
     Counter { name: String, labels: Pairs, base: i64 },
-    /// Percent of the clients that got the release whose session was lost since, or who hold a
-    /// critical instance.
+    /// Percent of the clients that got the release who were lost since and have not come back for a
+    /// while, or who hold a critical instance.
     Unhealthy,
 }
 
@@ -170,7 +170,7 @@ pub struct Report {
     pub rule: String,
     pub since_ms: u64,
     /// When its session was lost. Only what was reported of a gray release that still runs is kept
-    /// for so long.
+    /// for so long, and only the last loss of a client.
     pub lost_at_ms: Option<u64>,
 }
 

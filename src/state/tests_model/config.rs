@@ -304,15 +304,24 @@ impl Model {
             Measure::Unhealthy => {
                 let mut got = self.reports_of(&name_of_item(item));
                 got.retain(|report| ran(report, gray));
-                let unwell = |report: &&&Report| {
+                let mut clients: Vec<&str> = got.iter().map(|report| &*report.client).collect();
+                clients.sort();
+                clients.dedup();
+                let unwell = |client: &&&str| {
+                    let own = || got.iter().filter(|report| report.client == **client);
                     let critical = |i: &Instance| {
-                        i.session == Some(report.session) && i.health == Health::Critical
+                        i.health == Health::Critical
+                            && i.orphaned_at_ms.is_none()
+                            && own().any(|report| i.session == Some(report.session))
                     };
-                    report.lost_at_ms.is_some() || self.instances.iter().any(critical)
+                    let back = own().any(|report| report.lost_at_ms.is_none());
+                    let lost = |at: u64| !back || now_ms.saturating_sub(at) < 60_000;
+                    own().filter_map(|report| report.lost_at_ms).any(lost)
+                        || self.instances.iter().any(critical)
                 };
-                let bad = got.iter().filter(unwell).count();
-                if bad as i128 * 100 > bound * got.len() as i128 {
-                    let all = got.len();
+                let bad = clients.iter().filter(unwell).count();
+                let all = clients.len();
+                if bad as i128 * 100 > bound * all as i128 {
                     let why = format!("{bad} of {all} clients are unhealthy, more than {bound} %");
                     return Some((false, why));
                 }
@@ -404,6 +413,7 @@ impl Model {
 
     /// Only what was reported of a gray release that still runs is of use once a session was lost.
     pub(super) fn forget_reports(&mut self, session: u64, lost_at_ms: Option<u64>) {
+        let mut lost = Vec::new();
         for i in (0..self.reports.len()).rev() {
             if self.reports[i].session != session {
                 continue;
@@ -416,10 +426,20 @@ impl Model {
             let runs = item.unwrap().gray.iter().any(|gray| ran(report, gray));
             if lost_at_ms.is_some() && runs {
                 self.reports[i].lost_at_ms = lost_at_ms;
+                lost.push(self.reports[i].clone());
             } else {
                 self.reports.remove(i);
             }
         }
+        // The last loss of a client counts.
+        self.reports.retain(|report| {
+            report.lost_at_ms.is_none()
+                || report.session == session
+                || lost.iter().all(|new| {
+                    (&new.namespace, &new.group, &new.key, &new.client)
+                        != (&report.namespace, &report.group, &report.key, &report.client)
+                })
+        });
     }
 
     fn end(
@@ -433,7 +453,11 @@ impl Model {
     ) -> u64 {
         let mut item = self.item(name).unwrap().clone();
         item.gray.retain(|other| other.rule != gray.rule);
-        let ended = vec![end_of(gray, how, format!("{author}: {comment}"), place)];
+        let by = match (author, comment) {
+            ("", only) | (only, "") => only.to_owned(),
+            (author, comment) => format!("{author}: {comment}"),
+        };
+        let ended = vec![end_of(gray, how, by, place)];
         let version = gray.release.version;
         if how != Ending::Promoted {
             self.put(item, ended, place);

@@ -76,6 +76,31 @@ fn what_is_refused_leaves_no_trace() {
 }
 
 #[test]
+fn a_change_says_whether_there_was_a_record() {
+    let name = "tests_properties::rules::a_change_says_whether_there_was_a_record";
+    check(name, history(30), |sketch| {
+        step_by_step(&sketch, |before, _, applied, after| {
+            let keys = |state: &State| state.records().map(|(key, _)| key).collect::<BTreeSet<_>>();
+            let mut known = keys(before);
+            for change in applied.events.iter().flat_map(|event| &event.changes) {
+                let was = known.contains(&change.key);
+                match change.record {
+                    Some(_) => {
+                        assert_eq!(change.fresh, !was, "{change:?}");
+                        known.insert(change.key.clone());
+                    }
+                    None => {
+                        assert!(was && !change.fresh, "{change:?}");
+                        known.remove(&change.key);
+                    }
+                }
+            }
+            assert_eq!(known, keys(after));
+        });
+    });
+}
+
+#[test]
 fn a_look_says_what_the_log_would() {
     let reads = (vec(question(), 0..3), vec(center::act(), 0..6), vec(center::act(), 0..6));
     let strategy = (history(20), vec(reads, 4));

@@ -79,7 +79,7 @@ impl History {
         };
         for event in &applied.events {
             let mut visible = Vec::new();
-            for Change { key, record } in &event.changes {
+            for Change { key, record, fresh: _ } in &event.changes {
                 let old = self.records.get(key).map(|(record, _)| record);
                 match key {
                     Key::Reply { session, sequence } => {
@@ -136,7 +136,7 @@ impl History {
                         | Key::Removal { .. }
                         | Key::Alarm { .. }
                 ) {
-                    visible.push(Change { key: key.clone(), record: record.clone() });
+                    visible.push(Change::new(key.clone(), record.clone()));
                     let versions = self.versions.entry(key.clone()).or_default();
                     versions.push((event.revision, record.clone()));
                 }

@@ -146,7 +146,7 @@ impl Oracle {
         };
         let history = &self.history;
         let record = key.as_ref().and_then(|key| history.at(key, revision));
-        let gone = |key: Key| history.changes(revision).contains(&Change { key, record: None });
+        let gone = |key: Key| history.changes(revision).contains(&Change::new(key, None));
         let new = |what: &str| {
             if revision <= write.floor {
                 return Err(format!("revision {} was known when it began", write.floor));
