@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use super::*;
 
+mod alarm;
 mod center;
 
 #[test]
@@ -77,6 +78,11 @@ fn gray() {
 #[test]
 fn counters() {
     check("counters");
+}
+
+#[test]
+fn alarms() {
+    check("alarms");
 }
 
 #[test]

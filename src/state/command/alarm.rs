@@ -26,7 +26,7 @@ impl AlarmRule {
         check_metric_name("alarm.counter", &self.counter)?;
         check_labels("alarm.labels", &self.labels)?;
         if let AlarmMeasure::Rate { slots } = self.measure {
-            let minutes = slots * limits::COUNTER_SLOT_MS / 60_000;
+            let minutes = slots.saturating_mul(limits::COUNTER_SLOT_MS) / 60_000;
             let longest = limits::COUNTER_SLOTS * limits::COUNTER_SLOT_MS / 60_000;
             check_range("alarm.rate_minutes", minutes, &(1..=longest))?;
         }

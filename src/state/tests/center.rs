@@ -91,7 +91,7 @@ pub(super) fn parse(verb: &str, words: &mut Words, term: u64) -> Option<Op> {
             value: words.text("value"),
         },
         "txn" => Op::Txn(Box::new(transaction(words, term))),
-        _ => return None,
+        other => return alarm::parse(other, words),
     })
 }
 
@@ -227,6 +227,7 @@ fn scope(words: &mut Words) -> Scope {
         "config" => Class::Config,
         "counters" => Class::Counter,
         "locks" => Class::Lock,
+        "alarms" => Class::Alarm,
         other => panic!("{other} is no class"),
     };
     let namespace = words.next();
@@ -362,7 +363,7 @@ impl Teller {
                     None => writeln!(out, "the current one, v{}", item.version()).unwrap(),
                 }
             }
-            _ => return false,
+            other => return self.look_at_alarms(other, words, out),
         }
         true
     }
@@ -452,6 +453,7 @@ pub(super) fn show(record: &Record, part: &mut dyn FnMut(&str, String)) {
             part("requested_at", l.requested_at_ms.to_string());
             part("modified", l.mod_revision.to_string());
         }
+        Record::Alarm(a) => alarm::show(a, part),
         other => panic!("{other:?} is shown elsewhere"),
     }
 }
