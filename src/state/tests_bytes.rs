@@ -78,6 +78,8 @@ fn old_bytes_stay_readable() {
         "removal-config",
         "removal-counter",
         "removal-lock",
+        "alarm",
+        "removal-alarm",
     ];
     for (name, key, _) in records.iter().filter(|record| keys.contains(&&*record.0)) {
         sample(&format!("key/{name}"), key.encode(), &|bytes| Key::decode(bytes).unwrap() == *key);

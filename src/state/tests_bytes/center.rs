@@ -1,4 +1,4 @@
-//! Samples of configuration, counters, locks and transactions.
+//! Samples of configuration, counters, alarms, locks and transactions.
 
 use super::*;
 
@@ -178,6 +178,25 @@ pub(super) fn commands() -> Vec<(String, Command)> {
     ];
     sample("txn", Op::Txn(Box::new(Txn { when, then, otherwise })));
     sample("txn-nothing", Op::Txn(Box::new(Txn { when: vec![], then: vec![], otherwise: vec![] })));
+    let scope = || Scope {
+        class: Class::Alarm,
+        namespace: "default".to_owned(),
+        first: Match::Prefix("e".into()),
+        second: Match::Any,
+    };
+    let when = vec![Compare::Unchanged { scope: scope(), since: 300 }];
+    let then = vec![Step::Range { scope: scope(), limit: 300 }];
+    sample("txn-alarms", Op::Txn(Box::new(Txn { when, then, otherwise: vec![] })));
+    let measures = [AlarmMeasure::Value, AlarmMeasure::Rate { slots: 30 }];
+    for (measure, side) in measures.into_iter().zip([AlarmSide::Below, AlarmSide::Above]) {
+        let rule = Box::new(a_rule(measure, side));
+        let name = format!("put-alarm-{side:?}").to_lowercase();
+        sample(&name, Op::PutAlarm { name: alarm(), rule });
+    }
+    sample("delete-alarm", Op::DeleteAlarm { name: alarm() });
+    sample("judge-alarm", Op::JudgeAlarm { name: alarm() });
+    let error = "no answer".to_owned();
+    sample("note-post", Op::NotePost { name: alarm(), transition: 300, error });
     all
 }
 
@@ -241,6 +260,40 @@ fn a_counter() -> Counter {
         mod_revision: 303,
         created_at_ms: 1_600_000_000_000,
         modified_at_ms: 1_700_000_000_001,
+    }
+}
+
+fn alarm() -> AlarmName {
+    AlarmName { namespace: "default".into(), name: "errors".into() }
+}
+
+fn a_rule(measure: AlarmMeasure, side: AlarmSide) -> AlarmRule {
+    AlarmRule {
+        counter: "hits".into(),
+        labels: pairs(&[("code", "500")]),
+        measure,
+        side,
+        bound_milli: -300,
+        for_ms: 60_000,
+        webhook: "https://hooks/a".into(),
+        description: "too many".into(),
+    }
+}
+
+fn an_alarm(status: AlarmStatus, rule: AlarmRule) -> Alarm {
+    let AlarmName { namespace, name } = alarm();
+    Alarm {
+        namespace: namespace.into(),
+        name: name.into(),
+        rule,
+        status,
+        since_ms: 1_700_000_000_000,
+        measured_milli: -301,
+        transitions: 300,
+        posted: 299,
+        post_error: "no answer".into(),
+        create_revision: 302,
+        mod_revision: 303,
     }
 }
 
@@ -329,7 +382,15 @@ pub(super) fn records() -> Vec<(String, Key, Record)> {
         let request = a_request(token);
         sample(name, request.key(), Record::Lock(request.into()));
     }
-    for class in [Class::Service, Class::Config, Class::Counter, Class::Lock] {
+    for (name, status, measure, side) in [
+        ("alarm", AlarmStatus::Raised, AlarmMeasure::Value, AlarmSide::Below),
+        ("alarm-pending", AlarmStatus::Pending, AlarmMeasure::Rate { slots: 30 }, AlarmSide::Above),
+        ("alarm-clear", AlarmStatus::Clear, AlarmMeasure::Rate { slots: 300 }, AlarmSide::Below),
+    ] {
+        let alarm = an_alarm(status, a_rule(measure, side));
+        sample(name, alarm.key(), Record::Alarm(alarm.into()));
+    }
+    for class in CLASSES {
         let name = format!("removal-{class:?}").to_lowercase();
         let key = Key::Removal { namespace: "default".into(), class };
         sample(&name, key, Record::Removal(Removal { revision: 300 }));
@@ -359,6 +420,14 @@ pub(super) fn records() -> Vec<(String, Key, Record)> {
     reply("queued", Ok(Reply::LockQueued { ticket: 300, ahead: 2 }));
     reply("released", Ok(Reply::LockReleased { released: true }));
     reply("lock-updated", Ok(Reply::LockUpdated { changed: true }));
+    reply("alarm-put", Ok(Reply::AlarmPut { changed: true, mod_revision: 300 }));
+    reply("alarm-deleted", Ok(Reply::AlarmDeleted { removed: true }));
+    for status in [AlarmStatus::Clear, AlarmStatus::Pending, AlarmStatus::Raised] {
+        let name = format!("alarm-judged-{status:?}").to_lowercase();
+        reply(&name, Ok(Reply::AlarmJudged { status: Some(status) }));
+    }
+    reply("alarm-not-judged", Ok(Reply::AlarmJudged { status: None }));
+    reply("post-noted", Ok(Reply::PostNoted { changed: true }));
     // A record in an answer has its number before it.
     let session =
         Session { id: 7, ttl_ms: 10_000, client: "web-1".into(), opened_at_ms: 1_650_000_000_000 };
@@ -398,9 +467,13 @@ pub(super) fn records() -> Vec<(String, Key, Record)> {
     ];
     replies.extend(found.into_iter().map(|record| StepReply::Found(Some(record))));
     reply("txn", Ok(Reply::Txn { succeeded: true, replies }));
+    let raised = an_alarm(AlarmStatus::Raised, a_rule(AlarmMeasure::Value, AlarmSide::Above));
+    let records = vec![Record::Alarm(raised.into())];
+    let replies = vec![StepReply::Range { records, more: false }];
+    reply("txn-alarms", Ok(Reply::Txn { succeeded: true, replies }));
 
     let name = || "default/app/db".to_owned();
-    for kind in [Kind::Config, Kind::Release, Kind::Gray, Kind::Counter, Kind::Lock] {
+    for kind in [Kind::Config, Kind::Release, Kind::Gray, Kind::Counter, Kind::Lock, Kind::Alarm] {
         let sample = format!("not-found-{kind:?}").to_lowercase();
         reply(&sample, Err(Refusal::NotFound { kind, name: name() }));
     }
@@ -414,7 +487,7 @@ pub(super) fn records() -> Vec<(String, Key, Record)> {
 }
 
 /// What `check` lets through makes the greatest item, the greatest release of its history, the
-/// greatest schema, counter, lock, report and answer: all can be stored, and read.
+/// greatest schema, counter, alarm, lock, report and answer: all can be stored, and read.
 #[test]
 fn the_greatest_records_fit() {
     let mut state = State::default();
@@ -494,6 +567,25 @@ fn the_greatest_records_fit() {
         wait: true,
     };
     run(Op::AcquireLock(Box::new(claim)), at_ms);
+    let alarm = AlarmName { namespace: "default".into(), name: long("a") };
+    let webhook = format!("https://{}", "w".repeat(limits::WEBHOOK_BYTES - "https://".len()));
+    let rule = AlarmRule {
+        counter: long("c"),
+        labels: metric_labels.clone(),
+        measure: AlarmMeasure::Value,
+        side: AlarmSide::Below,
+        bound_milli: i64::MAX,
+        for_ms: *limits::ALARM_FOR_MS.start(),
+        webhook: webhook.clone(),
+        description: "d".repeat(limits::TEXT_BYTES),
+    };
+    let longer = Box::new(AlarmRule { webhook: format!("{webhook}w"), ..rule.clone() });
+    let op = Op::PutAlarm { name: alarm.clone(), rule: longer };
+    assert!(Command { request: None, op }.check().is_err());
+    run(Op::PutAlarm { name: alarm.clone(), rule: Box::new(rule) }, at_ms);
+    run(Op::JudgeAlarm { name: alarm.clone() }, at_ms);
+    let error = "e".repeat(limits::TEXT_BYTES);
+    run(Op::NotePost { name: alarm, transition: 1, error }, at_ms);
     // Every slot of the longest window.
     for _ in 0..2 * limits::COUNTER_SLOTS {
         at_ms += limits::COUNTER_SLOT_MS;
