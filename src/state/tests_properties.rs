@@ -22,7 +22,7 @@ mod center;
 mod rules;
 mod wild;
 
-use self::center::{COUNTERS, Center, GROUPS, KEYS, LOCKS, center};
+use self::center::{ALARMS, COUNTERS, Center, GROUPS, KEYS, LOCKS, center};
 pub(super) use self::wild::wild_command;
 use crate::limits;
 
@@ -330,13 +330,15 @@ fn command() -> BoxedStrategy<CommandSketch> {
 }
 
 /// What most histories begin with, so that not half of the commands fall on empty ground.
-const PEOPLE: [fn() -> OpSketch; 6] = [
+const PEOPLE: [fn() -> OpSketch; 8] = [
     || OpSketch::Open { ttl_ms: 1_000 },
     || OpSketch::Open { ttl_ms: 2_000 },
     || OpSketch::Open { ttl_ms: 3_000 },
     || OpSketch::PutNamespace { name: "n".into(), description: "said".into() },
     center::published,
     center::published_gray,
+    center::an_alarm,
+    center::another_alarm,
 ];
 
 fn history(entries: usize) -> impl Strategy<Value = Sketch> {
@@ -632,6 +634,7 @@ fn assert_reads_alike(state: &State, model: &Model) {
         assert_config_alike(state, model, namespace);
         assert_counters_alike(state, model, namespace);
         assert_locks_alike(state, model, namespace);
+        assert_alarms_alike(state, model, namespace);
     }
     assert_indexes_alike(state, model);
 }
@@ -750,6 +753,24 @@ fn assert_locks_alike(state: &State, model: &Model, namespace: &str) {
     assert_eq!((page.len(), more), (held.len().min(1), held.len() > 1));
 }
 
+fn assert_alarms_alike(state: &State, model: &Model, namespace: &str) {
+    let all = model.alarms_that(|alarm| *alarm.namespace == *namespace);
+    for name in ALARMS {
+        let expected = all.iter().copied().find(|alarm| &*alarm.name == name);
+        assert_eq!(state.alarm(namespace, name).map(|alarm| &**alarm), expected);
+    }
+    for (prefix, after, limit) in [("", "", 100), ("", "", 1), ("", "x", 1), ("y", "", 1)] {
+        let listed = all.iter().copied();
+        let mut listed: Vec<&Alarm> =
+            listed.filter(|a| a.name.starts_with(prefix) && &*a.name > after).collect();
+        let rest = listed.len() > limit;
+        listed.truncate(limit);
+        let (page, more) = state.alarms(namespace, prefix, after, limit);
+        assert_eq!(more, rest, "{prefix} {after} {limit}");
+        assert!(page.iter().map(|alarm| &**alarm).eq(listed), "{prefix} {after} {limit}");
+    }
+}
+
 /// What the tables keep beside the records, and what hangs on the clock.
 fn assert_indexes_alike(state: &State, model: &Model) {
     let ledger = &state.tables.ledger;
@@ -792,6 +813,13 @@ fn assert_indexes_alike(state: &State, model: &Model) {
         expected.sort();
         assert_eq!(due, expected);
     }
+    for later_ms in [0, 1, 4_999, 5_000, 70_000] {
+        let now_ms = model.now_ms + later_ms;
+        let due = state.due_alarms(now_ms);
+        assert!(due.iter().map(|alarm| &**alarm).eq(model.due_alarms(now_ms)), "at {now_ms}");
+    }
+    let untold = state.untold_alarms();
+    assert!(untold.iter().map(|alarm| &**alarm).eq(model.untold_alarms()), "{untold:?}");
     // Whatever a restored state knows, this one knows, and nothing more.
     assert_eq!(format!("{:?}", restored(state).tables.ledger), format!("{ledger:?}"));
 }
@@ -916,6 +944,7 @@ fn histories_reach_every_answer() {
                 let shown = match &outcome.result {
                     Ok(Reply::InstanceUpdated(_)) => "InstanceUpdated".to_owned(),
                     Ok(Reply::GrayJudged { ending }) => format!("GrayJudged {ending:?}"),
+                    Ok(Reply::AlarmJudged { status }) => format!("AlarmJudged {status:?}"),
                     Ok(Reply::Txn { succeeded, replies }) => {
                         let wrote = |reply: &StepReply| matches!(reply, StepReply::Written(_));
                         let writes = replies.iter().filter(|reply| wrote(reply)).count().min(3);
@@ -940,11 +969,26 @@ fn histories_reach_every_answer() {
             }
             let orphans = model.orphans().len();
             *seen.entry(format!("{orphans} orphans")).or_default() += 1;
+            let due = model.due_alarms(model.now_ms).len();
+            *seen.entry(format!("{due} due alarms")).or_default() += 1;
+            let untold = model.untold_alarms().len();
+            *seen.entry(format!("{untold} untold alarms")).or_default() += 1;
         }
     }
     let expected = [
+        "1 due alarms",
         "1 orphans",
+        "1 untold alarms",
+        "2 due alarms",
         "2 orphans",
+        "AlarmDeleted",
+        "AlarmDeleted (nothing)",
+        "AlarmJudged None",
+        "AlarmJudged Some(Clear)",
+        "AlarmJudged Some(Pending)",
+        "AlarmJudged Some(Raised)",
+        "AlarmPut",
+        "AlarmPut (nothing)",
         "CompareFailed",
         "ConfigDeleted",
         "ConfigDeleted (nothing)",
@@ -988,6 +1032,8 @@ fn histories_reach_every_answer() {
         "NotFound",
         "OutOfBounds",
         "OwnedByAnother",
+        "PostNoted",
+        "PostNoted (nothing)",
         "Reaped",
         "Reaped (nothing)",
         "Registered",

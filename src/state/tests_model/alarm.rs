@@ -50,9 +50,23 @@ impl Model {
     }
 
     pub(super) fn judge_alarm(&mut self, name: &AlarmName, place: &Place) -> Answer {
-        let Some(alarm) = self.alarm(name).cloned() else {
+        let alarm = self.alarm(name).cloned();
+        let turn = alarm.and_then(|alarm| self.turn(&alarm, place.now_ms));
+        let Some((next, measured_milli)) = turn else {
             return Ok(Reply::AlarmJudged { status: None });
         };
+        let alarm = self.alarm(name).unwrap();
+        let told = [next, alarm.status].contains(&AlarmStatus::Raised);
+        alarm.status = next;
+        alarm.since_ms = place.now_ms;
+        alarm.measured_milli = measured_milli;
+        alarm.transitions += u64::from(told);
+        alarm.mod_revision = place.revision;
+        Ok(Reply::AlarmJudged { status: Some(next) })
+    }
+
+    /// What an alarm turns to at a time, if to anything, and what is measured then.
+    fn turn(&self, alarm: &Alarm, now_ms: u64) -> Option<(AlarmStatus, i64)> {
         let AlarmRule { counter, labels, measure, side, bound_milli, for_ms, .. } = &alarm.rule;
         let own = self.counters.iter().filter(|c| {
             *c.name.namespace == *alarm.namespace
@@ -62,9 +76,9 @@ impl Model {
         let measured = match measure {
             AlarmMeasure::Value => own.map(|c| i128::from(c.value) * 1_000).sum::<i128>(),
             AlarmMeasure::Rate { slots } => {
-                let added: i128 = own.map(|c| i128::from(c.window(*slots, place.now_ms))).sum();
+                let added: i128 = own.map(|c| i128::from(c.window(*slots, now_ms))).sum();
                 let whole = (u128::from(*slots) * 10_000).saturating_sub(10_000);
-                let ms = (whole + u128::from(place.now_ms % 10_000)).clamp(1, u64::MAX.into());
+                let ms = (whole + u128::from(now_ms % 10_000)).clamp(1, u64::MAX.into());
                 added * 1_000_000 / ms as i128
             }
         };
@@ -73,24 +87,32 @@ impl Model {
             AlarmSide::Above => measured > bound,
             AlarmSide::Below => measured < bound,
         };
-        let long = place.now_ms.saturating_sub(alarm.since_ms) >= *for_ms;
+        let long = now_ms.saturating_sub(alarm.since_ms) >= *for_ms;
         let next = match (beyond, alarm.status) {
             (false, _) => AlarmStatus::Clear,
             (true, AlarmStatus::Clear) if *for_ms > 0 => AlarmStatus::Pending,
             (true, AlarmStatus::Pending) if !long => AlarmStatus::Pending,
             (true, _) => AlarmStatus::Raised,
         };
-        if next == alarm.status {
-            return Ok(Reply::AlarmJudged { status: None });
-        }
-        let told = [next, alarm.status].contains(&AlarmStatus::Raised);
-        let alarm = self.alarm(name).unwrap();
-        alarm.status = next;
-        alarm.since_ms = place.now_ms;
-        alarm.measured_milli = measured.clamp(i64::MIN.into(), i64::MAX.into()) as i64;
-        alarm.transitions += u64::from(told);
-        alarm.mod_revision = place.revision;
-        Ok(Reply::AlarmJudged { status: Some(next) })
+        let measured_milli = measured.clamp(i64::MIN.into(), i64::MAX.into()) as i64;
+        (next != alarm.status).then_some((next, measured_milli))
+    }
+
+    /// Those that turn at a time.
+    pub fn due_alarms(&self, now_ms: u64) -> Vec<&Alarm> {
+        self.alarms_that(|alarm| self.turn(alarm, now_ms).is_some())
+    }
+
+    /// Those with a transition that somebody should hear of and that was neither told nor given up.
+    pub fn untold_alarms(&self) -> Vec<&Alarm> {
+        self.alarms_that(|alarm| !alarm.rule.webhook.is_empty() && alarm.posted < alarm.transitions)
+    }
+
+    /// By namespace and name.
+    pub fn alarms_that(&self, hold: impl Fn(&Alarm) -> bool) -> Vec<&Alarm> {
+        let mut found: Vec<_> = self.alarms.iter().filter(|alarm| hold(alarm)).collect();
+        found.sort_by_key(|alarm| (&alarm.namespace, &alarm.name));
+        found
     }
 
     pub(super) fn note_post(

@@ -1,4 +1,4 @@
-//! Sketches of configuration, counters, locks and transactions. There are few names of each, so that
+//! Sketches of configuration, counters, alarms, locks and transactions. There are few names of each, so that
 //! commands meet.
 
 use super::*;
@@ -68,12 +68,22 @@ pub(super) enum Center {
     PutAlarm {
         name: AlarmName,
         rule: AlarmRule,
+        /// The rule that it has, if there is one.
+        again: bool,
     },
     DeleteAlarm(AlarmName),
     JudgeAlarm(AlarmName),
+    /// One of those that are due.
+    JudgeDue(usize),
     NotePost {
         name: AlarmName,
         transition: u64,
+        error: String,
+    },
+    /// The last transition of one of those that were not told of it.
+    NoteUntold {
+        which: usize,
+        error: String,
     },
     /// None = whoever holds it.
     UpdateLock {
@@ -120,6 +130,7 @@ pub(super) const GROUPS: [&str; 2] = ["g", "h"];
 pub(super) const KEYS: [&str; 2] = ["a", "ab"];
 pub(super) const COUNTERS: [&str; 2] = ["c", "cd"];
 pub(super) const LOCKS: [&str; 2] = ["l", "m"];
+pub(super) const ALARMS: [&str; 2] = ["x", "y"];
 
 /// Half of the time the one that all others are about, too.
 pub(super) fn item() -> impl Strategy<Value = ItemName> {
@@ -320,23 +331,32 @@ fn alarm() -> BoxedStrategy<Center> {
         AlarmMeasure::Rate { slots: 6 },
     ]);
     let side = select(vec![AlarmSide::Above, AlarmSide::Below]);
-    let rule = (metadata(), measure, side, select(vec![0i64, 1_000]), select(vec![0u64, 5_000]))
-        .prop_map(|(labels, measure, side, bound_milli, for_ms)| AlarmRule {
+    let bound_milli = select(vec![0i64, 1_000]);
+    let (for_ms, webhook) = (select(vec![0u64, 5_000]), text(&["", "http://h"]));
+    let labels = prop_oneof![2 => Just(Pairs::default()), 1 => metadata()];
+    let rule = (labels, measure, side, bound_milli, for_ms, webhook).prop_map(
+        |(labels, measure, side, bound_milli, for_ms, webhook)| AlarmRule {
             counter: "c".into(),
             labels,
             measure,
             side,
             bound_milli,
             for_ms,
-            webhook: String::new(),
+            webhook,
             description: String::new(),
-        });
+        },
+    );
     prop_oneof![
-        2 => (name(), rule).prop_map(|(name, rule)| Center::PutAlarm { name, rule }),
+        6 => (name(), rule, proptest::bool::weighted(0.2))
+            .prop_map(|(name, rule, again)| Center::PutAlarm { name, rule, again }),
         1 => name().prop_map(Center::DeleteAlarm),
-        4 => name().prop_map(Center::JudgeAlarm),
-        2 => (name(), 0..3u64)
-            .prop_map(|(name, transition)| Center::NotePost { name, transition }),
+        2 => name().prop_map(Center::JudgeAlarm),
+        9 => (0..3usize).prop_map(Center::JudgeDue),
+        4 => (0..3usize, text(&["", "no answer"]))
+            .prop_map(|(which, error)| Center::NoteUntold { which, error }),
+        2 => (name(), 0..3u64, text(&["", "no answer"])).prop_map(|(name, transition, error)| {
+            Center::NotePost { name, transition, error }
+        }),
     ]
     .boxed()
 }
@@ -362,7 +382,7 @@ pub(super) fn center() -> BoxedStrategy<Center> {
         8 => acquire(0.7),
         4 => release(),
         2 => update_lock(),
-        6 => alarm(),
+        14 => alarm(),
         24 => txn(),
     ]
     .boxed()
@@ -482,6 +502,14 @@ pub(super) fn txn() -> BoxedStrategy<Center> {
         .boxed()
 }
 
+fn name_of_alarm(alarm: &Alarm) -> AlarmName {
+    AlarmName { namespace: alarm.namespace.to_string(), name: alarm.name.to_string() }
+}
+
+fn no_alarm() -> AlarmName {
+    AlarmName { namespace: "default".into(), name: "none".into() }
+}
+
 /// An item that everybody has, and one that some have.
 pub(super) fn published() -> OpSketch {
     plain("1", None)
@@ -491,6 +519,30 @@ pub(super) fn published_gray() -> OpSketch {
     let gate = Gate { measure: Measure::Unhealthy, bound: 50, for_ms: 20_000, promote: true };
     let picks = Picks::Share { basis_points: 5_000 };
     plain("2", Some(GrayTerms { rule: "r".into(), priority: 0, picks, gate: Some(gate) }))
+}
+
+/// One that a counter that all are about crosses to and fro, and one that time alone brings back.
+pub(super) fn an_alarm() -> OpSketch {
+    alarm_of("x", AlarmMeasure::Value)
+}
+
+pub(super) fn another_alarm() -> OpSketch {
+    alarm_of("y", AlarmMeasure::Rate { slots: 1 })
+}
+
+fn alarm_of(name: &str, measure: AlarmMeasure) -> OpSketch {
+    let rule = AlarmRule {
+        counter: "c".into(),
+        labels: Pairs::default(),
+        measure,
+        side: AlarmSide::Above,
+        bound_milli: 0,
+        for_ms: 0,
+        webhook: "http://h".into(),
+        description: String::new(),
+    };
+    let name = AlarmName { namespace: "default".into(), name: name.into() };
+    OpSketch::Center(Center::PutAlarm { name, rule, again: false })
 }
 
 pub(super) fn plain(content: &str, gray: Option<GrayTerms>) -> OpSketch {
@@ -725,11 +777,26 @@ impl Center {
                 };
                 Op::UpdateLock { lock, holder: Holder { session, name }, value }
             }
-            Center::PutAlarm { name, rule } => Op::PutAlarm { name, rule: Box::new(rule) },
+            Center::PutAlarm { name, rule, again } => {
+                let known = |alarm: &Alarm| name_of_alarm(alarm) == name;
+                let known = model.alarms.iter().find(|alarm| again && known(alarm));
+                let rule = known.map_or(rule, |alarm| alarm.rule.clone());
+                Op::PutAlarm { name, rule: Box::new(rule) }
+            }
             Center::DeleteAlarm(name) => Op::DeleteAlarm { name },
             Center::JudgeAlarm(name) => Op::JudgeAlarm { name },
-            Center::NotePost { name, transition } => {
-                Op::NotePost { name, transition, error: String::new() }
+            Center::JudgeDue(which) => {
+                let due = model.due_alarms(model.now_ms).into_iter().cycle().nth(which);
+                Op::JudgeAlarm { name: due.map_or_else(no_alarm, name_of_alarm) }
+            }
+            Center::NoteUntold { which, error } => {
+                let untold = model.untold_alarms().into_iter().cycle().nth(which);
+                let transition = untold.map_or(1, |alarm| alarm.transitions);
+                let name = untold.map_or_else(no_alarm, name_of_alarm);
+                Op::NotePost { name, transition, error }
+            }
+            Center::NotePost { name, transition, error } => {
+                Op::NotePost { name, transition, error }
             }
             Center::Txn { when, then, otherwise } => Op::Txn(Box::new(Txn {
                 when: when.into_iter().map(|question| question.fill_in(ground)).collect(),

@@ -265,16 +265,17 @@ fn wild_center() -> BoxedStrategy<Op> {
     let rate = wild_number().prop_map(|slots| AlarmMeasure::Rate { slots });
     let measure = prop_oneof![Just(AlarmMeasure::Value), rate];
     let side = select(vec![AlarmSide::Above, AlarmSide::Below]);
-    let rule = (wild_text(), wild_pairs(), measure, side, wild_value(), wild_number()).prop_map(
-        |(counter, labels, measure, side, bound_milli, for_ms)| AlarmRule {
+    let texts = (wild_text(), wild_text(), wild_text());
+    let rule = (texts, wild_pairs(), measure, side, wild_value(), wild_number()).prop_map(
+        |((counter, webhook, description), labels, measure, side, bound_milli, for_ms)| AlarmRule {
             counter,
             labels,
             measure,
             side,
             bound_milli,
             for_ms,
-            webhook: String::new(),
-            description: String::new(),
+            webhook,
+            description,
         },
     );
     let name =
