@@ -22,10 +22,18 @@ pub enum Plant {
     KeepAliveNotForwarded,
     /// A watcher resumes one revision too late.
     WatchSkips,
+    /// A client adds again to a counter, without an id, when it does not know whether it has.
+    AddRepeated,
+    /// A client that waits for a lock believes that it holds it.
+    QueuedIsHeld,
+    /// A publication is carried out whatever version there is.
+    CompareIgnored,
+    /// A watcher gets the changes of one revision in two messages.
+    WatchSplits,
 }
 
 impl Plant {
-    pub const ALL: [Plant; 9] = [
+    pub const ALL: [Plant; 13] = [
         Plant::None,
         Plant::AckBeforeSync,
         Plant::SyncIgnored,
@@ -35,5 +43,9 @@ impl Plant {
         Plant::RepliesLostInSnapshot,
         Plant::KeepAliveNotForwarded,
         Plant::WatchSkips,
+        Plant::AddRepeated,
+        Plant::QueuedIsHeld,
+        Plant::CompareIgnored,
+        Plant::WatchSplits,
     ];
 }

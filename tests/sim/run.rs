@@ -14,6 +14,7 @@ use crate::cluster::World;
 use crate::faults::{self, Mix};
 use crate::network::CLIENTS;
 use crate::oracle::Counts;
+use crate::oracle::writes::instance_key;
 use crate::plant::Plant;
 use crate::trace::{Trace, trace};
 use crate::workload;
@@ -242,9 +243,9 @@ pub async fn serves(world: &Arc<World>) -> bool {
                 service: "s0".to_owned(),
                 id: "i0".to_owned(),
             };
-            let linearizable = Consistency::Linearizable;
+            let (key, linearizable) = (instance_key(&name), Consistency::Linearizable);
             let timeout = Duration::from_secs(1);
-            if workload::read_once(world, CLIENTS, id, linearizable, name, timeout).await {
+            if workload::read_once(world, CLIENTS, id, linearizable, key, timeout).await {
                 break;
             }
             if is_over(world) {
@@ -317,4 +318,6 @@ pub async fn ends_well(world: &Arc<World>) {
     }
     let mut oracle = world.oracle();
     oracle.failed_writes_are_not_there();
+    oracle.counters_add_up();
+    oracle.no_lock_is_left();
 }

@@ -21,6 +21,7 @@ use quorate::store::snapshot;
 use crate::cluster::{End, World};
 use crate::faults::{self, Mix};
 use crate::network::CLIENTS;
+use crate::oracle::writes::instance_key;
 use crate::plant::Plant;
 use crate::run::{Report, Setup, finish, pass, play, serves};
 use crate::workload;
@@ -399,12 +400,12 @@ fn late_acknowledgements_confirm_no_leadership() {
             assert!(pass(world, Duration::from_millis(1_500)).await);
             for number in 0..30 {
                 let (world, mut random) = (world.clone(), world.fork_random());
-                let name = workload::shared_name(&mut random);
+                let key = instance_key(&workload::shared_name(&mut random));
                 let (linearizable, timeout) = (Consistency::Linearizable, Duration::from_secs(1));
                 world.harness.clone().spawn(async move {
                     runtime::sleep(Duration::from_millis(10 * number)).await;
                     let client = CLIENTS + 50 + number;
-                    workload::read_once(&world, client, leads, linearizable, name, timeout).await
+                    workload::read_once(&world, client, leads, linearizable, key, timeout).await
                 });
             }
             // At another moment between two heartbeats of the new leader each time; and it hears before

@@ -9,10 +9,10 @@ use quorate::error::Error;
 use quorate::proto::v1::Consistency;
 use quorate::runtime;
 use quorate::state::{
-    Admin, Command, Endpoint, Health, InstanceName, InstancePatch, Key, Op, Outcome, Pairs,
-    Refusal, Registration, Reply, RequestId, ServiceSettings,
+    Admin, Command, Endpoint, Health, InstanceName, InstancePatch, Key, Op, Outcome, Pairs, Record,
+    Refusal, Registration, Reply, RequestId, ServiceSettings, State,
 };
-use quorate::watch::{Range, Selector};
+use quorate::watch::{Kind, Range, Selector};
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 use tokio::sync::mpsc;
@@ -21,9 +21,11 @@ use crate::cluster::World;
 use crate::network::CLIENTS;
 use crate::oracle::history::TAG;
 use crate::oracle::watches::View;
-use crate::oracle::writes::Write;
+use crate::oracle::writes::{Write, instance_key};
 use crate::plant::Plant;
 use crate::trace::trace;
+
+mod center;
 
 const NAMESPACE: &str = "default";
 const SERVICES: [&str; 3] = ["s0", "s1", "s2"];
@@ -47,15 +49,14 @@ pub fn spawn(world: &Arc<World>) -> Vec<runtime::JoinHandle<()>> {
         let session = Arc::new(Session { id: client, inner: Mutex::default() });
         for lane in 0..LANES {
             let random = world.fork_random();
-            let writer =
-                Writer { world: world.clone(), client, lane, random, count: 0, home: None };
+            let writer = Writer::new(world.clone(), client, lane, random);
             tasks.push(world.harness.spawn(writer.run_in_session(session.clone())));
         }
         tasks.push(world.harness.spawn(keep_alive(world.clone(), session, world.fork_random())));
     }
     for _ in 0..2 * world.load {
         let (client, random) = (number(), world.fork_random());
-        let writer = Writer { world: world.clone(), client, lane: 0, random, count: 0, home: None };
+        let writer = Writer::new(world.clone(), client, 0, random);
         tasks.push(world.harness.spawn(writer.run_alone()));
     }
     for _ in 0..3 * world.load {
@@ -68,6 +69,10 @@ pub fn spawn(world: &Arc<World>) -> Vec<runtime::JoinHandle<()>> {
             1 => service(1).into(),
             at => Range::new(vec![service(at), service(at + 1)]).expect("two selectors"),
         };
+        let (client, random) = (number(), world.fork_random());
+        tasks.push(world.harness.spawn(watch(world.clone(), client, range, random)));
+    }
+    for range in center::ranges() {
         let (client, random) = (number(), world.fork_random());
         tasks.push(world.harness.spawn(watch(world.clone(), client, range, random)));
     }
@@ -191,9 +196,17 @@ struct Writer {
     count: u64,
     /// The node that answered last.
     home: Option<u64>,
+    place: Option<center::Place>,
+    /// Of the names under which it stands in line.
+    generation: u64,
 }
 
 impl Writer {
+    fn new(world: Arc<World>, client: u64, lane: usize, random: StdRng) -> Writer {
+        let (count, home, place, generation) = (0, None, None, 0);
+        Writer { world, client, lane, random, count, home, place, generation }
+    }
+
     async fn run_in_session(mut self, session: Arc<Session>) {
         while self.world.is_busy() {
             runtime::sleep(millis(&mut self.random, 5..80)).await;
@@ -216,17 +229,13 @@ impl Writer {
                 }
                 continue;
             }
+            if self.wants_its_turn() {
+                self.turn_at_lock(&session, open).await;
+                continue;
+            }
             let op = self.op(Some(open.id));
             let Some(request) = session.begin() else { continue };
-            let outcome = self.write(op, Some(request)).await;
-            session.finish(&request);
-            if let Some(Outcome { result: Err(Refusal::SessionExpired { session: id }), .. }) =
-                outcome
-            {
-                let now = self.world.now();
-                self.world.oracle().session_refused(id, now);
-                session.lost(id);
-            }
+            self.write_in(&session, op, request).await;
         }
         if self.lane == 0 {
             // Some leave their session to its end.
@@ -240,6 +249,19 @@ impl Writer {
             }
             session.set(None);
         }
+    }
+
+    /// One write of a session, and what its end says of the session.
+    async fn write_in(&mut self, session: &Session, op: Op, request: RequestId) -> Option<Outcome> {
+        let outcome = self.write(op, Some(request)).await;
+        session.finish(&request);
+        if let Some(Outcome { result: Err(Refusal::SessionExpired { session: id }), .. }) = &outcome
+        {
+            let now = self.world.now();
+            self.world.oracle().session_refused(*id, now);
+            session.lost(*id);
+        }
+        outcome
     }
 
     async fn run_alone(mut self) {
@@ -271,6 +293,9 @@ impl Writer {
     /// What the next write does.
     fn op(&mut self, session: Option<u64>) -> Op {
         self.count += 1;
+        if self.random.random_range(0..3) == 0 {
+            return self.center_op();
+        }
         let mark: Pairs = [(TAG, self.mark())].into_iter().collect();
         let random = &mut self.random;
         let name = shared_name(random);
@@ -316,16 +341,12 @@ impl Writer {
         if self.random.random_range(0..2) == 0 {
             return None;
         }
-        let key = Key::Instance {
-            namespace: name.namespace.as_str().into(),
-            service: name.service.as_str().into(),
-            id: name.id.as_str().into(),
-        };
+        let key = instance_key(name);
         let oracle = self.world.oracle();
         let revision = oracle.history.revision;
         let behind = u64::from(self.random.random_range(0..4u32) == 0);
         match oracle.history.at(&key, revision.saturating_sub(behind)) {
-            Some(quorate::state::Record::Instance(instance)) => Some(instance.mod_revision),
+            Some(Record::Instance(instance)) => Some(instance.mod_revision),
             Some(_) | None => Some(0),
         }
     }
@@ -335,7 +356,7 @@ impl Writer {
         let world = self.world.clone();
         let floor = world.oracle().floor;
         let mut write = Write { tag: self.mark(), op, request, floor, maybe: false };
-        let mut command = Command { request, op: write.op.clone() };
+        let mut command = Command { request, op: self.spoilt(&write.op) };
         if let Err(refusal) = command.check() {
             world.violated(format!("{write:?} is refused: {refusal:?}"));
             return None;
@@ -386,7 +407,7 @@ impl Writer {
                     if let Error::Internal { .. } | Error::Invalid { .. } = &error {
                         world.violated(format!("{write:?} failed: {error:?}"));
                     }
-                    let repeatable = request.is_some() || error.definite();
+                    let repeatable = error.definite() || self.is_repeatable(&write);
                     if !repeatable || runtime::Instant::now() >= give_up {
                         break;
                     }
@@ -419,36 +440,34 @@ fn registration(name: InstanceName, metadata: Pairs, session: Option<u64>) -> Re
 async fn read(world: Arc<World>, client: u64, mut random: StdRng) {
     while world.is_busy() {
         runtime::sleep(millis(&mut random, 5..60)).await;
-        let name = shared_name(&mut random);
+        let key = match random.random_range(0..3) {
+            0 => center::any_key(&mut random),
+            _ => instance_key(&shared_name(&mut random)),
+        };
         let node = any(&mut random, &world.nodes);
         let stale = random.random_range(0..10) == 0;
         let consistency = if stale { Consistency::Stale } else { Consistency::Linearizable };
-        read_once(&world, client, node, consistency, name, Duration::from_millis(1_500)).await;
+        read_once(&world, client, node, consistency, key, Duration::from_millis(1_500)).await;
     }
 }
 
-/// One read of one instance; true when it was answered.
+/// One read of one instance, counter or item; true when it was answered.
 pub async fn read_once(
     world: &Arc<World>,
     client: u64,
     node: u64,
     consistency: Consistency,
-    name: InstanceName,
+    key: Key,
     timeout: Duration,
 ) -> bool {
     let floor = (consistency != Consistency::Stale).then(|| world.oracle().floor);
-    let InstanceName { namespace, service, id } = name.clone();
+    let sought = key.clone();
     let answer = world
         .ask(client, node, timeout, move |node| async move {
             node.barrier(consistency, timeout).await?;
-            Ok(node.read(|state| (state.revision(), state.instance(&namespace, &service, &id))))
+            Ok(node.read(|state| (state.revision(), look(state, &sought))))
         })
         .await;
-    let key = Key::Instance {
-        namespace: name.namespace.as_str().into(),
-        service: name.service.as_str().into(),
-        id: name.id.as_str().into(),
-    };
     match answer {
         Ok((revision, found)) => {
             trace!(world, "{client} reads {revision} at {node}");
@@ -459,6 +478,21 @@ pub async fn read_once(
             trace!(world, "{client} does not read at {node}: {error:?}");
             false
         }
+    }
+}
+
+fn look(state: &State, key: &Key) -> Option<Record> {
+    match key {
+        Key::Instance { namespace, service, id } => {
+            state.instance(namespace, service, id).map(Record::Instance)
+        }
+        Key::Counter { namespace, name, labels } => {
+            state.counter(namespace, name, labels).cloned().map(Record::Counter)
+        }
+        Key::Config { namespace, group, key } => {
+            state.config_item(namespace, group, key).cloned().map(Record::Config)
+        }
+        other => panic!("nobody reads {other:?}"),
     }
 }
 
@@ -531,8 +565,15 @@ async fn watch_at(
         }
         match next {
             Ok(message) => {
-                trace!(world, "{client} sees {} {:?}", message.revision, message.kind);
-                world.oracle().watched(view, &message);
+                let (revision, kind) = (message.revision, message.kind);
+                trace!(world, "{client} sees {revision} {kind:?}");
+                let mut events = &message.events[..];
+                if world.plant == Plant::WatchSplits && events.len() > 1 && kind == Kind::Changes {
+                    let (first, rest) = events.split_at(1);
+                    world.oracle().watched(view, revision, kind, first);
+                    events = rest;
+                }
+                world.oracle().watched(view, revision, kind, events);
             }
             Err(error) => {
                 trace!(world, "{client} watches no more: {error:?}");

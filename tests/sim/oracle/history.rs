@@ -15,7 +15,7 @@ pub struct History {
     records: BTreeMap<Key, (Record, u64)>,
     /// Versions of what has a revision, by the revision from which they hold.
     versions: BTreeMap<Key, Vec<(u64, Option<Record>)>>,
-    /// What each revision changed, stored replies aside.
+    /// What each revision changed, stored replies and members aside.
     revisions: BTreeMap<u64, Vec<Change>>,
     /// First stored answer of each request id.
     pub replies: BTreeMap<(u64, u64), Outcome>,
@@ -43,22 +43,22 @@ impl Default for History {
     }
 }
 
-/// The mark in a record.
+/// The mark in a record. An item has that of its current release.
 pub fn tag_of(record: &Record) -> Option<&str> {
     let metadata = match record {
         Record::Instance(instance) => &instance.metadata,
         Record::Service(service) => &service.metadata,
+        Record::Config(item) => return Some(&item.current.author),
+        Record::Lock(request) => return Some(&request.value),
         Record::Meta(_)
         | Record::Namespace(_)
         | Record::Session(_)
         | Record::Reply(_)
         | Record::Member(_)
-        | Record::Config(_)
         | Record::Release(_)
         | Record::Schema(_)
         | Record::Report(_)
         | Record::Counter(_)
-        | Record::Lock(_)
         | Record::Removal(_)
         | Record::Alarm(_) => {
             return None;
@@ -123,19 +123,7 @@ impl History {
                         event.revision
                     ));
                 }
-                if !matches!(
-                    key,
-                    Key::Reply { .. }
-                        | Key::Member { .. }
-                        | Key::Config { .. }
-                        | Key::Release { .. }
-                        | Key::Schema { .. }
-                        | Key::Report { .. }
-                        | Key::Counter { .. }
-                        | Key::Lock { .. }
-                        | Key::Removal { .. }
-                        | Key::Alarm { .. }
-                ) {
+                if !matches!(key, Key::Reply { .. } | Key::Member { .. }) {
                     visible.push(Change::new(key.clone(), record.clone()));
                     let versions = self.versions.entry(key.clone()).or_default();
                     versions.push((event.revision, record.clone()));
@@ -185,6 +173,22 @@ impl History {
         versions[..behind].last()?.1.as_ref()
     }
 
+    /// Everything that has ever been there, in order.
+    pub fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.versions.keys()
+    }
+
+    /// All that a record has been, by the revision from which it was so.
+    pub fn versions_of(&self, key: &Key) -> &[(u64, Option<Record>)] {
+        self.versions.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// The records under the keys from `first` to `last` as they were at a revision.
+    pub fn between(&self, first: Key, last: Key, revision: u64) -> impl Iterator<Item = &Record> {
+        let keys = self.versions.range(first..=last).map(|(key, _)| key);
+        keys.filter_map(move |key| self.at(key, revision))
+    }
+
     /// What a revision changed.
     pub fn changes(&self, revision: u64) -> &[Change] {
         self.revisions.get(&revision).map_or(&[], Vec::as_slice)
@@ -210,31 +214,34 @@ impl History {
 }
 
 fn holds(range: &Range, key: &Key) -> bool {
-    let (namespace, service) = match key {
-        Key::Service { namespace, name } => (namespace, name),
-        Key::Instance { namespace, service, id: _ } => (namespace, service),
+    let (class, namespace, first, second) = match key {
+        Key::Service { namespace, name } => (Class::Service, namespace, &**name, ""),
+        Key::Instance { namespace, service, id: _ } => (Class::Service, namespace, &**service, ""),
+        Key::Config { namespace, group, key } => (Class::Config, namespace, &**group, &**key),
+        Key::Counter { namespace, name, labels: _ } => (Class::Counter, namespace, &**name, ""),
+        Key::Lock { namespace, lock, ticket: _ } => (Class::Lock, namespace, &**lock, ""),
+        Key::Alarm { namespace, name } => (Class::Alarm, namespace, &**name, ""),
         Key::Meta
         | Key::Namespace { .. }
         | Key::Session { .. }
         | Key::Reply { .. }
         | Key::Member { .. }
-        | Key::Config { .. }
         | Key::Release { .. }
         | Key::Schema { .. }
         | Key::Report { .. }
-        | Key::Counter { .. }
-        | Key::Lock { .. }
-        | Key::Removal { .. }
-        | Key::Alarm { .. } => {
+        | Key::Removal { .. } => {
             return false;
         }
     };
+    let named = |of: &Match, name: &str| match of {
+        Match::Any => true,
+        Match::Prefix(prefix) => name.starts_with(prefix.as_str()),
+        Match::Exact(exact) => name == exact,
+    };
     range.selectors().iter().any(|selector| {
-        let of_name = match &selector.first {
-            Match::Any => true,
-            Match::Prefix(prefix) => service.starts_with(prefix.as_str()),
-            Match::Exact(name) => **service == **name,
-        };
-        selector.class == Class::Service && **namespace == *selector.namespace && of_name
+        selector.class == class
+            && **namespace == *selector.namespace
+            && named(&selector.first, first)
+            && named(&selector.second, second)
     })
 }

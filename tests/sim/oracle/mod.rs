@@ -1,14 +1,23 @@
 //! Knows what must hold, and says when it does not. One file per promise; all of them lean on the
 //! [`history`]: the one order of changes that the first node to apply each entry has made.
 
+pub mod configs;
+pub mod counters;
 pub mod history;
+pub mod locks;
 pub mod reads;
 pub mod replicas;
 pub mod sessions;
+pub mod transactions;
 pub mod watches;
 pub mod writes;
 
+use quorate::state::Applied;
+
+use configs::Configs;
+use counters::Counters;
 use history::History;
+use locks::Locks;
 use replicas::Replicas;
 use sessions::Sessions;
 use writes::Writes;
@@ -20,6 +29,9 @@ pub struct Oracle {
     pub replicas: Replicas,
     pub writes: Writes,
     pub sessions: Sessions,
+    pub configs: Configs,
+    pub counters: Counters,
+    pub locks: Locks,
     /// The greatest revision that any client knows of: each linearizable call that begins later must
     /// see it.
     pub floor: u64,
@@ -35,6 +47,17 @@ pub struct Counts {
     pub unknown: u64,
     /// Acknowledged writes that the state had carried out before, on an earlier attempt.
     pub duplicates: u64,
+    /// Acknowledged additions to counters, in transactions too.
+    pub additions: u64,
+    /// Acknowledged publications, and those that were refused because of another version.
+    pub publications: u64,
+    pub conflicts: u64,
+    /// Transactions that were carried out, and those of which a step was refused.
+    pub transactions: u64,
+    pub taken_back: u64,
+    /// How often a client has come to hold a lock, and how often it was told to wait.
+    pub locks_held: u64,
+    pub locks_awaited: u64,
     pub reads: u64,
     pub stale_reads: u64,
     pub watch_messages: u64,
@@ -65,6 +88,13 @@ impl Counts {
             acknowledged,
             unknown,
             duplicates,
+            additions,
+            publications,
+            conflicts,
+            transactions,
+            taken_back,
+            locks_held,
+            locks_awaited,
             reads,
             stale_reads,
             watch_messages,
@@ -91,6 +121,13 @@ impl Counts {
             (&mut self.acknowledged, acknowledged),
             (&mut self.unknown, unknown),
             (&mut self.duplicates, duplicates),
+            (&mut self.additions, additions),
+            (&mut self.publications, publications),
+            (&mut self.conflicts, conflicts),
+            (&mut self.transactions, transactions),
+            (&mut self.taken_back, taken_back),
+            (&mut self.locks_held, locks_held),
+            (&mut self.locks_awaited, locks_awaited),
             (&mut self.reads, reads),
             (&mut self.stale_reads, stale_reads),
             (&mut self.watch_messages, watch_messages),
@@ -127,6 +164,17 @@ impl Oracle {
     fn check(&mut self, result: Result<(), String>) {
         if let Err(what) = result {
             self.violated(what);
+        }
+    }
+
+    /// An entry was applied for the first time: what is wrong with it in itself.
+    fn is_in_order(&mut self, applied: &Applied) {
+        for event in &applied.events {
+            let result = self
+                .lines_have_one_head(event)
+                .and_then(|()| self.pair_changes_together(event))
+                .and_then(|()| self.versions_grow(event));
+            self.check(result);
         }
     }
 

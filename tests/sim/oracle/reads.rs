@@ -1,22 +1,14 @@
 //! A linearizable read sees every write acknowledged before it began, and what any such read has seen
 //! before; every read, a stale one too, sees the state as it was at one revision.
 
-use std::sync::Arc;
-
-use quorate::state::{Instance, Key, Record};
+use quorate::state::{Key, Record};
 
 use super::Oracle;
 
 impl Oracle {
-    /// A client has read an instance in a state of this revision. `floor` is what clients knew when
+    /// A client has read a record in a state of this revision. `floor` is what clients knew when
     /// the read began; None for a stale read.
-    pub fn read(
-        &mut self,
-        floor: Option<u64>,
-        revision: u64,
-        key: &Key,
-        found: Option<&Arc<Instance>>,
-    ) {
+    pub fn read(&mut self, floor: Option<u64>, revision: u64, key: &Key, found: Option<&Record>) {
         match floor {
             Some(floor) => {
                 self.counts.reads += 1;
@@ -30,10 +22,7 @@ impl Oracle {
             }
             None => self.counts.stale_reads += 1,
         }
-        let expected = match self.history.at(key, revision) {
-            Some(Record::Instance(instance)) => Some(instance),
-            Some(_) | None => None,
-        };
+        let expected = self.history.at(key, revision);
         if found != expected {
             let what =
                 format!("a read at revision {revision} found {found:?}, there was {expected:?}");

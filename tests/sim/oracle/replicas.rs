@@ -91,6 +91,7 @@ impl Oracle {
                 }
                 let result = self.history.apply(applied, &mut ended);
                 self.check(result);
+                self.is_in_order(applied);
                 let digest = self.history.digest();
                 self.replicas.entries.insert(index, Entry { term, leader, hash, digest });
             }

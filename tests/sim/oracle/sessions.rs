@@ -55,6 +55,13 @@ impl Oracle {
         }
     }
 
+    /// Nobody may have ended it yet.
+    pub fn is_alive(&self, session: u64, now: Duration) -> bool {
+        let known = self.sessions.known.get(&session);
+        known.is_some_and(|known| now < known.renewed + known.ttl)
+            && !self.sessions.closing.contains(&session)
+    }
+
     fn is_overdue(&mut self, session: u64, now: Duration, what: &str) {
         // Of a session whose opening was never answered nobody expects anything.
         let Some(Known { ttl, renewed }) = self.sessions.known.get(&session) else { return };

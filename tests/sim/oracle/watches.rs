@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use quorate::state::{Key, Record};
-use quorate::watch::{Kind, Message, Range};
+use quorate::state::{Change, Key, Record};
+use quorate::watch::{Kind, Range};
 
 use super::Oracle;
 
@@ -32,29 +32,35 @@ impl View {
 
 impl Oracle {
     /// A watcher got a message.
-    pub fn watched(&mut self, view: &mut View, message: &Message) {
+    pub fn watched(&mut self, view: &mut View, revision: u64, kind: Kind, events: &[Change]) {
         self.counts.watch_messages += 1;
-        let result = self.follows(view, message);
+        let together = self.pair_is_seen_together(kind, events);
+        let result = together.and_then(|()| self.follows(view, revision, kind, events));
         let range = &view.range;
         self.check(result.map_err(|why| format!("a watcher of {range:?}: {why}")));
     }
 
-    fn follows(&mut self, view: &mut View, message: &Message) -> Result<(), String> {
-        let revision = message.revision;
+    fn follows(
+        &mut self,
+        view: &mut View,
+        revision: u64,
+        kind: Kind,
+        events: &[Change],
+    ) -> Result<(), String> {
         if revision > self.history.revision {
             return Err(format!("revision {revision} is not applied anywhere"));
         }
         if revision < view.complete {
             return Err(format!("revision {revision} came after {}", view.complete));
         }
-        if view.arriving.is_some() && !matches!(message.kind, Kind::Snapshot { .. }) {
-            return Err(format!("{:?} in the middle of a snapshot", message.kind));
+        if view.arriving.is_some() && !matches!(kind, Kind::Snapshot { .. }) {
+            return Err(format!("{kind:?} in the middle of a snapshot"));
         }
         let missed = self.history.within(&view.range, view.complete, revision);
-        match message.kind {
+        match kind {
             Kind::Snapshot { more } => {
                 let arriving = view.arriving.get_or_insert_default();
-                for change in &message.events {
+                for change in events {
                     let Some(record) = &change.record else {
                         return Err(format!("a snapshot removes {:?}", change.key));
                     };
@@ -77,7 +83,7 @@ impl Oracle {
                 }
             }
             Kind::Changes => {
-                let changes = message.events.to_vec();
+                let changes = events.to_vec();
                 if missed != [(revision, changes)] {
                     let missed: Vec<u64> = missed.iter().map(|(revision, _)| *revision).collect();
                     return Err(format!(
@@ -85,7 +91,7 @@ impl Oracle {
                         view.complete
                     ));
                 }
-                for change in &message.events {
+                for change in events {
                     match &change.record {
                         Some(record) => view.records.insert(change.key.clone(), record.clone()),
                         None => view.records.remove(&change.key),

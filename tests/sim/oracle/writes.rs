@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use quorate::state::{Change, InstanceName, Key, Op, Outcome, Record, Refusal, Reply, RequestId};
 
 use super::Oracle;
+use super::configs::item_key;
 
 #[derive(Debug, Default)]
 pub struct Writes {
@@ -37,7 +38,7 @@ impl Write {
     }
 }
 
-fn instance_key(name: &InstanceName) -> Key {
+pub fn instance_key(name: &InstanceName) -> Key {
     Key::Instance {
         namespace: name.namespace.as_str().into(),
         service: name.service.as_str().into(),
@@ -76,6 +77,7 @@ impl Oracle {
         if write.session_is_gone(outcome) && !write.maybe {
             self.writes.failed.insert(write.tag.clone());
         }
+        self.addition_acknowledged(write, outcome);
         let result = self.is_true(write, outcome);
         self.check(result.map_err(|why| format!("write {write:?} got {outcome:?}: {why}")));
         self.seen(outcome.revision);
@@ -144,18 +146,13 @@ impl Oracle {
             | Op::NotePost { .. }
             | Op::Txn(_) => None,
         };
+        if let Some(result) = self.is_true_of_center(write, outcome) {
+            return result;
+        }
         let history = &self.history;
         let record = key.as_ref().and_then(|key| history.at(key, revision));
         let gone = |key: Key| history.changes(revision).contains(&Change::new(key, None));
-        let new = |what: &str| {
-            if revision <= write.floor {
-                return Err(format!("revision {} was known when it began", write.floor));
-            }
-            match history.tags.get(&write.tag) {
-                Some(at) if *at == revision => Ok(()),
-                at => Err(format!("{what}, but its mark is at revision {at:?}")),
-            }
-        };
+        let new = |what: &str| self.is_new(write, revision, what);
         match &outcome.result {
             Ok(Reply::Registered { mod_revision, .. }) if *mod_revision != revision => {
                 Err(format!("a registration with a new mark got revision {mod_revision}"))
@@ -247,11 +244,73 @@ impl Oracle {
         }
     }
 
+    /// The write took place at a revision that nobody knew when it began.
+    fn is_new(&self, write: &Write, revision: u64, what: &str) -> Result<(), String> {
+        if revision <= write.floor {
+            return Err(format!("revision {} was known when it began", write.floor));
+        }
+        match self.history.tags.get(&write.tag) {
+            Some(at) if *at == revision => Ok(()),
+            at => Err(format!("{what}, but its mark is at revision {at:?}")),
+        }
+    }
+
+    /// What is said of counters, configuration, locks and transactions; None of anything else.
+    fn is_true_of_center(
+        &mut self,
+        write: &Write,
+        outcome: &Outcome,
+    ) -> Option<Result<(), String>> {
+        let Outcome { revision, result, .. } = outcome;
+        let revision = *revision;
+        Some(match (&write.op, result) {
+            (_, Err(Refusal::SessionExpired { .. })) => return None,
+            (Op::AddCounter(_), Ok(Reply::CounterChanged { value, changed: true, .. })) => {
+                self.was_added(&write.op, revision, *value)
+            }
+            (
+                Op::PublishConfig(publication),
+                Ok(Reply::ConfigPublished { version, changed: true }),
+            ) => self
+                .is_new(write, revision, "published")
+                .and_then(|()| self.was_published(publication, revision, *version)),
+            (Op::PublishConfig(publication), Err(Refusal::CompareFailed { current, .. })) => {
+                self.counts.conflicts += 1;
+                let found = self.history.version_at(&item_key(&publication.name), revision);
+                match found == *current && publication.expected_version != Some(found) {
+                    true => Ok(()),
+                    false => Err(format!("its item was at version {found}")),
+                }
+            }
+            (Op::AcquireLock(_) | Op::ReleaseLock { .. }, Ok(reply)) => {
+                let waits = matches!(reply, Reply::LockQueued { .. });
+                self.counts.locks_awaited += u64::from(waits);
+                self.stands_in_line(&write.op, revision, reply)
+            }
+            (Op::AcquireLock(_), Err(refusal)) => self.lock_was_held(&write.op, revision, refusal),
+            (Op::Txn(txn), Ok(Reply::Txn { succeeded, replies })) => {
+                self.counts.transactions += 1;
+                let new = match succeeded {
+                    true => self.is_new(write, revision, "carried out"),
+                    false => Ok(()),
+                };
+                new.and_then(|()| self.was_carried_out(txn, revision, *succeeded, replies))
+            }
+            (Op::Txn(txn), Err(Refusal::InStep { step, refusal })) => {
+                self.was_taken_back(txn, revision, *step, refusal)
+            }
+            _ => return None,
+        })
+    }
+
     /// A client has given up its write.
     pub fn gave_up(&mut self, write: &Write) {
         self.counts.unknown += u64::from(write.maybe);
-        if !write.maybe {
-            self.writes.failed.insert(write.tag.clone());
+        match write.maybe {
+            true => self.addition_unknown(write),
+            false => {
+                self.writes.failed.insert(write.tag.clone());
+            }
         }
     }
 
