@@ -1,6 +1,9 @@
-//! Telling the outside of alarms: the leader posts each transition to the alarm's webhook until it is
+//! Telling the outside of alarms: the leader posts the last transition to the alarm's webhook until it is
 //! taken, a bounded number of times, and notes in the state that it was told or given up. A new leader
-//! goes on with what is not noted: so each is told at least once, and may be told twice.
+//! goes on with what is not noted: so each is told at least once, unless a newer one overtakes it, and may be
+//! told twice.
+//!
+//! Invariant: at most one task of a leader tells of an alarm.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -30,41 +33,75 @@ pub trait Webhooks: Send + Sync + Debug + 'static {
     fn post(&self, url: &str, body: String) -> BoxFuture<'static, Result<(), String>>;
 }
 
-/// Which transition of which alarm.
-type Told = BTreeMap<(String, String), u64>;
+/// Who is being told, by namespace and name of the alarm.
+type Telling = BTreeMap<(String, String), runtime::JoinHandle<()>>;
 
 /// Runs until the node is dropped.
 pub async fn run(node: Node) {
     let permits = Arc::new(Semaphore::new(WEBHOOKS_UNDER_WAY));
-    // What this leader is telling: kept until the state says that it was told.
-    let mut telling = Told::new();
+    let mut telling = Telling::new();
     loop {
         runtime::sleep(TICK).await;
+        telling.retain(|_, task| !task.is_finished());
         if !matches!(node.leadership(), Leadership::Leader { .. }) {
-            telling.clear();
             continue;
         }
-        let untold = node.read(|state| state.untold_alarms());
-        let names = |alarm: &Alarm| (alarm.namespace.to_string(), alarm.name.to_string());
-        telling.retain(|name, _| untold.iter().any(|alarm| names(alarm) == *name));
-        for alarm in untold {
-            let known = telling.get(&names(&alarm)).copied().unwrap_or(0);
-            if known >= alarm.transitions {
+        for alarm in node.read(|state| state.untold_alarms()) {
+            let names = (alarm.namespace.to_string(), alarm.name.to_string());
+            if telling.contains_key(&names) {
                 continue;
             }
             let Ok(permit) = permits.clone().try_acquire_owned() else { break };
-            telling.insert(names(&alarm), alarm.transitions);
-            let node = node.clone();
-            runtime::spawn(async move {
-                tell(&node, &alarm).await;
+            let (node, (namespace, name)) = (node.clone(), names.clone());
+            let task = runtime::spawn(async move {
+                tell(&node, &namespace, &name).await;
                 drop(permit);
             });
+            telling.insert(names, task);
         }
     }
 }
 
-async fn tell(node: &Node, alarm: &Alarm) {
-    let error = post(node, alarm).await.err().unwrap_or_default();
+/// Posts the newest transition of an alarm until it is taken or given up. One that comes meanwhile takes
+/// its place: nobody hears of an older one after a newer one.
+async fn tell(node: &Node, namespace: &str, name: &str) {
+    let (mut transition, mut attempt, mut pause) = (0, 0, WEBHOOK_AGAIN);
+    // What is not noted is told again by the next leader.
+    while matches!(node.leadership(), Leadership::Leader { .. }) {
+        let alarm = node.read(|state| state.alarm(namespace, name).cloned());
+        let Some(alarm) = alarm.filter(|alarm| alarm.is_untold()) else { return };
+        if alarm.transitions != transition {
+            (transition, attempt, pause) = (alarm.transitions, 0, WEBHOOK_AGAIN);
+        }
+        // The list may be another one than when the alarm was put.
+        if let Err(error) = node.check_webhook(&alarm.rule.webhook) {
+            return note(node, &alarm, error.to_string()).await;
+        }
+        let Err(error) = post(node, &alarm).await else {
+            return note(node, &alarm, String::new()).await;
+        };
+        attempt += 1;
+        if attempt == WEBHOOK_ATTEMPTS {
+            let error = format!("given up after {attempt} attempts: {error}");
+            return note(node, &alarm, error).await;
+        }
+        tracing::debug!(url = alarm.rule.webhook, attempt, error, "webhook not told yet");
+        runtime::sleep(pause).await;
+        pause = (pause * 2).min(WEBHOOK_AGAIN_MAX);
+    }
+}
+
+/// One attempt.
+async fn post(node: &Node, alarm: &Alarm) -> Result<(), String> {
+    let posted = node.webhooks().post(&alarm.rule.webhook, body(alarm).to_string());
+    match runtime::timeout(WEBHOOK_TIMEOUT, posted).await {
+        Ok(result) => result,
+        Err(_) => Err(format!("no answer within {} s", WEBHOOK_TIMEOUT.as_secs())),
+    }
+}
+
+/// Notes that a transition was told, or, with an error, that it will not be.
+async fn note(node: &Node, alarm: &Alarm, error: String) {
     let (namespace, name) = (alarm.namespace.to_string(), alarm.name.to_string());
     if error.is_empty() {
         tracing::info!(namespace, name, transition = alarm.transitions, "webhook told");
@@ -77,40 +114,12 @@ async fn tell(node: &Node, alarm: &Alarm) {
         error: shortened(error),
     };
     let command = Command { request: None, op };
-    // What is not noted is told again by the next leader.
     while matches!(node.leadership(), Leadership::Leader { .. }) {
         match node.propose_here(&command, TIMEOUT).await {
             Ok(_) => return,
             Err(error) => tracing::info!(%error, "a post to a webhook is not noted yet"),
         }
         runtime::sleep(WEBHOOK_AGAIN).await;
-    }
-}
-
-async fn post(node: &Node, alarm: &Alarm) -> Result<(), String> {
-    let url = &alarm.rule.webhook;
-    // The list may be another one than when the alarm was put.
-    node.check_webhook(url).map_err(|error| error.to_string())?;
-    let body = body(alarm).to_string();
-    let mut pause = WEBHOOK_AGAIN;
-    let mut attempt = 1;
-    loop {
-        let posted = runtime::timeout(WEBHOOK_TIMEOUT, node.webhooks().post(url, body.clone()));
-        let error = match posted.await {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => error,
-            Err(_) => format!("no answer within {} s", WEBHOOK_TIMEOUT.as_secs()),
-        };
-        if attempt == WEBHOOK_ATTEMPTS {
-            return Err(format!("given up after {attempt} attempts: {error}"));
-        }
-        tracing::debug!(url, attempt, error, "webhook not told yet");
-        attempt += 1;
-        runtime::sleep(pause).await;
-        pause = (pause * 2).min(WEBHOOK_AGAIN_MAX);
-        if !matches!(node.leadership(), Leadership::Leader { .. }) {
-            return Err("another node leads".to_owned());
-        }
     }
 }
 

@@ -43,6 +43,8 @@ use crate::run::Setup;
 use crate::trace::{Trace, trace};
 
 const CLUSTER: &str = "simulation";
+/// Where alarms are told.
+pub const HOOK: &str = "http://hook";
 
 /// Small, so that segments are rolled and reused.
 const SEGMENT_BYTES: u64 = 32 * 1024;
@@ -78,6 +80,7 @@ pub struct World {
     oracle: Mutex<Oracle>,
     machines: Mutex<BTreeMap<NodeId, Machine>>,
     random: Mutex<StdRng>,
+    hook: Mutex<Hook>,
     /// Nodes that have ended by themselves.
     pub aborted: Mutex<Vec<(NodeId, String)>>,
 }
@@ -150,6 +153,7 @@ impl World {
             oracle: Mutex::default(),
             machines,
             random: Mutex::new(random),
+            hook: Mutex::default(),
             aborted: Mutex::default(),
         })
     }
@@ -165,6 +169,10 @@ impl World {
 
     pub fn oracle(&self) -> MutexGuard<'_, Oracle> {
         self.oracle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn hook(&self) -> MutexGuard<'_, Hook> {
+        self.hook.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn machines(&self) -> MutexGuard<'_, BTreeMap<NodeId, Machine>> {
@@ -481,7 +489,7 @@ impl World {
             election_max_ms: 600,
             snapshot_entries: 60,
             snapshot_keep_entries: 20,
-            webhook_allow: Vec::new(),
+            webhook_allow: vec![HOOK.to_owned()],
         };
         let checkpoints = StoreCheckpoints { handle: handle.clone(), disk: snapshots.clone() };
         let parts = Parts {
@@ -492,7 +500,7 @@ impl World {
             clock,
             observer: Arc::new(Ear { world: self.clone(), id }),
             disk: Arc::new(SimStorage { world: self.clone(), id, snapshots }),
-            webhooks: Arc::new(NoWebhooks),
+            webhooks: Arc::new(SimWebhooks { world: self.clone() }),
             rebuilt: false,
             on_fatal: OnFatal(Box::new({
                 let world = self.clone();
@@ -675,12 +683,40 @@ impl Storage for SimStorage {
     }
 }
 
-/// No alarm of the simulation has one.
-#[derive(Debug)]
-struct NoWebhooks;
+/// The one webhook that there is.
+#[derive(Debug, Default)]
+pub struct Hook {
+    pub refuses: bool,
+    /// What was posted and refused, and what was taken.
+    pub refused: Vec<serde_json::Value>,
+    pub taken: Vec<serde_json::Value>,
+}
 
-impl Webhooks for NoWebhooks {
-    fn post(&self, url: &str, _: String) -> BoxFuture<'static, Result<(), String>> {
-        panic!("posted to {url}")
+struct SimWebhooks {
+    world: Arc<World>,
+}
+
+impl fmt::Debug for SimWebhooks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimWebhooks").finish_non_exhaustive()
+    }
+}
+
+impl Webhooks for SimWebhooks {
+    fn post(&self, url: &str, body: String) -> BoxFuture<'static, Result<(), String>> {
+        assert_eq!(url, HOOK);
+        let mut hook = self.world.hook();
+        let body = serde_json::from_str(&body).expect("what is posted is JSON");
+        let answer = match hook.refuses {
+            true => {
+                hook.refused.push(body);
+                Err("refused".to_owned())
+            }
+            false => {
+                hook.taken.push(body);
+                Ok(())
+            }
+        };
+        async { answer }.boxed()
     }
 }

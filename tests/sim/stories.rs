@@ -13,12 +13,15 @@ use quorate::raft::network::{PeerError, SnapshotHead};
 use quorate::raft::service::PeerHandler;
 use quorate::raft::types::{LeaderId, NodeId, Vote};
 use quorate::runtime;
-use quorate::state::{Command, Op};
+use quorate::state::{
+    Addition, AlarmMeasure, AlarmName, AlarmRule, AlarmSide, Command, CounterKind, CounterName, Op,
+    Pairs,
+};
 use quorate::store::disk::Disk as _;
 use quorate::store::fault::{Crash, Faults};
 use quorate::store::snapshot;
 
-use crate::cluster::{End, World};
+use crate::cluster::{End, HOOK, World};
 use crate::faults::{self, Mix};
 use crate::network::CLIENTS;
 use crate::oracle::writes::instance_key;
@@ -421,5 +424,88 @@ fn late_acknowledgements_confirm_no_leadership() {
             assert!(pass(world, rest).await, "{:?}", world.oracle().violations);
             until(world, Duration::from_secs(2), "a leader", || world.leader().is_some()).await;
         }
+    });
+}
+
+/// One command that the leader is asked for.
+async fn carry_out(world: &World, op: Op) {
+    let (command, timeout) = (Command { request: None, op }, Duration::from_secs(2));
+    let propose = move |node: Node| async move { node.propose(&command, timeout).await };
+    on(world, leader(world), propose).await.unwrap().result.unwrap();
+}
+
+async fn add(world: &World, delta: i64) {
+    let (namespace, name) = ("default".to_owned(), "queue".to_owned());
+    let name = CounterName { namespace, name, labels: Pairs::default() };
+    let kind = Some(CounterKind::Gauge);
+    let addition = Addition { name, kind, delta, floor: None, ceil: None };
+    carry_out(world, Op::AddCounter(Box::new(addition))).await;
+}
+
+async fn put_alarm(world: &World) {
+    let rule = AlarmRule {
+        counter: "queue".to_owned(),
+        labels: Pairs::default(),
+        measure: AlarmMeasure::Value,
+        side: AlarmSide::Above,
+        bound_milli: 0,
+        for_ms: 0,
+        webhook: HOOK.to_owned(),
+        description: String::new(),
+    };
+    let name = AlarmName { namespace: "default".to_owned(), name: "long".to_owned() };
+    carry_out(world, Op::PutAlarm { name, rule: Box::new(rule) }).await;
+}
+
+fn transitions(posts: &[serde_json::Value]) -> Vec<u64> {
+    posts.iter().map(|post| post["transition"].as_u64().expect("a number")).collect()
+}
+
+/// Whoever could not be told for a while hears how things are, and nothing older behind it.
+#[test]
+fn a_webhook_hears_of_nothing_old_after_something_new() {
+    tell_quietly(12, async |world| {
+        put_alarm(world).await;
+        world.hook().refuses = true;
+        let refused = |transition| {
+            let posts = transitions(&world.hook().refused);
+            posts.iter().filter(|refused| **refused == transition).count()
+        };
+        add(world, 1).await;
+        until(world, Duration::from_secs(20), "attempts", || refused(1) == 3).await;
+        add(world, -1).await;
+        until(world, Duration::from_secs(20), "newer ones", || refused(2) == 1).await;
+        world.hook().refuses = false;
+        assert!(pass(world, Duration::from_secs(90)).await);
+        let hook = world.hook();
+        assert_eq!(transitions(&hook.taken), [2]);
+        assert_eq!(hook.taken[0]["status"], "cleared");
+        assert_eq!(transitions(&hook.refused), [1, 1, 1, 2]);
+    });
+}
+
+/// An alarm is given up after a bounded number of attempts, which is noted; its next transition is told.
+#[test]
+fn a_webhook_that_never_answers_is_given_up() {
+    tell_quietly(13, async |world| {
+        put_alarm(world).await;
+        world.hook().refuses = true;
+        add(world, 1).await;
+        let noted = || {
+            let (_, node) = world.running(leader(world)).expect("the node is up");
+            node.read(|state| {
+                let alarm = state.alarm("default", "long").expect("it was put");
+                (alarm.posted, alarm.post_error.clone())
+            })
+        };
+        until(world, Duration::from_secs(600), "the note", || noted().0 == 1).await;
+        assert_eq!(noted().1, "given up after 10 attempts: refused");
+        assert_eq!(transitions(&world.hook().refused), [1; 10]);
+        assert!(pass(world, Duration::from_secs(90)).await);
+        world.hook().refuses = false;
+        add(world, -1).await;
+        until(world, Duration::from_secs(5), "the note", || noted() == (2, String::new())).await;
+        assert_eq!(transitions(&world.hook().taken), [2]);
+        assert_eq!(world.hook().refused.len(), 10);
     });
 }

@@ -50,7 +50,6 @@ impl State {
     pub fn untold_alarms(&self) -> Vec<Arc<Alarm>> {
         let spaces = self.spaces_with_alarms();
         let all = spaces.flat_map(|space| space.alarms.range(Bound::Unbounded));
-        let untold = all.filter(|it| !it.rule.webhook.is_empty() && it.posted < it.transitions);
-        untold.cloned().collect()
+        all.filter(|alarm| alarm.is_untold()).cloned().collect()
     }
 }

@@ -67,6 +67,11 @@ pub enum AlarmStatus {
 }
 
 impl Alarm {
+    /// Its webhook has not been told of its last transition.
+    pub fn is_untold(&self) -> bool {
+        !self.rule.webhook.is_empty() && self.posted < self.transitions
+    }
+
     pub fn key(&self) -> Key {
         Key::Alarm { namespace: self.namespace.clone(), name: self.name.clone() }
     }
