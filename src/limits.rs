@@ -417,6 +417,75 @@ pub const TRANSACTION_BACKOFF_MAX: Duration = Duration::from_millis(250);
 /// has it.
 pub const TRANSACTION_FRESH_BYTES: usize = 256 * 1024;
 
+// ---- balancing ----
+
+/// Points of an endpoint on a hash ring per unit of weight; the unit is the greatest power of two that is
+/// no more than the least weight.
+pub const BALANCE_POINTS: std::ops::RangeInclusive<u64> = 1..=10_000;
+pub const DEFAULT_BALANCE_POINTS: u32 = 160;
+/// Points of one ring, as in Envoy; a ring that would have more gets fewer per unit of weight.
+pub const BALANCE_RING: std::ops::RangeInclusive<u64> = 1..=8_388_608;
+/// Slots of a Maglev table, a prime number; when none is stated, at least the second and at least the
+/// third for each endpoint.
+pub const BALANCE_TABLE: std::ops::RangeInclusive<u64> = 2..=5_000_011;
+pub const DEFAULT_BALANCE_TABLE: u32 = 65_537;
+pub const BALANCE_TABLE_PER_ENDPOINT: u32 = 100;
+/// Calls under way at one endpoint in percent of the average, where they are bounded.
+pub const BALANCE_BOUND_PERCENT: std::ops::RangeInclusive<u64> = 101..=10_000;
+pub const DEFAULT_BALANCE_BOUND_PERCENT: u32 = 125;
+/// Endpoints of which the one with the least load is taken.
+pub const BALANCE_CHOICES: std::ops::RangeInclusive<u64> = 2..=10;
+pub const DEFAULT_BALANCE_CHOICES: u32 = 2;
+/// After this time a latency counts 1/e of what it did.
+pub const BALANCE_DECAY_MS: std::ops::RangeInclusive<u64> = 10..=3_600_000;
+pub const DEFAULT_BALANCE_DECAY_MS: u64 = 10_000;
+/// The latency that a call under way is taken to have at an endpoint that has not answered yet.
+pub const BALANCE_UNKNOWN_LATENCY: Duration = Duration::from_secs(1);
+/// Endpoints that one call may try.
+pub const BALANCE_ATTEMPTS: usize = 16;
+/// Random choices that may hit an endpoint which cannot be taken before all are looked at in turn.
+pub const BALANCE_PROBES: u32 = 32;
+/// Points of a ring that are passed in turn before that, and how often the same endpoint is drawn in vain
+/// as a second choice.
+pub const BALANCE_WALK: u32 = 1_024;
+pub const BALANCE_REPEATS: u32 = 4;
+/// Steps of one period of weighted round robin: so many for each endpoint when they do not suffice
+/// for the weights as they are, at least the second and at most the third.
+pub const BALANCE_PERIOD_PER_ENDPOINT: u64 = 64;
+pub const BALANCE_PERIOD_LEAST: u64 = 65_536;
+pub const BALANCE_PERIOD: u64 = 1_048_576;
+/// Steps times endpoints up to which endpoints of the same weight are interleaved one by one.
+pub const BALANCE_PERIOD_WORK: u64 = 4_194_304;
+/// Endpoints of a subset.
+pub const BALANCE_SUBSET: std::ops::RangeInclusive<u64> = 1..=(INSTANCES_PER_SERVICE as u64);
+/// When less than this percentage of endpoints is available, availability is not asked for.
+pub const DEFAULT_BALANCE_PANIC_PERCENT: u32 = 50;
+/// A zone takes all of its calls while this percentage of its available endpoints is at least all of
+/// its endpoints, as in Envoy.
+pub const BALANCE_OVERPROVISIONING_PERCENT: u64 = 140;
+/// How long a new endpoint takes to get its full share, and the percentage of it that it begins with.
+pub const BALANCE_SLOW_START_MS: std::ops::RangeInclusive<u64> = 1..=3_600_000;
+pub const BALANCE_SLOW_START_PERCENT: u64 = 10;
+/// Ejection of outliers, by the defaults of gRFC A50: how often endpoints are compared, how long one is
+/// ejected for each time that it was, and at most, and how many may be at once.
+pub const EJECTION_MS: std::ops::RangeInclusive<u64> = 1..=86_400_000;
+pub const DEFAULT_EJECTION_INTERVAL_MS: u64 = 10_000;
+pub const DEFAULT_EJECTION_BASE_MS: u64 = 30_000;
+pub const DEFAULT_EJECTION_MAX_MS: u64 = 300_000;
+pub const DEFAULT_EJECTION_MAX_PERCENT: u32 = 10;
+/// An endpoint is compared when it had so many calls in the interval, and when there are so many of them.
+pub const EJECTION_COUNT: std::ops::RangeInclusive<u64> = 1..=1_000_000;
+pub const DEFAULT_EJECTION_HOSTS: u32 = 5;
+pub const DEFAULT_EJECTION_SUCCESS_RATE_CALLS: u32 = 100;
+pub const DEFAULT_EJECTION_FAILURE_PERCENT_CALLS: u32 = 50;
+/// It is ejected when its success rate is lower than the mean by more than so many thousandths of the
+/// standard deviation, when more than this percentage of its calls failed, or so many in a row.
+pub const EJECTION_STDEV_FACTOR: std::ops::RangeInclusive<u64> = 0..=100_000;
+pub const DEFAULT_EJECTION_STDEV_FACTOR: u32 = 1_900;
+pub const DEFAULT_EJECTION_FAILURE_PERCENT: u32 = 85;
+pub const EJECTION_STREAK: std::ops::RangeInclusive<u64> = 0..=1_000_000;
+pub const DEFAULT_EJECTION_STREAK: u32 = 5;
+
 // ---- addresses ----
 
 pub const DEFAULT_BASE_PORT: u16 = 7650;
@@ -502,4 +571,11 @@ const _: () = {
     assert!(CLIENT_COUNTERS_UNDER_WAY < SESSION_IN_FLIGHT);
     assert!(WATCH_SILENCE.as_millis() > 2 * WATCH_BOOKMARK_INTERVAL.as_millis());
     assert!(CLIENT_CONNECT_TIMEOUT.as_millis() < CLIENT_ATTEMPT_TIMEOUT.as_millis());
+    assert!(
+        *BALANCE_RING.end() < u32::MAX as u64,
+        "positions on a ring and its owners are 32 bits"
+    );
+    assert!(*BALANCE_RING.end() >= INSTANCES_PER_SERVICE as u64, "everybody has a point");
+    assert!(*BALANCE_TABLE.end() >= INSTANCES_PER_SERVICE as u64, "everybody has a slot");
+    assert!(BALANCE_PERIOD > INSTANCES_PER_SERVICE as u64, "everybody has a step");
 };

@@ -32,6 +32,7 @@
 //! # }
 //! ```
 
+pub mod balance;
 mod calls;
 mod cluster;
 mod config;
@@ -49,7 +50,8 @@ mod transaction;
 pub mod txn;
 mod watch;
 
-#[cfg(test)]
+// Their fake nodes are servers.
+#[cfg(all(test, feature = "server"))]
 mod tests;
 
 pub use cluster::{DownloadError, SnapshotInfo};
