@@ -448,7 +448,7 @@ pub const BALANCE_PROBES: u32 = 32;
 /// Points of a ring that are passed in turn before that, and how often the same endpoint is drawn in vain
 /// as a second choice.
 pub const BALANCE_WALK: u32 = 1_024;
-pub const BALANCE_REPEATS: u32 = 4;
+pub const BALANCE_REPEATS: u32 = 16;
 /// Steps of one period of weighted round robin: so many for each endpoint when they do not suffice
 /// for the weights as they are, at least the second and at most the third.
 pub const BALANCE_PERIOD_PER_ENDPOINT: u64 = 64;

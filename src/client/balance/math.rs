@@ -74,8 +74,8 @@ pub(super) fn is_prime(n: u32) -> bool {
     n >= 2 && (2..).take_while(|d| d * d <= u64::from(n)).all(|d| !u64::from(n).is_multiple_of(d))
 }
 
-/// The natural logarithm of a normal number above 0, with an error of about 1e-15 relative to 1. It is made of operations
-/// that IEEE 754 rounds exactly, so that all machines weigh alike; the one of the C library is not.
+/// The natural logarithm of a normal number above 0, to about 15 digits. It is made of operations that
+/// IEEE 754 rounds exactly, so that all machines weigh alike; the one of the C library is not.
 pub(super) fn ln(x: f64) -> f64 {
     let bits = x.to_bits();
     let mut exponent = (bits >> 52) as i32 - 1023;

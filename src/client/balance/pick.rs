@@ -284,10 +284,12 @@ impl<'a, T> Chooser<'_, 'a, T> {
         }
     }
 
+    /// The mix is another one than that of rendezvous, or the keys that an endpoint owns would be those
+    /// that may not enter.
     #[cold]
     fn enters(&self, i: u32, draw: u64) -> bool {
         let member = &self.members[i as usize];
-        mix(draw ^ member.id_hash) >> 32 < member.load.warmth(self.call.now)
+        mix(!(draw ^ member.id_hash)) >> 32 < member.load.warmth(self.call.now)
     }
 
     /// Anyone that could be taken, looked for from a random one on: after chance has found none.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use proptest::collection::{btree_map, vec};
+use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
@@ -232,12 +232,12 @@ fn bounded_loads_hold_always() {
 /// when it is deregistered.
 #[test]
 fn an_unhealthy_endpoint_is_passed_like_an_absent_one() {
-    let marks = btree_map(0usize..12, any::<bool>(), 12);
+    let marks = vec(any::<bool>(), 12);
     check("tests::hashing::unhealthy", 64, marks, |marks| {
         for policy in ["ring_hash?points=20&panic_percent=0", "rendezvous?panic_percent=0"] {
             let mut endpoints = numbered(12);
-            for (i, healthy) in &marks {
-                endpoints[*i].healthy = *healthy || *i == 0;
+            for (i, healthy) in marks.iter().enumerate() {
+                endpoints[i].healthy = *healthy || i == 0;
             }
             let healthy: Vec<_> =
                 endpoints.iter().filter(|endpoint| endpoint.healthy).cloned().collect();
@@ -282,7 +282,8 @@ fn the_logarithm_is_one() {
         );
     }
     assert_eq!(super::super::math::ln(0.5).to_bits(), 0xbfe62e42fefa39ef);
-    assert_eq!(super::super::math::ln(0.1), -2.302585092994046);
+    // The last bit is not that of the library, and is the same everywhere.
+    assert_eq!(super::super::math::ln(0.1), -2.302_585_092_994_045_5);
 }
 
 #[test]
