@@ -402,6 +402,11 @@ pub const CONFIG_CACHE_AGAIN: Duration = Duration::from_secs(2);
 /// How long a cache waits for more to report.
 pub const CONFIG_REPORT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Changes of a service that come within so long of each other become one state of its discovery; the first
+/// is not held up.
+pub const DISCOVERY_PAUSE: Duration = Duration::from_millis(50);
+/// How long a discovery pauses at most after the cluster or the disk has failed it.
+pub const DISCOVERY_AGAIN: Duration = Duration::from_secs(2);
 /// How often at least a client that waits for a lock, or holds one, reads who has it, besides watching.
 pub const LOCK_RECHECK: Duration = Duration::from_secs(10);
 /// How long a client that gives up waiting for a lock waits until its place is given up.

@@ -38,7 +38,9 @@ mod cluster;
 mod config;
 mod connection;
 mod counter;
+mod discovery;
 mod election;
+mod kept;
 mod lock;
 mod options;
 mod registry;
@@ -61,6 +63,7 @@ pub use config::{
 };
 pub use connection::Client;
 pub use counter::{Counter, CounterOptions, Counters, Tally};
+pub use discovery::{Discovery, DiscoveryOptions, DiscoveryStatus, ServiceState, States};
 pub use election::{Election, Leader, Leadership};
 pub use lock::{Lock, LockGuard, Lost};
 pub use options::{Options, ReadFrom};

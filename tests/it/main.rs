@@ -21,6 +21,7 @@ mod config_cache;
 mod config_cli;
 mod counters;
 mod crashes;
+mod discovery;
 mod disk;
 mod exactly_once;
 mod http;
