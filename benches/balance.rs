@@ -293,6 +293,7 @@ fn disruption(size: &Size) -> u64 {
             let share = |moved: u64, of: usize| moved as f64 / keys as f64 * of as f64;
             let (less, plus) = (share(removed, n), share(added, n + 1));
             let fine = match policy {
+                // Not to be met by Maglev itself with more than about 150 endpoints: see src/client/balance.
                 "maglev" => less <= 2.5,
                 _ => astray == 0 && apart == 0 && plus <= 1.35,
             };

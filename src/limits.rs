@@ -430,11 +430,12 @@ pub const BALANCE_POINTS: std::ops::RangeInclusive<u64> = 1..=10_000;
 pub const DEFAULT_BALANCE_POINTS: u32 = 160;
 /// Points of one ring, as in Envoy; a ring that would have more gets fewer per unit of weight.
 pub const BALANCE_RING: std::ops::RangeInclusive<u64> = 1..=8_388_608;
-/// Slots of a Maglev table, a prime number; when none is stated, at least the second and at least the
-/// third for each endpoint.
+/// Slots of a Maglev table, a prime number. When none is stated, it is the first of these that gives each
+/// endpoint so many: few sizes, as another one moves nearly all keys.
 pub const BALANCE_TABLE: std::ops::RangeInclusive<u64> = 2..=5_000_011;
-pub const DEFAULT_BALANCE_TABLE: u32 = 65_537;
-pub const BALANCE_TABLE_PER_ENDPOINT: u32 = 100;
+pub const BALANCE_TABLES: [u32; 8] =
+    [65_537, 131_101, 262_147, 524_309, 1_048_583, 2_097_169, 4_194_319, 5_000_011];
+pub const BALANCE_TABLE_PER_ENDPOINT: u64 = 100;
 /// Calls under way at one endpoint in percent of the average, where they are bounded.
 pub const BALANCE_BOUND_PERCENT: std::ops::RangeInclusive<u64> = 101..=10_000;
 pub const DEFAULT_BALANCE_BOUND_PERCENT: u32 = 125;
@@ -582,5 +583,6 @@ const _: () = {
     );
     assert!(*BALANCE_RING.end() >= INSTANCES_PER_SERVICE as u64, "everybody has a point");
     assert!(*BALANCE_TABLE.end() >= INSTANCES_PER_SERVICE as u64, "everybody has a slot");
+    assert!(BALANCE_TABLES[BALANCE_TABLES.len() - 1] as u64 == *BALANCE_TABLE.end());
     assert!(BALANCE_PERIOD > INSTANCES_PER_SERVICE as u64, "everybody has a step");
 };

@@ -9,6 +9,7 @@
 //!   `QUORATE_SIM_THREADS` says on how many cores.
 //! - A failure prints the command that repeats it. `QUORATE_SIM_TRACE=<file>` writes down what happens.
 
+#![cfg(feature = "server")]
 #![allow(clippy::unwrap_used)]
 
 mod cluster;

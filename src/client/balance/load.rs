@@ -83,6 +83,7 @@ pub(super) struct Load {
 #[derive(Debug, Default)]
 pub(super) struct Lineage {
     pub(super) sides: [Side; 2],
+    pub(super) calls: [Calls; 2],
     /// Until when there is an endpoint that does not take its full share yet.
     pub(super) warm_until: AtomicU64,
     /// The slow start and the time in which a latency fades, in ns.
@@ -93,15 +94,38 @@ pub(super) struct Lineage {
     ward: Mutex<Ward>,
 }
 
-/// Invariant: `calls` is never less than the calls that the endpoints of this side have under way: it is
-/// raised before theirs and lowered after.
+/// Endpoints of one side that are unavailable because they are ejected, and their weight. Read by every
+/// pick, written rarely.
 #[derive(Debug, Default)]
-#[repr(align(64))]
 pub(super) struct Side {
-    pub(super) calls: AtomicU64,
-    /// Endpoints that are unavailable because they are ejected, and their weight.
     pub(super) ejected: AtomicU32,
     pub(super) ejected_weight: AtomicU64,
+}
+
+/// Calls of one side; written by every call, so it has a cache line of its own.
+///
+/// Invariant: it is never less than the calls that the endpoints of the side have under way: it is raised
+/// before theirs and lowered after.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub(super) struct Calls(pub(super) AtomicU64);
+
+/// So many calls may be under way at an endpoint: a fraction, rounded up.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bound {
+    pub(super) calls: u64,
+    pub(super) of: u64,
+}
+
+impl Bound {
+    pub(super) const NONE: Bound = Bound { calls: u64::MAX, of: 1 };
+
+    /// True when one more call is still within the bound: a whole number is less than a fraction rounded up
+    /// when it is less than the fraction, so nothing need be divided.
+    #[inline]
+    fn exceeds(self, calls: u64) -> bool {
+        u128::from(calls) * u128::from(self.of) < u128::from(self.calls)
+    }
 }
 
 /// Ejection of the newest snapshot.
@@ -161,15 +185,15 @@ impl Load {
     /// Counts a call on a side on which it was just counted; or on the side to which the endpoint has gone
     /// meanwhile.
     pub(super) fn begin(&self, side: usize) {
-        self.lineage.sides[side].calls.fetch_add(1, Relaxed);
+        self.lineage.calls[side].0.fetch_add(1, Relaxed);
         let before = self.calls.fetch_add(1, Relaxed);
         self.settle(side, before);
     }
 
-    /// The same unless so many calls are under way; the side has been told already.
+    /// The same where the bound allows one more call; the side has been told already.
     #[inline]
-    pub(super) fn begin_below(&self, side: usize, bound: u64) -> bool {
-        let more = |calls: u64| (calls & CALLS < bound).then_some(calls + 1);
+    pub(super) fn begin_below(&self, side: usize, bound: Bound) -> bool {
+        let more = |calls: u64| bound.exceeds(calls & CALLS).then_some(calls + 1);
         match self.calls.fetch_update(Relaxed, Relaxed, more) {
             Ok(before) => {
                 self.settle(side, before);
@@ -183,16 +207,16 @@ impl Load {
     fn settle(&self, told: usize, calls: u64) {
         if counted(calls) != Some(told) {
             if let Some(side) = counted(calls) {
-                self.lineage.sides[side].calls.fetch_add(1, Relaxed);
+                self.lineage.calls[side].0.fetch_add(1, Relaxed);
             }
-            self.lineage.sides[told].calls.fetch_sub(1, Relaxed);
+            self.lineage.calls[told].0.fetch_sub(1, Relaxed);
         }
     }
 
     pub(super) fn end(&self) {
         let before = self.calls.fetch_sub(1, Relaxed);
         if let Some(side) = counted(before) {
-            self.lineage.sides[side].calls.fetch_sub(1, Relaxed);
+            self.lineage.calls[side].0.fetch_sub(1, Relaxed);
         }
     }
 
@@ -204,7 +228,7 @@ impl Load {
         loop {
             let number = calls & CALLS;
             if let Some(side) = side {
-                self.lineage.sides[side].calls.fetch_add(number, Relaxed);
+                self.lineage.calls[side].0.fetch_add(number, Relaxed);
             }
             let placed = self.calls.compare_exchange(calls, number | flags, Relaxed, Relaxed);
             let undo = match placed {
@@ -212,7 +236,7 @@ impl Load {
                 Err(_) => side,
             };
             if let Some(side) = undo {
-                self.lineage.sides[side].calls.fetch_sub(number, Relaxed);
+                self.lineage.calls[side].0.fetch_sub(number, Relaxed);
             }
             match placed {
                 Ok(_) => return,

@@ -7,10 +7,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use super::Endpoint;
-use super::load::{Flight, nanos};
+use super::load::{Bound, Flight, nanos};
 use super::math::{Random, below, jump, mix};
-use super::policy::Algorithm;
-use super::ring::{Ring, ketama_place};
+use super::ring::ketama_place;
 use super::rotation::Sampler;
 use super::snapshot::{Group, Member, Snapshot, Table};
 use crate::limits;
@@ -29,23 +28,23 @@ pub enum Unavailable {
 
 /// One call on its way to an endpoint.
 pub struct Call<'a, T> {
-    snapshot: &'a Snapshot<T>,
-    hash: u64,
-    now: u64,
-    random: Random,
+    pub(super) snapshot: &'a Snapshot<T>,
+    pub(super) hash: u64,
+    pub(super) now: u64,
+    pub(super) random: Random,
     /// The group in which it begins, and whether the other one could take its calls.
     side: u32,
-    spare: bool,
-    tried: u32,
+    pub(super) spare: bool,
+    pub(super) tried: u32,
     /// Places of the members that were tried, of all members.
-    places: [u32; limits::BALANCE_ATTEMPTS],
+    pub(super) places: [u32; limits::BALANCE_ATTEMPTS],
 }
 
 /// The endpoint that was chosen. Where the policy bounds the calls under way, this one counts already.
 pub struct Pick<'a, T> {
-    member: &'a Member<T>,
-    side: usize,
-    counts: bool,
+    pub(super) member: &'a Member<T>,
+    pub(super) side: usize,
+    pub(super) counts: bool,
 }
 
 impl<T> fmt::Debug for Call<'_, T> {
@@ -88,6 +87,22 @@ impl<T> Drop for Pick<'_, T> {
     }
 }
 
+/// The first candidate, without a call if that is not needed.
+#[inline]
+pub(super) fn pick<T>(
+    snapshot: &Snapshot<T>,
+    hash: Option<u64>,
+    now: Duration,
+    random: u64,
+) -> Result<Pick<'_, T>, Unavailable> {
+    let mut draws = Random(random);
+    let key = hash.unwrap_or_else(|| draws.next());
+    match snapshot.choose_plainly(key, nanos(now), &mut draws) {
+        Some((i, counts)) => Ok(Pick { member: &snapshot.members[i as usize], side: 0, counts }),
+        None => Call::new(snapshot, hash, now, random).choose_any(),
+    }
+}
+
 impl<'a, T> Call<'a, T> {
     #[inline]
     pub(super) fn new(
@@ -98,26 +113,32 @@ impl<'a, T> Call<'a, T> {
     ) -> Call<'a, T> {
         let mut random = Random(random);
         let hash = hash.unwrap_or_else(|| random.next());
-        let mut call = Call {
-            snapshot,
-            hash,
-            now: nanos(now),
-            random,
-            side: 0,
-            spare: false,
-            tried: 0,
-            places: [0; limits::BALANCE_ATTEMPTS],
+        let (side, spare) = if snapshot.groups[1].len == 0 {
+            (0, false)
+        } else {
+            route(snapshot, hash, &mut random)
         };
-        if snapshot.groups[1].len > 0 {
-            call.route();
-        }
-        call
+        let (now, places) = (nanos(now), [0; limits::BALANCE_ATTEMPTS]);
+        Call { snapshot, hash, now, random, side, spare, tried: 0, places }
     }
 
     /// The first time the endpoint that the policy chooses; then, each time, another one: on a ring the
     /// next one on it, so that keys stay together when their endpoint does not answer.
     #[inline]
     pub fn candidate(&mut self) -> Result<Pick<'a, T>, Unavailable> {
+        if self.tried == 0 {
+            let plain = self.snapshot.choose_plainly(self.hash, self.now, &mut self.random);
+            if let Some((i, counts)) = plain {
+                self.places[0] = i;
+                self.tried = 1;
+                return Ok(Pick { member: &self.snapshot.members[i as usize], side: 0, counts });
+            }
+        }
+        self.choose_any()
+    }
+
+    #[inline(never)]
+    fn choose_any(&mut self) -> Result<Pick<'a, T>, Unavailable> {
         if self.tried as usize == self.places.len() {
             return Err(self.unavailable());
         }
@@ -136,364 +157,128 @@ impl<'a, T> Call<'a, T> {
             (tried, _) => Unavailable::Exhausted { tried: tried as usize },
         }
     }
-
-    /// Chooses the group. As Envoy's priorities: the client's zone takes all calls while so many of its
-    /// endpoints are available that 1.4 times as many would be all of them, and so much less when there
-    /// are fewer. Calls of one key go to one group.
-    #[cold]
-    fn route(&mut self) {
-        const ALL: u64 = 1 << 16;
-        let groups = &self.snapshot.groups;
-        let health = |side: usize| {
-            let total = u64::from(groups[side].len);
-            let available = total.saturating_sub(u64::from(self.unavailable_in(side)));
-            (available * ALL * limits::BALANCE_OVERPROVISIONING_PERCENT / 100)
-                .checked_div(total)
-                .map_or(0, |health| health.min(ALL))
-        };
-        let (local, rest) = (health(0), health(1));
-        self.spare = local + rest >= ALL;
-        let share = if self.spare {
-            local
-        } else {
-            (local * ALL).checked_div(local + rest).unwrap_or(if groups[0].len > 0 {
-                ALL
-            } else {
-                0
-            })
-        };
-        let draw =
-            if self.snapshot.policy().hashes() { mix(!self.hash) } else { self.random.next() };
-        self.side = u32::from(draw >> 48 >= share);
-    }
-
-    fn unavailable_in(&self, side: usize) -> u32 {
-        let ejected = self.snapshot.lineage.sides[side].ejected.load(Relaxed);
-        self.snapshot.groups[side].unhealthy + ejected
-    }
-
-    #[inline]
-    fn choose(&mut self, side: usize) -> Option<Pick<'a, T>> {
-        let snapshot = self.snapshot;
-        let group = &snapshot.groups[side];
-        let unavailable = self.unavailable_in(side);
-        let mut chooser = Chooser {
-            side,
-            group,
-            members: snapshot.group(side),
-            picky: unavailable > 0 && !self.panics(group, unavailable),
-            starting: self.now < snapshot.lineage.warm_until.load(Relaxed),
-            call: self,
-        };
-        let bound = snapshot.policy().bound_percent();
-        let chosen = match (&group.table, bound) {
-            (Table::Empty, _) => None,
-            (Table::Ring { ring, ketama }, None) => chooser.walk(ring, *ketama),
-            (Table::Maglev(maglev), None) => chooser.probe(|hash| Some(maglev.owner(hash))),
-            (Table::Rendezvous(rendezvous), None) => {
-                let may = |i| chooser.may(i);
-                let best = rendezvous.owner(chooser.call.hash, may);
-                best.or_else(|| chooser.scan(0))
-            }
-            (Table::Ring { ring, ketama }, Some(percent)) => {
-                let owner = |hash| {
-                    let place = if *ketama { ketama_place(hash) } else { hash };
-                    Some(ring.owner(ring.find(place)))
-                };
-                return chooser.bounded(percent, owner);
-            }
-            (Table::Maglev(maglev), Some(percent)) => {
-                return chooser.bounded(percent, |hash| Some(maglev.owner(hash)));
-            }
-            (Table::Rendezvous(rendezvous), Some(percent)) => {
-                return chooser.bounded(percent, |hash| rendezvous.owner(hash, |_| true));
-            }
-            (Table::Random(sampler), _) => chooser.random(sampler),
-            (Table::LeastRequest { sampler, choices }, _) => {
-                chooser.least_request(sampler, *choices)
-            }
-            (Table::PeakEwma { sampler, choices }, _) => chooser.peak_ewma(sampler, *choices),
-            (Table::Rotation(period), _) => chooser.rotate(period.as_deref()),
-            (Table::First(order), _) => {
-                let mut order = order.iter().copied();
-                order.find(|i| chooser.may(*i)).or_else(|| chooser.scan(0))
-            }
-        };
-        chosen.map(|i| chooser.take(i, false))
-    }
-
-    /// Too few endpoints are available, and no other group can take the calls: those that may be
-    /// unavailable are called too, before the others break down under the load (Envoy's panic threshold).
-    #[cold]
-    fn panics(&self, group: &Group, unavailable: u32) -> bool {
-        let available = u64::from(group.len.saturating_sub(unavailable));
-        let least = u64::from(group.len) * u64::from(self.snapshot.policy().panic_percent());
-        !self.spare && available * 100 < least
-    }
 }
 
-/// A choice in one group.
-struct Chooser<'c, 'a, T> {
-    call: &'c mut Call<'a, T>,
-    side: usize,
-    group: &'a Group,
-    members: &'a [Member<T>],
-    /// Some are unavailable, and that matters.
-    picky: bool,
-    /// Some are in their slow start.
-    starting: bool,
-}
-
-impl<'a, T> Chooser<'_, 'a, T> {
-    #[inline]
-    fn take(self, i: u32, counts: bool) -> Pick<'a, T> {
-        let call = self.call;
-        call.places[call.tried as usize] = self.group.first + i;
-        call.tried += 1;
-        Pick { member: &self.members[i as usize], side: self.side, counts }
-    }
-
-    #[inline]
-    fn was_tried(&self, i: u32) -> bool {
-        self.call.tried > 0
-            && self.call.places[..self.call.tried as usize].contains(&(self.group.first + i))
-    }
-
-    /// Not tried, and available as far as that matters.
-    #[inline]
-    fn could(&self, i: u32) -> bool {
-        !self.was_tried(i) && (!self.picky || self.members[i as usize].is_available())
-    }
-
-    /// The same, and it does not leave this key to another one because it is starting. A key that has
-    /// entered stays: the share grows, and what it is compared with depends on key and endpoint alone.
-    #[inline]
-    fn may(&self, i: u32) -> bool {
-        self.could(i) && (!self.starting || self.enters(i, self.call.hash))
-    }
-
-    /// The same for policies that do not hash.
-    #[inline]
-    fn may_now(&mut self, i: u32) -> bool {
-        if !self.could(i) {
-            return false;
-        }
-        !self.starting || {
-            let draw = self.call.random.next();
-            self.enters(i, draw)
-        }
-    }
-
-    /// The mix is another one than that of rendezvous, or the keys that an endpoint owns would be those
-    /// that may not enter.
-    #[cold]
-    fn enters(&self, i: u32, draw: u64) -> bool {
-        let member = &self.members[i as usize];
-        mix(!(draw ^ member.id_hash)) >> 32 < member.load.warmth(self.call.now)
-    }
-
-    /// Anyone that could be taken, looked for from a random one on: after chance has found none.
-    #[cold]
-    fn scan(&self, from: u32) -> Option<u32> {
-        let n = self.group.len;
-        (from..n).chain(0..from).find(|i| self.could(*i))
-    }
-
-    /// Along the ring from the place of the key.
-    #[inline]
-    fn walk(&mut self, ring: &Ring, ketama: bool) -> Option<u32> {
-        let hash = self.call.hash;
-        let mut place = ring.find(if ketama { ketama_place(hash) } else { hash });
-        let owner = ring.owner(place);
-        if self.may(owner) {
-            return Some(owner);
-        }
-        // As many steps as a ring of few endpoints needs to show them all.
-        for _ in 0..ring.len().min(limits::BALANCE_WALK) {
-            place = ring.after(place);
-            let owner = ring.owner(place);
-            if self.may(owner) {
-                return Some(owner);
-            }
-        }
-        self.scan(below(mix(hash), self.group.len))
-    }
-
-    /// From one random place to the next, which are the same for the same key.
-    #[inline]
-    fn probe(&mut self, owner: impl Fn(u64) -> Option<u32>) -> Option<u32> {
-        let hash = self.call.hash;
-        for step in 0..limits::BALANCE_PROBES {
-            let i = owner(jump(hash, step))?;
-            if self.may(i) {
-                return Some(i);
-            }
-        }
-        self.scan(below(mix(hash), self.group.len))
-    }
-
-    /// Consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam 2016): nobody gets a call
-    /// that makes it exceed `percent` of its share of the calls under way, this one included. Who would is
-    /// passed over by random jumps (Chen, Coleman, Shrivastava, arXiv 1908.08762): the next on the ring
-    /// would get the overflow of everybody before it.
-    #[inline]
-    fn bounded(mut self, percent: u32, owner: impl Fn(u64) -> Option<u32>) -> Option<Pick<'a, T>> {
-        let side = &self.call.snapshot.lineage.sides[self.side];
-        let calls = side.calls.fetch_add(1, Relaxed) + 1;
-        let mut weight = self.group.weight;
-        if self.picky {
-            let ejected = side.ejected_weight.load(Relaxed);
-            weight = self.group.healthy_weight.saturating_sub(ejected);
-        }
-        if self.call.tried > 0 {
-            weight = self.weight_left();
-        }
-        // At most 2^32 calls, 2^16 of weight and 10 000 percent: 62 bits.
-        let calls = calls.min(1 << 32) * u64::from(percent);
-        let bound = |member: &Member<T>| {
-            (calls * u64::from(member.endpoint.weight)).div_ceil(100 * weight.max(1))
-        };
-        let hash = self.call.hash;
-        for step in 0..limits::BALANCE_PROBES {
-            let Some(i) = owner(jump(hash, step)) else { break };
-            let member = &self.members[i as usize];
-            if self.may(i) && member.load.begin_below(self.side, bound(member)) {
-                return Some(self.take(i, true));
-            }
-        }
-        match self.scan_below(bound) {
-            Some(i) => Some(self.take(i, true)),
-            None => {
-                side.calls.fetch_sub(1, Relaxed);
-                None
-            }
-        }
-    }
-
-    /// Chance found none: the first one below its bound. There is one, as the bounds add up to more than
-    /// the calls; unless others have filled it meanwhile, when it is the one with the least load.
-    #[cold]
-    fn scan_below(&mut self, bound: impl Fn(&Member<T>) -> u64) -> Option<u32> {
-        let n = self.group.len;
-        let from = below(mix(self.call.hash), n);
-        let mut least: Option<(u64, u32)> = None;
-        for i in (from..n).chain(0..from) {
-            let member = &self.members[i as usize];
-            if !self.could(i) {
-                continue;
-            }
-            if member.load.begin_below(self.side, bound(member)) {
-                return Some(i);
-            }
-            let load = (member.load.in_flight() << 16) / u64::from(member.endpoint.weight);
-            if least.is_none_or(|(lower, _)| load < lower) {
-                least = Some((load, i));
-            }
-        }
-        let (_, i) = least?;
-        self.members[i as usize].load.begin_below(self.side, u64::MAX).then_some(i)
-    }
-
-    /// The weight of those that could be taken, after some were tried.
-    #[cold]
-    fn weight_left(&self) -> u64 {
-        let left = (0..self.group.len).filter(|i| self.could(*i));
-        left.map(|i| u64::from(self.members[i as usize].endpoint.weight)).sum()
-    }
-
-    #[inline]
-    fn random(&mut self, sampler: &Sampler) -> Option<u32> {
-        for _ in 0..limits::BALANCE_PROBES {
-            let i = sampler.draw(&mut self.call.random);
-            if self.may_now(i) {
-                return Some(i);
-            }
-        }
-        let from = self.call.random.below(self.group.len);
-        self.scan(from)
-    }
-
-    /// The power of choices (Mitzenmacher 1996; gRFC A48, Envoy's `least_request`): of some that are drawn
-    /// in proportion to their weights, the one with the fewest calls under way for its weight. Among equal
-    /// ones it is the first drawn, so that without load the shares are those of the weights.
-    #[inline]
-    fn least_request(&mut self, sampler: &Sampler, choices: u32) -> Option<u32> {
-        let members = self.members;
-        self.best(sampler, choices, |i, best| {
-            let (one, other) = (&members[i as usize], &members[best as usize]);
-            one.load.in_flight() * u64::from(other.endpoint.weight)
-                < other.load.in_flight() * u64::from(one.endpoint.weight)
-        })
-    }
-
-    /// The same with latency times calls under way instead of their number (Finagle's `PeakEwma`).
-    #[inline]
-    fn peak_ewma(&mut self, sampler: &Sampler, choices: u32) -> Option<u32> {
-        let (members, now) = (self.members, self.call.now);
-        let cost = |i: u32| members[i as usize].load.cost(now);
-        let weight = |i: u32| members[i as usize].endpoint.weight as f32;
-        self.best(sampler, choices, |i, best| cost(i) * weight(best) < cost(best) * weight(i))
-    }
-
-    #[inline]
-    fn best(
-        &mut self,
-        sampler: &Sampler,
-        choices: u32,
-        better: impl Fn(u32, u32) -> bool,
-    ) -> Option<u32> {
-        let mut best = None;
-        let choices = choices.min(self.group.len);
-        let (mut drawn, mut repeated) = (0, 0);
-        for _ in 0..limits::BALANCE_PROBES {
-            let i = sampler.draw(&mut self.call.random);
-            if !self.may_now(i) {
-                continue;
-            }
-            // Drawn again: another one instead; but where weights are so far apart that it is drawn
-            // nearly always, not for long.
-            if best == Some(i) && repeated < limits::BALANCE_REPEATS {
-                repeated += 1;
-                continue;
-            }
-            if best.is_none_or(|best| better(i, best)) {
-                best = Some(i);
-            }
-            drawn += 1;
-            if drawn == choices {
-                break;
-            }
-        }
-        best.or_else(|| {
-            let from = self.call.random.below(self.group.len);
-            self.scan(from)
-        })
-    }
-
-    #[inline]
-    fn rotate(&mut self, period: Option<&[u32]>) -> Option<u32> {
-        let cursor = &self.group.cursor.0;
-        for _ in 0..limits::BALANCE_PROBES {
-            let step = cursor.fetch_add(1, Relaxed);
-            let i = match period {
-                Some(period) => period[(step % period.len() as u64) as usize],
-                None => (step % u64::from(self.group.len)) as u32,
-            };
-            if self.may_now(i) {
-                return Some(i);
-            }
-        }
-        let from = self.call.random.below(self.group.len);
-        self.scan(from)
-    }
+/// Chooses the group, and says whether the other one could take its calls. As Envoy's priorities: the
+/// client's zone takes all calls while so many of its endpoints are available that 1.4 times as many
+/// would be all of them, and so much less when there are fewer. Calls of one key go to one group.
+#[cold]
+fn route<T>(snapshot: &Snapshot<T>, hash: u64, random: &mut Random) -> (u32, bool) {
+    const ALL: u64 = 1 << 16;
+    let health = |side: usize| {
+        let total = u64::from(snapshot.groups[side].len);
+        let available = total.saturating_sub(u64::from(snapshot.unavailable_in(side)));
+        (available * ALL * limits::BALANCE_OVERPROVISIONING_PERCENT / 100)
+            .checked_div(total)
+            .map_or(0, |health| health.min(ALL))
+    };
+    let (local, rest) = (health(0), health(1));
+    let spare = local + rest >= ALL;
+    let share = if spare {
+        local
+    } else {
+        let somebody = if snapshot.groups[0].len > 0 { ALL } else { 0 };
+        (local * ALL).checked_div(local + rest).unwrap_or(somebody)
+    };
+    let draw = if snapshot.policy().hashes() { mix(!hash) } else { random.next() };
+    (u32::from(draw >> 48 >= share), spare)
 }
 
 impl<T> Snapshot<T> {
-    /// True when the calls under way decide where the next one goes.
-    pub fn counts_calls(&self) -> bool {
-        matches!(
-            self.policy().algorithm(),
-            Algorithm::LeastRequest { .. } | Algorithm::PeakEwma { .. }
-        ) || self.policy().bound_percent().is_some()
+    pub(super) fn unavailable_in(&self, side: usize) -> u32 {
+        self.groups[side].unhealthy + self.lineage.sides[side].ejected.load(Relaxed)
+    }
+
+    /// The first candidate, and whether it counts already, in the one case that is common: everybody is
+    /// there, in one group. None = find out in another way.
+    #[inline]
+    fn choose_plainly(&self, hash: u64, now: u64, random: &mut Random) -> Option<(u32, bool)> {
+        let lineage = &*self.lineage;
+        if !self.plain
+            || lineage.sides[0].ejected.load(Relaxed) > 0
+            || now < lineage.warm_until.load(Relaxed)
+        {
+            return None;
+        }
+        let group = &self.groups[0];
+        if let Some(percent) = self.policy().bound_percent() {
+            let i = match &group.table {
+                Table::Ring { ring, ketama: false } => {
+                    self.bound_plainly(percent, hash, |hash| ring.owner(ring.find(hash)))
+                }
+                Table::Maglev(maglev) => {
+                    self.bound_plainly(percent, hash, |hash| maglev.owner(hash))
+                }
+                _ => None,
+            };
+            return i.map(|i| (i, true));
+        }
+        let i = match &group.table {
+            Table::Ring { ring, ketama } => {
+                ring.owner(ring.find(if *ketama { ketama_place(hash) } else { hash }))
+            }
+            Table::Maglev(maglev) => maglev.owner(hash),
+            Table::Rendezvous(rendezvous) => rendezvous.owner(hash, |_| true)?,
+            Table::Random(sampler) => sampler.draw(random),
+            Table::LeastRequest { sampler: Sampler::Alike(n @ 2..), choices: 2 } => {
+                let (one, other) = two(*n, random.next());
+                let load = |i: u32| self.members[i as usize].load.in_flight();
+                if load(other) < load(one) { other } else { one }
+            }
+            Table::PeakEwma { sampler: Sampler::Alike(n @ 2..), choices: 2 } => {
+                let (one, other) = two(*n, random.next());
+                let cost = |i: u32| self.members[i as usize].load.cost(now);
+                if cost(other) < cost(one) { other } else { one }
+            }
+            Table::Rotation(period) => group.step(period.as_deref()),
+            Table::First(order) => order[0],
+            Table::Empty | Table::LeastRequest { .. } | Table::PeakEwma { .. } => return None,
+        };
+        Some((i, false))
+    }
+
+    /// See [`Chooser::bounded`].
+    #[inline]
+    fn bound_plainly(&self, percent: u32, hash: u64, owner: impl Fn(u64) -> u32) -> Option<u32> {
+        let calls = &self.lineage.calls[0].0;
+        let now = calls.fetch_add(1, Relaxed) + 1;
+        for step in 0..limits::BALANCE_PROBES {
+            let i = owner(jump(hash, step));
+            let member = &self.members[i as usize];
+            let bound = bound(now, percent, member.endpoint.weight, self.groups[0].weight);
+            if member.load.begin_below(0, bound) {
+                return Some(i);
+            }
+        }
+        calls.fetch_sub(1, Relaxed);
+        None
+    }
+}
+
+/// Two different ones of `0..n`, by the halves of one number.
+#[inline]
+fn two(n: u32, draw: u64) -> (u32, u32) {
+    let one = below(draw, n);
+    let other = below(draw << 32, n - 1);
+    (one, other + u32::from(other >= one))
+}
+
+/// How many calls may be under way at an endpoint when so many are in its group: its share of them by
+/// weight, times the percentage. At most 2^32 calls, 2^16 of weight and 10 000 percent: 62 bits.
+#[inline]
+pub(super) fn bound(calls: u64, percent: u32, weight: u32, of: u64) -> Bound {
+    let calls = calls.min(1 << 32) * u64::from(percent) * u64::from(weight);
+    Bound { calls, of: 100 * of.max(1) }
+}
+
+impl Group {
+    /// Whose turn it is.
+    #[inline]
+    pub(super) fn step(&self, period: Option<&[u32]>) -> u32 {
+        let step = self.cursor.0.fetch_add(1, Relaxed);
+        match period {
+            Some(period) => period[(step % period.len() as u64) as usize],
+            None => (step % u64::from(self.len)) as u32,
+        }
     }
 }

@@ -14,9 +14,12 @@ use super::math::crc32_of;
 pub(super) struct Ring {
     bits: u32,
     index: Box<[u32]>,
-    /// Hash << bits | owner.
+    /// Hash << bits | owner; behind the last one, a window's length of nothing.
     points: Box<[u64]>,
 }
+
+/// Points that are compared at once, without a branch: most buckets have fewer.
+const WINDOW: usize = 4;
 
 impl Ring {
     /// Points and their owners, in any order. Of points with the same hash the one of the least owner
@@ -35,7 +38,7 @@ impl Ring {
             index[b] += index[b - 1];
         }
         let mut free = index.clone();
-        let mut points = vec![0u64; drawn.len()];
+        let mut points = vec![0u64; drawn.len() + WINDOW];
         for (hash, owner) in drawn {
             let place = &mut free[bucket(*hash)];
             points[*place as usize] = hash << bits | u64::from(*owner);
@@ -55,10 +58,17 @@ impl Ring {
         let bucket = (hash >> (64 - self.bits)) as usize;
         let (mut place, end) = (self.index[bucket], self.index[bucket + 1]);
         let least = hash << self.bits;
-        while place < end && self.points[place as usize] < least {
-            place += 1;
+        loop {
+            let window = &self.points[place as usize..place as usize + WINDOW];
+            let mut before = 0;
+            for (ahead, point) in (0u32..).zip(window) {
+                before += u32::from(*point < least) & u32::from(place + ahead < end);
+            }
+            place += before;
+            if before < WINDOW as u32 {
+                return if place == self.len() { 0 } else { place };
+            }
         }
-        if place == self.len() { 0 } else { place }
     }
 
     #[inline]
@@ -72,7 +82,7 @@ impl Ring {
     }
 
     pub(super) fn len(&self) -> u32 {
-        self.points.len() as u32
+        (self.points.len() - WINDOW) as u32
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::load::{Lineage, Load, Side, nanos};
 use super::maglev::Maglev;
 use super::math::{hash, mix};
-use super::pick::{Call, Pick, Unavailable};
+use super::pick::{Call, Pick, Unavailable, pick};
 use super::policy::{Algorithm, Policy};
 use super::rendezvous::Rendezvous;
 use super::ring::{self, Ring};
@@ -27,6 +27,8 @@ pub struct Snapshot<T> {
     pub(super) members: Box<[Member<T>]>,
     /// The client's own zone and the rest; only the first where zones do not matter.
     pub(super) groups: [Group; 2],
+    /// One group, all of it healthy.
+    pub(super) plain: bool,
     pub(super) lineage: Arc<Lineage>,
 }
 
@@ -113,7 +115,7 @@ impl<T> Snapshot<T> {
         now: Duration,
         random: u64,
     ) -> Result<Pick<'_, T>, Unavailable> {
-        self.call(hash, now, random).candidate()
+        pick(self, hash, now, random)
     }
 
     pub fn policy(&self) -> &Policy {
@@ -206,8 +208,9 @@ fn build<T>(
         Group::new(policy, origin, &members[..first], 0, cursor(0)),
         Group::new(policy, origin, &members[first..second], first, cursor(1)),
     ];
+    let plain = groups[0].len > 0 && groups[1].len == 0 && groups[0].unhealthy == 0;
     let (policy, origin) = (policy.clone(), origin.clone());
-    Snapshot { policy, origin, members: members.into(), groups, lineage }
+    Snapshot { policy, origin, members: members.into(), groups, plain, lineage }
 }
 
 /// In which group each endpoint is; None = it gets no calls.

@@ -7,7 +7,7 @@ use super::*;
 
 /// Calls that the sides of the newest snapshot say are under way.
 fn sides(snapshot: &Snapshot<()>) -> [u64; 2] {
-    [0, 1].map(|side| snapshot.lineage.sides[side].calls.load(Relaxed))
+    [0, 1].map(|side| snapshot.lineage.calls[side].0.load(Relaxed))
 }
 
 /// Whoever leaves takes its calls with it, whoever returns brings them, and whoever moves to another
