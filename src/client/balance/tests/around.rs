@@ -136,7 +136,8 @@ fn keys_enter_a_starting_endpoint_one_by_one() {
         let new = successor(&old, numbered(10), 100 * SECOND);
         let at = |now: Duration| -> Vec<&str> {
             (0..3_000u64)
-                .map(|key| picked(&new, Some(hash(&key.to_le_bytes())), now, key))
+                .map(|key| (key, key + now.as_secs()))
+                .map(|(key, random)| picked(&new, Some(hash(&key.to_le_bytes())), now, random))
                 .collect()
         };
         let mut before = owners(&old, 3_000);
