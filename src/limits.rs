@@ -397,16 +397,15 @@ pub const STREAM_DRAIN: Duration = Duration::from_secs(1);
 pub const WATCH_SILENCE: Duration = Duration::from_secs(30);
 /// A watcher that only finds nodes which are behind what it saw gives up after this time.
 pub const WATCH_BEHIND: Duration = Duration::from_secs(60);
-/// How long a cache of configuration pauses at most after the cluster or the disk has failed it.
-pub const CONFIG_CACHE_AGAIN: Duration = Duration::from_secs(2);
+/// How long who follows the cluster for good, a cache of configuration or a discovery, pauses at most after
+/// the cluster or the disk has failed it.
+pub const FOLLOW_AGAIN: Duration = Duration::from_secs(2);
 /// How long a cache waits for more to report.
 pub const CONFIG_REPORT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Changes of a service that come within so long of each other become one state of its discovery; the first
 /// is not held up.
 pub const DISCOVERY_PAUSE: Duration = Duration::from_millis(50);
-/// How long a discovery pauses at most after the cluster or the disk has failed it.
-pub const DISCOVERY_AGAIN: Duration = Duration::from_secs(2);
 /// How often at least a client that waits for a lock, or holds one, reads who has it, besides watching.
 pub const LOCK_RECHECK: Duration = Duration::from_secs(10);
 /// How long a client that gives up waiting for a lock waits until its place is given up.

@@ -25,7 +25,7 @@ use tokio::time::{sleep, timeout};
 use super::connection::Client;
 use super::remote::{lock, spawn};
 use super::session::Session;
-use super::watch::{WatchRange, WatchUpdate};
+use super::watch::{Following, WatchRange, WatchUpdate};
 use crate::error::Error;
 use crate::limits;
 use crate::proto::v1::{self, watch_event};
@@ -164,7 +164,8 @@ impl ConfigCacheOptions {
     }
 }
 
-fn or_default<'a>(name: &'a str, default: &'a str) -> &'a str {
+/// The name that an empty one means.
+pub(super) fn or_default<'a>(name: &'a str, default: &'a str) -> &'a str {
     if name.is_empty() { default } else { name }
 }
 
@@ -530,44 +531,27 @@ impl Shared {
 /// Follows the cluster until the cache ends.
 async fn follow(shared: Arc<Shared>) {
     let mut sequence = 0;
-    let mut attempt = 0;
-    // A node that lags must not take the values back to what they were before.
-    let mut floor = shared.all().iter().map(|value| value.item.mod_revision).max().unwrap_or(0);
+    let floor = shared.all().iter().map(|value| value.item.mod_revision).max().unwrap_or(0);
+    let following = Following::new(&shared.client, shared.options.range(), floor);
+    let mut following = following.seen_by(shared.options.client.clone());
     loop {
-        let watch = shared.client.watch(shared.options.range());
-        let mut watch = watch.seen_by(shared.options.client.clone()).not_before(floor);
-        let error = loop {
-            let update = tokio::select! {
-                biased;
-                () = shared.closed() => return,
-                update = watch.next() => update,
-            };
-            match update {
-                Some(Ok(update)) => {
-                    attempt = 0;
-                    let names = shared.take(update, &mut sequence);
-                    if shared.options.directory.is_some() && !names.is_empty() {
-                        lock(&shared.unsaved).extend(names);
-                        shared.unsaved_more.notify_one();
-                    }
-                }
-                Some(Err(error)) => break error,
-                None => break Error::internal("the watch has ended"),
-            }
-        };
-        tracing::warn!(%error, "configuration is not followed; trying again");
-        // Every node is behind for long: it is another history, of which anything is newer.
-        floor = match error {
-            Error::Internal { .. } => 0,
-            _ => floor.max(watch.revision()),
-        };
-        shared.status.send_modify(|status| status.error = Some(error));
-        let pause = limits::CONFIG_CACHE_AGAIN.min(shared.client.backoff(attempt) * 4);
-        attempt += 1;
-        tokio::select! {
+        let update = tokio::select! {
             biased;
             () = shared.closed() => return,
-            () = sleep(pause) => {}
+            update = following.next() => update,
+        };
+        match update {
+            Ok(update) => {
+                let names = shared.take(update, &mut sequence);
+                if shared.options.directory.is_some() && !names.is_empty() {
+                    lock(&shared.unsaved).extend(names);
+                    shared.unsaved_more.notify_one();
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "configuration is not followed; trying again");
+                shared.status.send_modify(|status| status.error = Some(error));
+            }
         }
     }
 }
@@ -608,7 +592,7 @@ async fn save(shared: Arc<Shared>, mut store: disk::Store) {
         tokio::select! {
             biased;
             () = shared.closed() => {}
-            () = sleep(limits::CONFIG_CACHE_AGAIN) => {}
+            () = sleep(limits::FOLLOW_AGAIN) => {}
         }
     }
 }

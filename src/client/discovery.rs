@@ -20,12 +20,12 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use futures::{Stream, stream};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tower::discover::Change;
 
 use super::connection::Client;
 use super::remote::spawn;
-use super::watch::{WatchRange, WatchUpdate};
+use super::watch::{Following, WatchRange, WatchUpdate};
 use crate::error::Error;
 use crate::limits;
 use crate::proto::v1::{self, watch_event};
@@ -161,10 +161,12 @@ impl Client {
             states: watch::Sender::new(0),
             closing: watch::Sender::new(false),
         });
-        spawn(follow(shared.clone()));
         if let Some(store) = store {
-            spawn(store.keep(shared.clone()));
+            // Before the first state can come.
+            let states = shared.states.subscribe();
+            spawn(store.keep(shared.clone(), states));
         }
+        spawn(follow(shared.clone()));
         Ok(Discovery { handle: Arc::new(Handle { shared }) })
     }
 }
@@ -316,50 +318,31 @@ impl Known {
 async fn follow(shared: Arc<Shared>) {
     let mut closing = shared.closing.subscribe();
     let mut known = Known::default();
-    let mut attempt = 0;
     // When the last state was made, and whether there is more to tell.
     let mut told: Option<Instant> = None;
     let mut more = false;
-    // A node that lags must not take the state back to what it was before.
-    let mut floor = shared.state.load().revision;
+    let DiscoveryOptions { namespace, service, .. } = shared.options.clone();
+    let range = WatchRange::Service { namespace, service };
+    let mut following = Following::new(&shared.client, range, shared.state.load().revision);
     loop {
-        let DiscoveryOptions { namespace, service, .. } = shared.options.clone();
-        let range = WatchRange::Service { namespace, service };
-        let mut watch = shared.client.watch(range).not_before(floor);
-        let error = loop {
-            let due = told.map_or_else(Instant::now, |told| told + limits::DISCOVERY_PAUSE);
-            let update = tokio::select! {
-                biased;
-                _ = closing.wait_for(|closing| *closing) => return,
-                () = sleep_until(due), if more => {
-                    shared.tell(&known);
-                    (told, more) = (Some(Instant::now()), false);
-                    continue;
-                }
-                update = watch.next() => update,
-            };
-            match update {
-                Some(Ok(update)) => {
-                    attempt = 0;
-                    more |= known.take(update);
-                }
-                Some(Err(error)) => break error,
-                None => break Error::internal("the watch has ended"),
-            }
-        };
-        tracing::warn!(service = shared.options.service, %error, "service not followed; trying again");
-        // Every node is behind for long: it is another history, of which anything is newer.
-        floor = match error {
-            Error::Internal { .. } => 0,
-            _ => floor.max(watch.revision()),
-        };
-        shared.status.send_modify(|status| status.error = Some(error));
-        let pause = limits::DISCOVERY_AGAIN.min(shared.client.backoff(attempt) * 4);
-        attempt += 1;
-        tokio::select! {
+        let due = told.map_or_else(Instant::now, |told| told + limits::DISCOVERY_PAUSE);
+        let update = tokio::select! {
             biased;
             _ = closing.wait_for(|closing| *closing) => return,
-            () = sleep(pause) => {}
+            () = sleep_until(due), if more => {
+                shared.tell(&known);
+                (told, more) = (Some(Instant::now()), false);
+                continue;
+            }
+            update = following.next() => update,
+        };
+        match update {
+            Ok(update) => more |= known.take(update),
+            Err(error) => {
+                let service = &shared.options.service;
+                tracing::warn!(service, %error, "service not followed; trying again");
+                shared.status.send_modify(|status| status.error = Some(error));
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ use futures::{Stream, stream};
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::Streaming;
 
+use super::config::or_default;
 use super::connection::Client;
 use super::remote::{Failure, Remote, failure};
 use super::request::Route;
@@ -54,10 +55,7 @@ impl WatchRange {
                 (namespace, What::Services(ServiceSelector::default()))
             }
             WatchRange::Config { namespace, group, key } => {
-                let group = match group.as_str() {
-                    "" => limits::DEFAULT_GROUP.to_owned(),
-                    _ => group.clone(),
-                };
+                let group = or_default(group, limits::DEFAULT_GROUP).to_owned();
                 let name = Some(config_selector::Name::Key(key.clone()));
                 (namespace, What::Config(ConfigSelector { group, name }))
             }
@@ -175,6 +173,65 @@ impl Client {
             behind_since: None,
             finished: false,
         }
+    }
+}
+
+/// A watch that begins anew after whatever ends it: for those who hold what they saw for as long as the
+/// program runs.
+pub(super) struct Following {
+    client: Client,
+    range: WatchRange,
+    viewer: Option<ConfigClient>,
+    watch: Option<Watch>,
+    /// Nothing older is taken: a node that lags must not take its watcher back to what was before.
+    floor: u64,
+    attempt: u32,
+    /// Not to begin before.
+    pause_until: Option<Instant>,
+}
+
+impl Following {
+    /// Begins with a snapshot that is no older than `floor`.
+    pub(super) fn new(client: &Client, range: WatchRange, floor: u64) -> Following {
+        let client = client.clone();
+        Following { client, range, viewer: None, watch: None, floor, attempt: 0, pause_until: None }
+    }
+
+    /// See [`Watch::seen_by`].
+    pub(super) fn seen_by(mut self, client: ConfigClient) -> Following {
+        self.viewer = Some(client);
+        self
+    }
+
+    /// The next update, or the error that ended the watch, after which the next one begins, following a
+    /// pause. Dropping the future loses nothing.
+    pub(super) async fn next(&mut self) -> Result<WatchUpdate, Error> {
+        if let Some(until) = self.pause_until {
+            sleep_until(until).await;
+            self.pause_until = None;
+        }
+        let watch = self.watch.get_or_insert_with(|| {
+            let watch = self.client.watch(self.range.clone()).not_before(self.floor);
+            Watch { viewer: self.viewer.clone(), ..watch }
+        });
+        let error = match watch.next().await {
+            Some(Ok(update)) => {
+                self.attempt = 0;
+                return Ok(update);
+            }
+            Some(Err(error)) => error,
+            None => Error::internal("the watch has ended"),
+        };
+        // Every node is behind for long: it is another history, of which anything is newer.
+        self.floor = match error {
+            Error::Internal { .. } => 0,
+            _ => self.floor.max(watch.revision()),
+        };
+        self.watch = None;
+        let pause = limits::FOLLOW_AGAIN.min(self.client.backoff(self.attempt) * 4);
+        self.attempt += 1;
+        self.pause_until = Some(Instant::now() + pause);
+        Err(error)
     }
 }
 

@@ -162,7 +162,7 @@ async fn report(shared: &Shared, own: &mut Option<Session>) {
 }
 
 async fn pause(shared: &Shared, attempt: &mut u32) {
-    sleep(limits::CONFIG_CACHE_AGAIN.min(shared.client.backoff(*attempt) * 4)).await;
+    sleep(limits::FOLLOW_AGAIN.min(shared.client.backoff(*attempt) * 4)).await;
     *attempt += 1;
 }
 

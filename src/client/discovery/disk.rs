@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use prost::Message as _;
+use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::{DiscoveryOptions, Known, ServiceState, Shared};
+use crate::client::config::or_default;
 use crate::client::kept;
 use crate::client::watch::WatchUpdate;
 use crate::limits;
@@ -32,10 +34,7 @@ pub async fn open(
     let (namespace, service) = (options.namespace.clone(), options.service.clone());
     let open = move || {
         std::fs::create_dir_all(&directory)?;
-        let namespace = match namespace.as_str() {
-            "" => limits::DEFAULT_NAMESPACE,
-            namespace => namespace,
-        };
+        let namespace = or_default(&namespace, limits::DEFAULT_NAMESPACE);
         let path = kept::path(&directory, &[namespace, &service], "service");
         let mut store = Store { path, directory, checksum: None };
         let payload = match kept::read(&store.path, MAGIC, limits::CLIENT_ANSWER_BYTES) {
@@ -85,9 +84,8 @@ fn encode(state: &ServiceState) -> Vec<u8> {
 impl Store {
     /// Keeps the file as the state is, until nobody holds the discovery. A state that was replaced before
     /// it was written is left out.
-    pub async fn keep(mut self, shared: Arc<Shared>) {
+    pub async fn keep(mut self, shared: Arc<Shared>, mut states: watch::Receiver<u64>) {
         let mut closing = shared.closing.subscribe();
-        let mut states = shared.states.subscribe();
         loop {
             tokio::select! {
                 biased;
@@ -109,7 +107,7 @@ impl Store {
                 tokio::select! {
                     biased;
                     _ = closing.wait_for(|closing| *closing) => return,
-                    () = sleep(limits::DISCOVERY_AGAIN) => {}
+                    () = sleep(limits::FOLLOW_AGAIN) => {}
                 }
             }
         }
