@@ -406,6 +406,19 @@ pub const CONFIG_REPORT_PAUSE: Duration = Duration::from_millis(50);
 /// Changes of a service that come within so long of each other become one state of its discovery; the first
 /// is not held up.
 pub const DISCOVERY_PAUSE: Duration = Duration::from_millis(50);
+/// How long a channel takes to open a connection to an instance, and how long after a failure it does not
+/// try again: the first for each failure in a row twice as long, up to the second.
+pub const CHANNEL_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+pub const CHANNEL_CONNECT_AGAIN: Duration = Duration::from_millis(100);
+pub const CHANNEL_CONNECT_AGAIN_MAX: Duration = Duration::from_secs(2);
+/// Bytes of a call that are kept so that it can be sent to another instance.
+pub const CHANNEL_REPLAY_BYTES: usize = 64 * 1024;
+/// How often a call that an instance may have begun with goes to another one, where that is allowed.
+pub const CHANNEL_LOST_RETRIES: u32 = 2;
+/// Calls under way of one channel.
+pub const CHANNEL_CALLS: usize = 65_536;
+/// Endpoints from which on the snapshots of a channel are made on a thread that may block.
+pub const CHANNEL_APART: usize = 64;
 /// How often at least a client that waits for a lock, or holds one, reads who has it, besides watching.
 pub const LOCK_RECHECK: Duration = Duration::from_secs(10);
 /// How long a client that gives up waiting for a lock waits until its place is given up.

@@ -14,6 +14,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::time::{Instant, sleep};
 
+use super::discovery::Discoveries;
 use super::options::{Options, ReadFrom, address};
 use super::remote::{Failure, Remote, lock, spawn};
 use super::request::{Request, Route};
@@ -35,6 +36,7 @@ pub(super) struct Inner {
     routing: Mutex<Routing>,
     cursor: AtomicUsize,
     rng: Mutex<StdRng>,
+    pub(super) discoveries: Mutex<Discoveries>,
 }
 
 /// The nodes that are known and what is known of the leader.
@@ -92,6 +94,7 @@ impl Client {
                 checked: None,
             }),
             rng: Mutex::new(rng),
+            discoveries: Mutex::default(),
             options: options.clone(),
         };
         Ok(Client { inner: Arc::new(inner), timeout: options.call_timeout, pinned: None })
@@ -108,6 +111,11 @@ impl Client {
         let known = lock(&self.inner.routing).node(&address);
         let remote = known.unwrap_or_else(|| Remote::new(address, self.inner.options.clone()));
         Ok(Client { pinned: Some(remote), ..self.clone() })
+    }
+
+    /// True when every call goes to one node.
+    pub(super) fn is_pinned(&self) -> bool {
+        self.pinned.is_some()
     }
 
     /// How long a call of this client may take.

@@ -15,7 +15,7 @@ mod disk;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
 use futures::{Stream, stream};
@@ -23,8 +23,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tower::discover::Change;
 
+use super::config::or_default;
 use super::connection::Client;
-use super::remote::spawn;
+use super::remote::{lock, spawn};
 use super::watch::{Following, WatchRange, WatchUpdate};
 use crate::error::Error;
 use crate::limits;
@@ -108,9 +109,13 @@ pub struct Discovery {
     handle: Arc<Handle>,
 }
 
-struct Handle {
+pub(super) struct Handle {
     shared: Arc<Shared>,
 }
+
+/// The discoveries that somebody holds, by namespace and service: one watch serves all who ask for the same.
+#[derive(Default)]
+pub(super) struct Discoveries(BTreeMap<(String, String), Weak<Handle>>);
 
 struct Shared {
     client: Client,
@@ -138,21 +143,38 @@ impl fmt::Debug for Discovery {
 }
 
 impl Client {
-    /// Begins to follow a service; does not wait for the cluster, see [`Discovery::synced`].
+    /// Begins to follow a service; does not wait for the cluster, see [`Discovery::synced`]. Discoveries of
+    /// the same service share one watch, those with a directory apart.
     pub async fn discovery(&self, options: DiscoveryOptions) -> Result<Discovery, Error> {
-        let mut state = ServiceState::default();
-        let mut store = None;
-        if let Some(directory) = &options.directory {
+        if let Some(directory) = options.directory.clone() {
             let opened = disk::open(directory.clone(), &options).await;
-            let (opened, kept) = opened.map_err(|error| {
+            let (store, kept) = opened.map_err(|error| {
                 let shown = directory.display().to_string();
                 Error::invalid("directory", shown, error.to_string())
             })?;
-            store = Some(opened);
-            if let Some(kept) = kept {
-                state = kept;
-            }
+            return Ok(self.discover(options, kept.unwrap_or_default(), Some(store)));
         }
+        if self.is_pinned() {
+            return Ok(self.discover(options, ServiceState::default(), None));
+        }
+        let namespace = or_default(&options.namespace, limits::DEFAULT_NAMESPACE);
+        let name = (namespace.to_owned(), options.service.clone());
+        let mut held = lock(&self.inner.discoveries);
+        if let Some(handle) = held.0.get(&name).and_then(Weak::upgrade) {
+            return Ok(Discovery { handle });
+        }
+        let discovery = self.discover(options, ServiceState::default(), None);
+        held.0.retain(|_, handle| handle.strong_count() > 0);
+        held.0.insert(name, Arc::downgrade(&discovery.handle));
+        Ok(discovery)
+    }
+
+    fn discover(
+        &self,
+        options: DiscoveryOptions,
+        state: ServiceState,
+        store: Option<disk::Store>,
+    ) -> Discovery {
         let shared = Arc::new(Shared {
             client: self.clone(),
             options,
@@ -167,7 +189,7 @@ impl Client {
             spawn(store.keep(shared.clone(), states));
         }
         spawn(follow(shared.clone()));
-        Ok(Discovery { handle: Arc::new(Handle { shared }) })
+        Discovery { handle: Arc::new(Handle { shared }) }
     }
 }
 

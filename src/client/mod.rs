@@ -34,6 +34,7 @@
 
 pub mod balance;
 mod calls;
+pub mod channel;
 mod cluster;
 mod config;
 mod connection;
@@ -56,6 +57,7 @@ mod watch;
 #[cfg(all(test, feature = "server"))]
 mod tests;
 
+pub use channel::{Channel, ChannelOptions, HashKey, Retry, ServedBy, TlsOptions};
 pub use cluster::{DownloadError, SnapshotInfo};
 pub use config::{
     ConfigCache, ConfigCacheOptions, ConfigCacheStatus, ConfigChange, ConfigChanges, ConfigItems,

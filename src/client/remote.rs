@@ -256,7 +256,7 @@ fn unreachable(address: &str, why: &str) -> Error {
 }
 
 /// The innermost reason: "connection refused" says more than "transport error".
-fn root(error: &dyn std::error::Error) -> String {
+pub fn root(error: &dyn std::error::Error) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {
         innermost = source;

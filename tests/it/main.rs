@@ -10,10 +10,12 @@
 // Tests stop at what they did not expect, and run on real time and threads.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+mod echo;
 mod harness;
 mod load;
 
 mod basics;
+mod channel;
 mod cli;
 mod cli_txn;
 mod config;

@@ -59,6 +59,7 @@ mod tests;
 
 pub use ejection::Sweep;
 pub use load::{Flight, Outcome};
+pub(super) use math::mix;
 pub use math::{crc32, hash};
 pub use pick::{Call, Pick, Unavailable};
 pub use policy::{Algorithm, Ejection, Policy};
@@ -112,5 +113,11 @@ impl<T> Endpoint<T> {
             admin: Admin::Enabled,
             target,
         }
+    }
+
+    /// The same endpoint, to be reached in another way.
+    pub fn with_target<U>(self, target: U) -> Endpoint<U> {
+        let Endpoint { id, hash_key, weight, zone, healthy, admin, target: _ } = self;
+        Endpoint { id, hash_key, weight, zone, healthy, admin, target }
     }
 }

@@ -131,6 +131,11 @@ impl<T> Snapshot<T> {
         &self.members
     }
 
+    /// The endpoint with this id.
+    pub fn member(&self, id: &str) -> Option<&Member<T>> {
+        Some(&self.members[self.find(id)?])
+    }
+
     /// Those among which the policy chooses: enabled, with a weight, and in the subset. They need not be
     /// healthy.
     pub fn chosen(&self) -> &[Member<T>] {

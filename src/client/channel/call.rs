@@ -1,0 +1,193 @@
+//! One call: from candidate to candidate until an instance takes it.
+
+use std::sync::Arc;
+
+use http::{Request, Response, StatusCode, request};
+use hyper::body::Incoming;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Duration;
+use tonic::{Code, Status};
+
+use super::super::balance::{Flight, Outcome, Pick, hash};
+use super::body::{self, Answer, Kept};
+use super::deadline::{self, Deadline, expired};
+use super::link::{Connection, Failure, Link, Start};
+use super::{Core, HashKey, Retry, ServedBy};
+use crate::limits;
+
+type Grpc = Response<tonic::body::Body>;
+
+impl Core {
+    /// The whole call, up to the head of its answer.
+    pub async fn call(
+        self: Arc<Self>,
+        request: Request<tonic::body::Body>,
+    ) -> Result<Grpc, Status> {
+        let Ok(place) = self.calls.clone().try_acquire_owned() else {
+            let message = format!(
+                "{}: {} calls of this channel are under way, which is the most it takes",
+                self.options.service,
+                limits::CHANNEL_CALLS
+            );
+            return Err(Status::resource_exhausted(message));
+        };
+        let (parts, body) = request.into_parts();
+        let deadline = Deadline::of(&parts.headers);
+        self.be_known(&deadline).await?;
+        let snapshot = self.snapshot.load_full();
+        let mut call = snapshot.call(self.hash(&parts), self.now(), self.random());
+        let retry = parts.extensions.get::<Retry>().copied().unwrap_or(self.options.retry);
+        let body = Kept::new(body);
+        let mut attempts =
+            Attempts { core: &self, parts, body, deadline, retry, made: 0, lost: 0, last: None };
+        // The first one that could not be reached lately, and what was wrong.
+        let mut away: Option<Pick<'_, Arc<Link>>> = None;
+        let unavailable = loop {
+            let pick = match call.candidate() {
+                Ok(pick) => pick,
+                Err(unavailable) => break unavailable,
+            };
+            let link = pick.endpoint().target.clone();
+            let connecting = match link.start() {
+                Start::Connected(connection) => {
+                    futures::future::Either::Left(async { Ok(connection) })
+                }
+                Start::Dialing(dial) => futures::future::Either::Right(dial),
+                Start::Down(failure) => {
+                    attempts.last.get_or_insert(failure);
+                    away.get_or_insert(pick);
+                    continue;
+                }
+            };
+            if let Some(taken) = attempts.make(&link, pick.start(self.now()), connecting).await? {
+                return Ok(taken.answer(&link, &attempts, place));
+            }
+        };
+        // Nobody else took it, and that one may be back.
+        if let Some(pick) = away {
+            let link = pick.endpoint().target.clone();
+            let flight = pick.start(self.now());
+            if let Some(taken) = attempts.make(&link, flight, link.insist()).await? {
+                return Ok(taken.answer(&link, &attempts, place));
+            }
+        }
+        let service = &self.options.service;
+        Err(Status::unavailable(match &attempts.last {
+            Some(failure) => format!("{service}: {unavailable}; {}", failure.why),
+            None => format!("{service}: {unavailable}"),
+        }))
+    }
+
+    fn hash(&self, parts: &request::Parts) -> Option<u64> {
+        if let Some(HashKey(hash)) = parts.extensions.get() {
+            return Some(*hash);
+        }
+        let mut values = parts.headers.get_all(self.options.hash_header.as_ref()?).iter();
+        let first = values.next()?.as_bytes();
+        let Some(second) = values.next() else { return Some(hash(first)) };
+        // As in gRFC A42.
+        let mut joined = [first, b",", second.as_bytes()].concat();
+        values.for_each(|value| {
+            joined.push(b',');
+            joined.extend_from_slice(value.as_bytes());
+        });
+        Some(hash(&joined))
+    }
+}
+
+/// One call on its way to somebody who takes it.
+struct Attempts<'a> {
+    core: &'a Core,
+    parts: request::Parts,
+    body: Kept,
+    deadline: Deadline,
+    retry: Retry,
+    made: u32,
+    /// Attempts that may have taken place.
+    lost: u32,
+    last: Option<Failure>,
+}
+
+/// A call that was taken, and when the head of its answer came.
+struct Taken {
+    response: Response<Incoming>,
+    flight: Flight,
+    head: Duration,
+}
+
+impl Attempts<'_> {
+    /// One attempt. None: it is for the next candidate.
+    async fn make(
+        &mut self,
+        link: &Arc<Link>,
+        flight: Flight,
+        connecting: impl Future<Output = Result<Connection, Failure>>,
+    ) -> Result<Option<Taken>, Status> {
+        if self.made > 0
+            && let Some(left) = self.deadline.header()
+        {
+            self.parts.headers.insert(deadline::HEADER, left);
+        }
+        self.made += 1;
+        let attempt = async { link.send(connecting.await?, &self.parts, &self.body).await };
+        let outcome = self.deadline.keep(attempt).await;
+        let now = self.core.now();
+        let failure = match outcome {
+            Some(Ok(response)) if !self.may_repeat(&response) => {
+                return Ok(Some(Taken { response, flight, head: now }));
+            }
+            Some(Ok(response)) => link.failure(&told(&response)),
+            Some(Err(failure)) => failure,
+            None => {
+                flight.finish(Outcome::Failure, now);
+                return Err(expired());
+            }
+        };
+        flight.finish(Outcome::Failure, now);
+        let service = &self.core.options.service;
+        tracing::debug!(service, why = %failure.why, untouched = failure.untouched, "attempt failed");
+        if !failure.untouched {
+            self.lost += 1;
+            if self.retry == Retry::Unsent || self.lost > limits::CHANNEL_LOST_RETRIES {
+                let message = format!("{service}: {}; the call may have taken place", failure.why);
+                return Err(Status::unavailable(message));
+            }
+        }
+        if !self.body.is_whole() {
+            let why = "it is too long to be sent to another instance";
+            return Err(Status::unavailable(format!("{service}: {}; {why}", failure.why)));
+        }
+        self.last = Some(failure);
+        Ok(None)
+    }
+
+    /// The instance says that it is not available, and there are others that may be asked.
+    fn may_repeat(&self, response: &Response<Incoming>) -> bool {
+        let unavailable = response.status() == StatusCode::OK
+            && body::code(response.headers()) == Some(Code::Unavailable);
+        unavailable
+            && self.retry == Retry::Lost
+            && self.lost < limits::CHANNEL_LOST_RETRIES
+            && self.body.is_whole()
+    }
+}
+
+/// What an instance says that refuses a call.
+fn told(response: &Response<Incoming>) -> String {
+    let status = Status::from_header_map(response.headers());
+    status.map_or_else(String::new, |status| status.message().to_owned())
+}
+
+impl Taken {
+    fn answer(
+        self,
+        link: &Link,
+        attempts: &Attempts<'_>,
+        place: OwnedSemaphorePermit,
+    ) -> Response<tonic::body::Body> {
+        let served = ServedBy { instance: link.instance().clone(), attempts: attempts.made };
+        let Taken { mut response, flight, head } = self;
+        response.extensions_mut().insert(served);
+        Answer::of(response, flight, head, attempts.deadline.get(), place)
+    }
+}
