@@ -520,6 +520,9 @@ pub const LOCK_COMMAND_STOP: Duration = Duration::from_secs(10);
 pub const DEV_STOP: Duration = Duration::from_secs(10);
 /// Registrations that `service import` has under way at once, and items that `config import` has.
 pub const IMPORT_IN_FLIGHT: usize = 16;
+/// Keys of which `service spread` says where they go.
+pub const SPREAD_KEYS: std::ops::RangeInclusive<u64> = 1..=10_000_000;
+pub const DEFAULT_SPREAD_KEYS: u64 = 100_000;
 /// Bytes of the manifest of an exported namespace.
 pub const MANIFEST_BYTES: usize = 1024 * 1024 * 1024;
 /// Bytes of a file name of an exported item; a longer one is shortened.

@@ -1,5 +1,6 @@
 //! `quorate service`: what is registered, and the settings of services.
 
+mod balance;
 mod consul;
 mod import;
 mod register;
@@ -47,6 +48,10 @@ pub enum Command {
         #[arg(long, value_name = "REVISION", default_value_t = 0)]
         after: u64,
     },
+    /// Show which instance a key maps to, and why
+    Resolve(balance::Resolve),
+    /// Show how keys spread over the instances, and how many move when some are gone
+    Spread(balance::Spread),
     /// Take an instance out of discovery and back
     Maint(Maint),
     /// Create a service's settings, or replace all of them
@@ -153,6 +158,8 @@ impl Command {
             Command::Get(args) => show::get(args, context).await,
             Command::List { prefix, stale } => list(context, &prefix, stale).await,
             Command::Watch { service, after } => watch::run(context, service, after).await,
+            Command::Resolve(args) => balance::resolve(args, context).await,
+            Command::Spread(args) => balance::spread(args, context).await,
             Command::Maint(args) => maint(args, context).await,
             Command::Put(args) => put(args, context).await,
             Command::Delete { service } => delete(context, service).await,

@@ -17,6 +17,7 @@ mod load;
 mod basics;
 mod channel;
 mod cli;
+mod cli_balance;
 mod cli_txn;
 mod config;
 mod config_cache;
