@@ -419,6 +419,10 @@ pub const CHANNEL_LOST_RETRIES: u32 = 2;
 pub const CHANNEL_CALLS: usize = 65_536;
 /// Endpoints from which on the snapshots of a channel are made on a thread that may block.
 pub const CHANNEL_APART: usize = 64;
+/// How often at least the holder of a registration looks whether the instance is as it left it.
+pub const REGISTRATION_CHECK: Duration = Duration::from_secs(5);
+/// How often in a row it writes although somebody else was quicker, before it pauses.
+pub const REGISTRATION_CONFLICTS: u32 = 8;
 /// How often at least a client that waits for a lock, or holds one, reads who has it, besides watching.
 pub const LOCK_RECHECK: Duration = Duration::from_secs(10);
 /// How long a client that gives up waiting for a lock waits until its place is given up.

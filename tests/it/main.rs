@@ -34,6 +34,7 @@ mod membership;
 mod pause;
 mod rebuild;
 mod refusals;
+mod registration;
 mod sessions;
 mod stop;
 mod transactions;
