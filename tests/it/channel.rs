@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use quorate::client::channel::may_have_taken_place;
 use quorate::client::{Channel, ChannelOptions, Client, HashKey, Retry, TlsOptions};
 use quorate::limits;
 use quorate::proto::v1::{self, *};
@@ -133,6 +134,7 @@ fn what_may_have_happened_is_not_repeated() {
         let lost = say(&channel, request("once")).await.unwrap_err();
         assert_eq!(lost.code(), Code::Unavailable, "{lost}");
         assert!(lost.message().contains("may have taken place"), "{lost}");
+        assert!(may_have_taken_place(&lost));
         assert_eq!((broken.seen.load(Ordering::SeqCst), good.served()), (1, 0));
         let mut again = request("as often as you like");
         again.extensions_mut().insert(Retry::Lost);
@@ -306,6 +308,7 @@ fn deadlines_and_streams() {
         let nobody = say(&channel, request("x")).await.unwrap_err();
         assert_eq!(nobody.code(), Code::Unavailable);
         assert!(nobody.message().contains("no endpoints"), "{nobody}");
+        assert!(!may_have_taken_place(&nobody));
 
         let mute = Broken::start(Fault::Swallow).await;
         client.register(echo::instance("echo", "a", mute.address), None).await.unwrap();

@@ -6,6 +6,7 @@ use http::{Request, Response, StatusCode, request};
 use hyper::body::Incoming;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Duration;
+use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
 use super::super::balance::{Flight, Outcome, Pick, hash};
@@ -140,7 +141,7 @@ impl Attempts<'_> {
             Some(Err(failure)) => failure,
             None => {
                 flight.finish(Outcome::Failure, now);
-                return Err(expired());
+                return Err(uncertain(expired()));
             }
         };
         flight.finish(Outcome::Failure, now);
@@ -150,7 +151,7 @@ impl Attempts<'_> {
             self.lost += 1;
             if self.retry == Retry::Unsent || self.lost > limits::CHANNEL_LOST_RETRIES {
                 let message = format!("{service}: {}; the call may have taken place", failure.why);
-                return Err(Status::unavailable(message));
+                return Err(uncertain(Status::unavailable(message)));
             }
         }
         if !self.body.is_whole() {
@@ -170,6 +171,21 @@ impl Attempts<'_> {
             && self.lost < limits::CHANNEL_LOST_RETRIES
             && self.body.is_whole()
     }
+}
+
+/// Header of the errors of calls that may have taken place.
+const UNCERTAIN: &str = "quorate-may-have-taken-place";
+
+fn uncertain(mut status: Status) -> Status {
+    status.metadata_mut().insert(UNCERTAIN, MetadataValue::from_static("true"));
+    status
+}
+
+/// True for an error of a channel when the call may have taken place nevertheless: whoever repeats it may
+/// do it twice. Other errors of a channel say that it certainly did not; those that an instance
+/// answers mean what it says.
+pub fn may_have_taken_place(status: &Status) -> bool {
+    status.metadata().contains_key(UNCERTAIN)
 }
 
 /// What an instance says that refuses a call.

@@ -65,6 +65,7 @@ use crate::limits;
 use deadline::Deadline;
 use tls::Tls;
 
+pub use call::may_have_taken_place;
 pub use endpoints::{endpoints, policy};
 pub use link::{Address, Link};
 pub use options::{ChannelOptions, Retry};
