@@ -1,5 +1,6 @@
 //! `quorate service`: what is registered, and the settings of services.
 
+mod check;
 mod consul;
 mod import;
 mod register;
@@ -51,6 +52,8 @@ pub enum Command {
     Maint(Maint),
     /// Create a service's settings, or replace all of them
     Put(Put),
+    /// Have the cluster check the persistent instances of a service, or show how it does
+    Check(check::Args),
     /// Remove the settings of a service without instances
     Delete { service: String },
     /// Register the services of Consul service definition files
@@ -155,6 +158,7 @@ impl Command {
             Command::Watch { service, after } => watch::run(context, service, after).await,
             Command::Maint(args) => maint(args, context).await,
             Command::Put(args) => put(args, context).await,
+            Command::Check(args) => check::run(args, context).await,
             Command::Delete { service } => delete(context, service).await,
             Command::Import(args) => import::run(args, context).await,
         }

@@ -303,6 +303,7 @@ fn put_service(namespace: &str, name: &str, policy: &str) -> Op {
         policy_parameters: Pairs::default(),
         metadata: Pairs::default(),
         expected_mod_revision: None,
+        health_check: None,
     }))
 }
 
@@ -1126,6 +1127,7 @@ fn the_estimate_of_a_messages_bytes_is_never_too_low_nor_far_too_high() {
                 policy_parameters: pairs(&mut rng),
                 metadata: pairs(&mut rng),
                 expected_mod_revision: None,
+                health_check: None,
             })),
             Op::Deregister { name, expected_mod_revision: None },
         ]);

@@ -24,6 +24,7 @@ mod crashes;
 mod discovery;
 mod disk;
 mod exactly_once;
+mod health;
 mod http;
 mod limits;
 mod locks;
