@@ -206,7 +206,7 @@ pub fn settings(
         policy_parameters: pairs(policy_parameters),
         metadata: pairs(metadata),
         expected_mod_revision: expected(expected_mod_revision),
-        health_check: health_check.map(check::health_check).transpose()?,
+        health_check: health_check.map(|check| check::health_check(*check)).transpose()?,
     })
 }
 
@@ -382,7 +382,7 @@ fn service_record(service: &state::Service) -> v1::Service {
         mod_revision: *mod_revision,
         instances: 0,
         healthy_instances: 0,
-        health_check: health_check.as_ref().map(check::record),
+        health_check: health_check.as_ref().map(check::record).map(Box::new),
         unchecked_instances: 0,
         unchecked_reason: String::new(),
     }

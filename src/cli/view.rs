@@ -257,7 +257,7 @@ impl From<v1::Service> for Service {
             mod_revision: service.mod_revision,
             instances: service.instances,
             healthy_instances: service.healthy_instances,
-            health_check: service.health_check.map(HealthCheck::from),
+            health_check: service.health_check.map(|check| HealthCheck::from(*check)),
             unchecked_instances: service.unchecked_instances,
             unchecked_reason: service.unchecked_reason,
         }

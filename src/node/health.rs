@@ -31,6 +31,9 @@ const TICK: Duration = Duration::from_millis(250);
 /// Instances that are looked at under one lock of the state.
 const PAGE: usize = 1_000;
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// A failure that comes so long after its timeout is this node's own: it was stopped, as a virtual machine
+/// is, and the answer may have come in time.
+const STALLED: Duration = Duration::from_millis(500);
 
 /// What is asked, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +52,8 @@ pub enum Saw {
     Failed(String),
     /// Nothing was connected to, and nothing is known of the instance.
     NotAllowed(String),
+    /// Nothing, because this node was stopped meanwhile, or had no time for it.
+    Nothing,
 }
 
 /// Asks targets.
@@ -181,7 +186,10 @@ pub async fn run(node: Node) {
             let asked = ask(&*node.0.prober, &job);
             let done = done.clone();
             runtime::spawn(async move {
-                let saw = asked.await;
+                let mut saw = asked.await;
+                if matches!(saw, Saw::Failed(_)) && now.elapsed() > job.timeout() + STALLED {
+                    saw = Saw::Nothing;
+                }
                 // As many fit as there are permits.
                 let _ = done.send((job, saw)).await;
                 drop(permit);
@@ -250,7 +258,7 @@ fn ask(prober: &dyn Prober, job: &Job) -> BoxFuture<'static, Saw> {
             host: endpoint.host.to_owned(),
             port: endpoint.port,
             probe: check.probe.clone(),
-            timeout: Duration::from_millis(check.timeout_ms),
+            timeout: job.timeout(),
         }),
         None => saw(Saw::NotAllowed(no_endpoint(&check.endpoint))),
     }
@@ -264,11 +272,11 @@ fn settle(node: &Node, schedule: &mut Schedule, job: &Job, saw: Saw) {
             figures.checks.fetch_add(1, Ordering::Relaxed);
             figures.failures.fetch_add(1, Ordering::Relaxed);
         }
-        Saw::NotAllowed(_) => {}
+        Saw::NotAllowed(_) | Saw::Nothing => {}
     }
     if let Some(why) = schedule.settle(node.id(), job, saw, Instant::now()) {
         let (namespace, service, id) = &job.name;
-        tracing::warn!(%namespace, %service, %id, why, "instance not checked");
+        tracing::warn!(%namespace, %service, %id, why, "instances of a service are not checked");
     }
 }
 

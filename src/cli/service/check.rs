@@ -162,14 +162,14 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
                 },
             ),
         };
-        let to = match args.clone().change(service.health_check.clone())? {
+        let to = match args.clone().change(service.health_check.as_deref().cloned())? {
             Change::Show if header.is_none() => {
                 return Err(error::Error::NotFound { kind: "service".to_owned(), name }.into());
             }
             Change::Show => return shown(context, &header, service.into()),
             Change::Off if service.health_check.is_none() => None,
             Change::Off => Some(None),
-            Change::To(check) => Some(Some(check)),
+            Change::To(check) => Some(Some(Box::new(check))),
         };
         let Some(health_check) = to else {
             return shown(context, &header, service.into());

@@ -242,14 +242,14 @@ changed          2025-01-01T00:02:00.000Z (revision 9)
             policy_parameters: [("size".to_owned(), "1024".to_owned())].into(),
             instances: 3,
             healthy_instances: 2,
-            health_check: Some(v1::HealthCheck {
+            health_check: Some(Box::new(v1::HealthCheck {
                 probe: Some(v1::health_check::Probe::Tcp(v1::TcpProbe {})),
                 endpoint: String::new(),
                 interval_ms: 10_000,
                 timeout_ms: 500,
                 failures: 3,
                 successes: 1,
-            }),
+            })),
             unchecked_instances: 1,
             unchecked_reason: "web-1: no".into(),
             ..v1::Service::default()

@@ -439,7 +439,7 @@ impl Names<'_> {
                     policy: it.policy,
                     policy_parameters: it.policy_parameters,
                     metadata: it.metadata,
-                    health_check: it.health_check.map(v1::HealthCheck::from),
+                    health_check: it.health_check.map(|check| Box::new(check.into())),
                     ..v1::Service::default()
                 }),
                 expected_mod_revision: it.expected_mod_revision,

@@ -36,6 +36,8 @@ pub struct Schedule {
     due: BTreeSet<(Instant, Name)>,
     /// Verdicts that wait to be proposed.
     verdicts: BTreeMap<Name, HealthVerdict>,
+    /// The services of which it was told that instances are not checked, under settings of a revision.
+    told: BTreeMap<(Arc<str>, Arc<str>), u64>,
     /// Tells the results of a check from those of an earlier one of the same name.
     serial: u64,
     /// Number of the look that goes on.
@@ -64,6 +66,13 @@ pub struct Job {
     pub serial: u64,
     pub service: Arc<Service>,
     pub instance: Arc<Instance>,
+}
+
+impl Job {
+    pub fn timeout(&self) -> Duration {
+        let check = self.service.health_check.as_ref();
+        check.map_or(Duration::ZERO, |check| Duration::from_millis(check.timeout_ms))
+    }
 }
 
 impl Schedule {
@@ -131,6 +140,14 @@ impl Schedule {
             .map(|(name, _)| name.clone())
             .collect();
         gone.iter().for_each(|name| self.forget(name));
+        if !gone.is_empty() {
+            let checks = &self.checks;
+            self.told.retain(|(namespace, service), _| {
+                let first = (namespace.clone(), service.clone(), Arc::default());
+                let next = checks.range(first..).next();
+                next.is_some_and(|((n, s, _), _)| n == namespace && s == service)
+            });
+        }
     }
 
     fn forget(&mut self, name: &Name) {
@@ -164,7 +181,8 @@ impl Schedule {
         Some(Job { name, serial: check.serial, service, instance })
     }
 
-    /// What a check of this node saw. Answers why the instance is not checked, when that is news.
+    /// What a check of this node saw. Answers why the instance is not checked, when that is news: it is the
+    /// first of its service.
     pub fn settle(&mut self, node: NodeId, job: &Job, saw: Saw, now: Instant) -> Option<String> {
         let name = &job.name;
         let check = self.checks.get_mut(name).filter(|check| check.serial == job.serial)?;
@@ -179,12 +197,14 @@ impl Schedule {
         }
         let is_critical = check.instance.health == Health::Critical;
         let verdict = match (saw, is_critical) {
+            (Saw::Nothing, _) => return None,
             (Saw::NotAllowed(why), _) => {
                 check.streak = 0;
                 self.verdicts.remove(name);
-                let news = check.unchecked.is_none();
                 check.unchecked = Some(why.clone());
-                return news.then_some(why);
+                let service = (name.0.clone(), name.1.clone());
+                let settings = check.service.mod_revision;
+                return (self.told.insert(service, settings) != Some(settings)).then_some(why);
             }
             (Saw::Passed, true) => Some((settings.successes, Health::Passing, "passing".into())),
             (Saw::Failed(why), false) => Some((settings.failures, Health::Critical, why)),

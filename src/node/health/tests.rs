@@ -238,10 +238,40 @@ fn what_must_not_be_asked_is_told_once_and_changes_nothing() {
     assert_eq!(told, [Some("not allowed".to_owned()), None, None, None]);
     assert_eq!(story.schedule.unchecked(), (1, Some("default/web/a: not allowed".to_owned())));
     assert_eq!(story.verdicts(), []);
+    // Of a service it is told once, and again under other settings.
+    story.look(&[&instance("a", Health::Passing, 2), &instance("b", Health::Passing, 3)]);
+    let again = |story: &mut Story| {
+        let told = (0..4).map(|_| {
+            story.now = story.schedule.next_due().unwrap().max(story.now);
+            let job = story.schedule.take_due(story.now).unwrap();
+            story.settle(&job, no())
+        });
+        told.flatten().count()
+    };
+    assert_eq!(again(&mut story), 0);
+    assert_eq!(story.schedule.unchecked().0, 2);
+    story.service = service(9, a_check());
+    story.look(&[&instance("a", Health::Passing, 2), &instance("b", Health::Passing, 3)]);
+    assert_eq!(again(&mut story), 1);
+    story.look(&[&instance("a", Health::Passing, 2)]);
+    assert_eq!(again(&mut story), 0);
+    story.look(&[]);
+    story.look(&[&instance("a", Health::Passing, 2)]);
+    assert_eq!(again(&mut story), 1);
     // It ends what was counted.
     assert_eq!([story.saw(failed()), story.saw(failed())], [[], []]);
     assert_eq!(story.schedule.unchecked(), (0, None));
     assert_eq!([story.saw(no()), story.saw(failed()), story.saw(failed())], [[], [], []]);
+    assert_eq!(story.saw(failed()), critical(2));
+}
+
+/// A node that was stopped has seen nothing: neither for the instance nor against it.
+#[test]
+fn what_was_not_seen_does_not_count() {
+    let mut story = Story::new();
+    story.look(&[&instance("a", Health::Passing, 2)]);
+    assert_eq!([story.saw(failed()), story.saw(failed())], [[], []]);
+    assert_eq!([story.saw(Saw::Nothing), story.saw(Saw::Nothing)], [[], []]);
     assert_eq!(story.saw(failed()), critical(2));
 }
 
