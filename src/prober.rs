@@ -202,8 +202,16 @@ async fn http(
 
 /// One call of grpc.health.v1 over the connection that was made.
 async fn grpc(stream: TcpStream, target: &Target, service: &str) -> Result<(), String> {
-    let endpoint = Endpoint::from_shared(format!("http://{}", authority(target)))
-        .map_err(|error| error.to_string())?;
+    // A host that is no part of a URI, a link-local address with its zone for instance, is called by the
+    // address that it has.
+    let called = |authority: String| Endpoint::from_shared(format!("http://{authority}"));
+    let endpoint = match called(authority(target)) {
+        Ok(endpoint) => endpoint,
+        Err(_) => {
+            let address = stream.peer_addr().map_err(|error| io_text(&error))?;
+            called(address.to_string()).map_err(|error| error.to_string())?
+        }
+    };
     // There is one connection, and no other is made when it breaks.
     let mut made = Some(TokioIo::new(stream));
     let connector = tower::service_fn(move |_: http::Uri| {

@@ -1081,6 +1081,8 @@ fn histories_reach_every_answer() {
         "GrayJudged None",
         "GrayJudged Some(Promoted)",
         "GrayJudged Some(RolledBack)",
+        "HealthJudged",
+        "HealthJudged (nothing)",
         "InStep 0 NotFound",
         "InStep later CompareFailed",
         "InStep later Invalid",
