@@ -13,6 +13,7 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 
 use super::super::{Leadership, Node};
 use crate::limits::{HEALTH_BEAT, HEALTH_SILENCE};
+use crate::proto::v1::Consistency;
 use crate::raft::codec;
 use crate::raft::network::Method;
 use crate::raft::types::NodeId;
@@ -20,6 +21,7 @@ use crate::runtime::{self, Instant};
 
 /// How often it is looked whether another node leads.
 const TICK: Duration = Duration::from_millis(250);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Default)]
 pub struct Roll {
@@ -129,6 +131,13 @@ pub async fn run(node: Node) {
         if lately && leader == known {
             continue;
         }
+        // Whoever comes, or comes back, first catches up: it would not know all that it is to check.
+        if roll.present(now).is_none()
+            && node.barrier(Consistency::Linearizable, TIMEOUT).await.is_err()
+        {
+            continue;
+        }
+        let now = Instant::now();
         // When there is no answer, the next tick asks again.
         if let Some(present) = node.ask_who_is_there().await {
             roll.tell(present, now + HEALTH_SILENCE);
