@@ -213,6 +213,7 @@ async fn a_health_check_comes_back_whole() {
     let Some(v1::health_check::Probe::Http(probe)) = check.probe else { panic!("{check:?}") };
     assert_eq!((probe.status_min, probe.status_max), (200, 299));
     assert_eq!((check.interval_ms, check.timeout_ms), (1_000, 1_000));
+    node.server.stop().await;
 }
 
 #[tokio::test]
