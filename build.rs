@@ -30,6 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // Every call and answer of the stream takes the space of the greatest.
         .boxed(".quorate.v1.PublishConfigRequest.gray")
         .boxed(".quorate.v1.GetConfigResponse.item")
+        .boxed(".quorate.v1.Service.health_check")
         .compile_fds(public)?;
     if std::env::var_os("CARGO_FEATURE_SERVER").is_some() {
         let peer = protox::compile(["quorate/peer/v1/peer.proto"], ["proto"])?;

@@ -13,6 +13,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::limits::WAL_SEGMENT_BYTES;
 use crate::node::{self, Node, OnFatal, Parts, Storage};
 use crate::options::{Config, Durability};
+use crate::prober::SocketProber;
 use crate::raft::log::Log;
 use crate::raft::machine::{Replica, Silent, StoreCheckpoints, raft_meta};
 use crate::raft::network::PeerError;
@@ -260,6 +261,7 @@ pub async fn assemble(config: &Config, progress: &Progress) -> Result<Assembly, 
             handle,
         }),
         webhooks: Arc::new(HttpWebhooks::default()),
+        prober: Arc::new(SocketProber::new(config.health_check_allow.clone())),
         rebuilt: mark.is_some_and(|mark| mark.right.is_some()),
         on_fatal: OnFatal(Box::new(|why| consensus_ended(why))),
     };

@@ -133,6 +133,11 @@ fn describe() {
     counter!("quorate_commands_applied_total", "Commands applied to the state.");
     counter!("quorate_slow_apply_total", "Batches whose application took too long.");
     gauge!("quorate_corrupt_replicas", "Replicas that differ from the others; on the leader.");
+    gauge!("quorate_health_check_instances", "Instances that this node checks.");
+    gauge!("quorate_health_check_unchecked", "Those of them that it must not, or cannot, check.");
+    counter!("quorate_health_checks_total", "Health checks that this node carried out.");
+    counter!("quorate_health_check_failures_total", "Those of them that failed.");
+    counter!("quorate_health_transitions_total", "Instances that its checks have turned.");
     gauge!("quorate_rebuilding", "Whether this node fetches its state from another one.");
     gauge!("quorate_raft_term", "Current term.");
     gauge!("quorate_log_last_index", "Index of the last log entry.");
@@ -168,6 +173,11 @@ fn record(status: &Status) {
     gauge("quorate_is_leader", u64::from(status.is_leader));
     gauge("quorate_is_learner", u64::from(status.learner));
     gauge("quorate_corrupt_replicas", status.corrupt_replicas);
+    gauge("quorate_health_check_instances", status.health.instances);
+    gauge("quorate_health_check_unchecked", status.health.unchecked);
+    counter("quorate_health_checks_total", status.health.checks);
+    counter("quorate_health_check_failures_total", status.health.failures);
+    counter("quorate_health_transitions_total", status.health.turned);
     counter("quorate_leader_changes_seen_total", status.leader_changes);
     counter("quorate_proposals_committed_total", status.committed_index);
     counter("quorate_proposals_applied_total", status.applied_index);

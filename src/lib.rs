@@ -5,6 +5,8 @@
 //! [`client`] calls it and `cli` is the command line.
 
 #[cfg(feature = "server")]
+pub mod allow;
+#[cfg(feature = "server")]
 pub mod api;
 #[cfg(feature = "server")]
 pub mod assembly;
@@ -27,6 +29,8 @@ pub mod node;
 pub mod options;
 #[cfg(feature = "server")]
 pub mod panic;
+#[cfg(feature = "server")]
+pub mod prober;
 pub mod proto;
 #[cfg(feature = "server")]
 pub mod raft;

@@ -40,6 +40,37 @@ pub const DEFAULT_NAMESPACE: &str = "default";
 pub const DEREGISTER_AFTER_MS: std::ops::RangeInclusive<u64> = 1_000..=86_400_000;
 pub const DEFAULT_DEREGISTER_AFTER_MS: u64 = 30_000;
 
+// ---- health checks ----
+
+/// From the beginning of a check to that of the next, and how long one may take.
+pub const HEALTH_INTERVAL_MS: std::ops::RangeInclusive<u64> = 1_000..=3_600_000;
+pub const DEFAULT_HEALTH_INTERVAL_MS: u64 = 10_000;
+pub const HEALTH_TIMEOUT_MS: std::ops::RangeInclusive<u64> = 100..=60_000;
+pub const DEFAULT_HEALTH_TIMEOUT_MS: u64 = 2_000;
+/// Failures until an instance is critical, and successes until it is passing, in a row.
+pub const HEALTH_STREAK: std::ops::RangeInclusive<u64> = 1..=100;
+pub const DEFAULT_HEALTH_FAILURES: u32 = 3;
+pub const DEFAULT_HEALTH_SUCCESSES: u32 = 2;
+/// Bytes of the path and of the Host header of an HTTP check, and the statuses that may be expected.
+pub const HEALTH_PATH_BYTES: usize = 1024;
+pub const HEALTH_HOST_BYTES: usize = 260;
+pub const HEALTH_STATUSES: std::ops::RangeInclusive<u64> = 100..=599;
+pub const DEFAULT_HEALTH_STATUSES: (u16, u16) = (200, 299);
+/// Checks of one node under way, and names that are resolved at the same time: a resolver that does not
+/// answer holds a thread for each.
+pub const HEALTH_CHECKS_UNDER_WAY: usize = 256;
+pub const HEALTH_LOOKUPS: usize = 16;
+/// Bytes of the head of an HTTP answer, and of the answer of grpc.health.v1.
+pub const HEALTH_ANSWER_BYTES: usize = 16 * 1024;
+/// Instances whose health one command turns.
+pub const HEALTH_VERDICTS: usize = 500;
+/// Networks and names that `--health-check-allow` may hold.
+pub const HEALTH_ALLOWED: usize = 256;
+/// How often a node tells the leader that it is there to check, and after what silence its instances are
+/// given to others. A node that the leader has not answered for so long checks nothing.
+pub const HEALTH_BEAT: Duration = Duration::from_secs(1);
+pub const HEALTH_SILENCE: Duration = Duration::from_secs(3);
+
 // ---- sessions ----
 
 pub const SESSION_TTL_MS: std::ops::RangeInclusive<u64> = 1_000..=3_600_000;
@@ -533,6 +564,8 @@ pub const MANIFEST_BYTES: usize = 1024 * 1024 * 1024;
 pub const EXPORT_NAME_BYTES: usize = 200;
 /// How often a publication whose format is that of the current release is tried while others publish.
 pub const PUBLISH_ATTEMPTS: usize = 8;
+/// How often a change of some of a service's settings is tried while others change them.
+pub const SERVICE_ATTEMPTS: usize = 8;
 
 const _: () = {
     assert!(COMMAND_BYTES < PEER_MESSAGE_BYTES, "a command fits one peer message");
@@ -552,6 +585,16 @@ const _: () = {
     assert!(WATCH_RING_EVENTS >= WATCH_QUEUE, "who is cut off may resume from the ring");
     assert!(WATCH_MESSAGE_BYTES < CLIENT_MESSAGE_BYTES);
     assert!(METADATA_TOTAL_BYTES < COMMAND_BYTES);
+    assert!(
+        HEALTH_VERDICTS * (3 * NAME_BYTES + TEXT_BYTES + 64) < COMMAND_BYTES,
+        "the verdicts of one command fit it"
+    );
+    assert!(DEFAULT_HEALTH_TIMEOUT_MS <= DEFAULT_HEALTH_INTERVAL_MS);
+    assert!(
+        *HEALTH_TIMEOUT_MS.start() <= *HEALTH_INTERVAL_MS.start(),
+        "the shortest interval has a timeout"
+    );
+    assert!(HEALTH_SILENCE.as_millis() > 2 * HEALTH_BEAT.as_millis(), "one lost beat is none");
     assert!(
         CONFIG_VALUE_BYTES + METADATA_TOTAL_BYTES + CONFIG_GRAY_CLIENTS * (NAME_BYTES + 4) + 8192
             < COMMAND_BYTES,
@@ -581,6 +624,8 @@ const _: () = {
         2 * (METADATA_TOTAL_BYTES + 16 * METADATA_PAIRS)
             + ENDPOINTS * (NAME_BYTES + HOST_BYTES + 32)
             + 6 * (NAME_BYTES + TEXT_BYTES)
+            + HEALTH_PATH_BYTES
+            + HEALTH_HOST_BYTES
             < RECORD_WIRE_BYTES
     );
     assert!(

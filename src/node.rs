@@ -4,6 +4,7 @@
 
 mod audit;
 mod batcher;
+mod health;
 mod judge;
 mod keeper;
 mod membership;
@@ -33,6 +34,8 @@ use openraft::{Raft, RaftState, ServerState};
 use tokio::sync::oneshot;
 
 use self::batcher::Batcher;
+use self::health::Health;
+pub use self::health::{HealthStatus, Prober, Saw, Target};
 use self::keeper::Keeper;
 use self::proposer::{Pending, Proposer};
 pub use self::proposer::{ReplyTo, Sink};
@@ -103,6 +106,7 @@ pub struct Parts {
     pub observer: Arc<dyn Observer>,
     pub disk: Arc<dyn Storage>,
     pub webhooks: Arc<dyn Webhooks>,
+    pub prober: Arc<dyn Prober>,
     /// This start has fetched the state from another member.
     pub rebuilt: bool,
     pub on_fatal: OnFatal,
@@ -180,6 +184,7 @@ pub struct Status {
     pub leader_changes: u64,
     /// Replicas that differ from the others, as the leader found them.
     pub corrupt_replicas: u64,
+    pub health: HealthStatus,
     /// What an operator should look at, in words.
     pub errors: Vec<String>,
 }
@@ -257,6 +262,8 @@ struct Inner {
     clock: Arc<dyn Clock>,
     disk: Arc<dyn Storage>,
     webhooks: Arc<dyn Webhooks>,
+    prober: Arc<dyn Prober>,
+    health: Health,
     /// One membership change at a time: each is more than one entry of the log.
     administration: tokio::sync::Mutex<()>,
     on_fatal: OnFatal,
@@ -316,6 +323,7 @@ impl Node {
             observer,
             disk,
             webhooks,
+            prober,
             rebuilt,
             on_fatal,
         } = parts;
@@ -345,6 +353,8 @@ impl Node {
             clock,
             disk,
             webhooks,
+            prober,
+            health: Health::default(),
             administration: tokio::sync::Mutex::new(()),
             on_fatal,
             proposer: Proposer::new(),
@@ -371,6 +381,7 @@ impl Node {
         runtime::spawn(keeper::run(node.clone()));
         runtime::spawn(judge::run(node.clone()));
         runtime::spawn(webhook::run(node.clone()));
+        runtime::spawn(health::run(node.clone()));
         runtime::spawn(node.clone().run_housekeeping());
         runtime::spawn(node.clone().run_directory());
         runtime::spawn(audit::run(node.clone()));
@@ -787,6 +798,7 @@ impl Node {
         let corrupt_replicas = alarms.len() as u64;
         // Nodes that differ from each other share one sentence.
         errors.extend(alarms.into_values().collect::<BTreeSet<String>>());
+        errors.extend(self.0.health.complaint());
         if !metrics.membership_config.nodes().any(|(id, _)| *id == self.id()) {
             errors.push("not a member: waiting to be added, or removed".to_owned());
         }
@@ -820,6 +832,7 @@ impl Node {
             slow_applies: self.0.replica.slow_applies(),
             leader_changes: self.0.leader_changes.load(Ordering::Relaxed),
             corrupt_replicas,
+            health: self.0.health.status(),
             errors,
         }
     }
@@ -886,6 +899,10 @@ impl Node {
                 Ok(codec::to_bytes(&reply.map_err(WireError::from)))
             }
             Method::Digest => Ok(codec::to_bytes(&self.digests())),
+            Method::Roll => {
+                let from: NodeId = codec::from_bytes("roll", &payload)?;
+                Ok(codec::to_bytes(&self.roll_call(from)))
+            }
             Method::Rebuild => {
                 let mark: Mark = codec::from_bytes("rebuild", &payload)?;
                 Ok(codec::to_bytes(&self.rebuild(mark).await))

@@ -161,6 +161,11 @@ raw_options! {
         /// https://hooks.example.com/; the same on all nodes [default: none]
         #[arg(long, env = "QUORATE_WEBHOOK_ALLOW", value_name = "URL,...")]
         webhook_allow,
+        /// Where this node may connect to for health checks: networks, addresses, names of hosts and,
+        /// with a dot before them, all names below, separated by commas, for instance
+        /// 10.0.0.0/8,.example.com; the same on all nodes [default: nowhere]
+        #[arg(long, env = "QUORATE_HEALTH_CHECK_ALLOW", value_name = "NETWORK|NAME,...")]
+        health_check_allow,
         /// Threads that serve requests [default: 1]
         #[arg(long, env = "QUORATE_WORKER_THREADS", value_name = "N")]
         worker_threads,

@@ -14,8 +14,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("server", &["api", "assembly", "cli", "http", "listeners", "options", "raft"]),
     ("http", &["api", "node", "state"]),
     ("listeners", &[]),
-    ("assembly", &["node", "options", "raft", "store", "watch", "webhook"]),
+    ("assembly", &["node", "options", "prober", "raft", "store", "watch", "webhook"]),
     ("webhook", &["node"]),
+    ("prober", &["allow", "node", "state"]),
     ("restore", &["options", "raft", "state", "store"]),
     ("api", &["content", "node", "state", "watch"]),
     ("node", &["content", "raft", "state", "store", "watch"]),
@@ -25,7 +26,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("state", &[]),
     ("client", &[]),
     ("content", &[]),
-    ("options", &[]),
+    ("options", &["allow"]),
+    ("allow", &[]),
     ("panic", &[]),
     ("runtime", &[]),
     ("clock", &[]),
@@ -42,6 +44,7 @@ const COMMON_OF: &[(&str, &[&str])] = &[
     ("state", &["limits"]),
     ("store", &["limits"]),
     ("content", &["error", "limits"]),
+    ("allow", &["limits"]),
     ("limits", &[]),
     ("proto", &[]),
     ("error", &["proto"]),
@@ -186,6 +189,7 @@ fn limits_in_the_api_are_those_of_the_node() {
     let range = |range: &std::ops::RangeInclusive<u64>| {
         format!("{}..={}", spaced(*range.start()), spaced(*range.end()))
     };
+    let whole = spaced;
     let spaced = |limit: usize| spaced(limit as u64);
     let metadata = format!(
         "At most {METADATA_PAIRS} pairs; keys 1..={METADATA_KEY_BYTES} bytes, values up to {} bytes, \
@@ -223,6 +227,47 @@ fn limits_in_the_api_are_those_of_the_node() {
         ("records.proto", format!("\"ring_hash\"; {};", bytes(POLICY_BYTES)), 1),
         ("records.proto", after, 1),
         ("registry.proto", page.clone(), 1),
+        (
+            "records.proto",
+            format!(
+                "{} ms; 0 = {}.",
+                range(&HEALTH_INTERVAL_MS),
+                whole(DEFAULT_HEALTH_INTERVAL_MS)
+            ),
+            1,
+        ),
+        (
+            "records.proto",
+            format!(
+                "{} ms and at most the interval; 0 = {}, or the\n  // interval if that is less.",
+                range(&HEALTH_TIMEOUT_MS),
+                whole(DEFAULT_HEALTH_TIMEOUT_MS)
+            ),
+            1,
+        ),
+        (
+            "records.proto",
+            format!("until critical: {}; 0 = {DEFAULT_HEALTH_FAILURES}.", range(&HEALTH_STREAK)),
+            1,
+        ),
+        (
+            "records.proto",
+            format!("until passing: {}; 0 = {DEFAULT_HEALTH_SUCCESSES}.", range(&HEALTH_STREAK)),
+            1,
+        ),
+        ("records.proto", format!("at most {} bytes; empty = \"/\"", spaced(HEALTH_PATH_BYTES)), 1),
+        ("records.proto", format!("The Host header: {};", bytes(HEALTH_HOST_BYTES)), 1),
+        (
+            "records.proto",
+            format!(
+                "{}; 0 = {} and {}.",
+                range(&HEALTH_STATUSES),
+                DEFAULT_HEALTH_STATUSES.0,
+                DEFAULT_HEALTH_STATUSES.1
+            ),
+            1,
+        ),
+        ("records.proto", format!("asked for: {};", bytes(TEXT_BYTES)), 1),
         ("watch.proto", format!("// 1..={WATCH_SELECTORS}.\n  repeated WatchSelector"), 1),
         ("session.proto", page, 1),
         ("session.proto", ttl, 1),

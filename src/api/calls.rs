@@ -13,6 +13,7 @@ use std::sync::Arc;
 use super::convert;
 use crate::error::Error;
 use crate::limits;
+use crate::node::Node;
 use crate::proto::v1::stream_answer::Answer;
 use crate::proto::v1::{self, Consistency, Header};
 use crate::state::{
@@ -53,6 +54,9 @@ pub trait Read: Sized {
     fn find(query: &Self::Query, state: &State) -> Result<Self::Found, Error>;
 
     fn respond(header: Header, found: Self::Found) -> Result<Self::Response, Error>;
+
+    /// Adds what the node that answers knows and the state does not.
+    fn complete(_response: &mut Self::Response, _node: &Node) {}
 }
 
 /// What a write answers, as its caller sees it.
@@ -286,6 +290,10 @@ impl Read for v1::ListInstancesRequest {
         };
         fitting(instances.len(), response)
     }
+
+    fn complete(response: &mut Self::Response, node: &Node) {
+        complete_service(response.service.as_mut(), node);
+    }
 }
 
 impl Read for v1::GetServiceRequest {
@@ -310,6 +318,17 @@ impl Read for v1::GetServiceRequest {
         let service = Some(convert::service(&found));
         Ok(v1::GetServiceResponse { header: Some(header), service })
     }
+
+    fn complete(response: &mut Self::Response, node: &Node) {
+        complete_service(response.service.as_mut(), node);
+    }
+}
+
+/// Says which instances this node would not check.
+fn complete_service(service: Option<&mut v1::Service>, node: &Node) {
+    let Some(service) = service.filter(|service| service.health_check.is_some()) else { return };
+    (service.unchecked_instances, service.unchecked_reason) =
+        node.unchecked(&service.namespace, &service.name);
 }
 
 impl Read for v1::ListServicesRequest {

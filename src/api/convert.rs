@@ -3,6 +3,7 @@
 //! sessions stand here, the other kinds of records below.
 
 pub mod alarm;
+mod check;
 pub mod config;
 pub mod counter;
 pub mod lock;
@@ -192,6 +193,9 @@ pub fn settings(
         mod_revision: _,
         instances: _,
         healthy_instances: _,
+        health_check,
+        unchecked_instances: _,
+        unchecked_reason: _,
     } = service.ok_or_else(|| Error::invalid("service", "", "a service"))?;
     Ok(ServiceSettings {
         namespace: self::namespace(namespace),
@@ -202,6 +206,7 @@ pub fn settings(
         policy_parameters: pairs(policy_parameters),
         metadata: pairs(metadata),
         expected_mod_revision: expected(expected_mod_revision),
+        health_check: health_check.map(|check| check::health_check(*check)).transpose()?,
     })
 }
 
@@ -363,6 +368,7 @@ fn service_record(service: &state::Service) -> v1::Service {
         metadata,
         create_revision,
         mod_revision,
+        health_check,
     } = service;
     v1::Service {
         namespace: namespace.to_string(),
@@ -376,6 +382,9 @@ fn service_record(service: &state::Service) -> v1::Service {
         mod_revision: *mod_revision,
         instances: 0,
         healthy_instances: 0,
+        health_check: health_check.as_ref().map(check::record).map(Box::new),
+        unchecked_instances: 0,
+        unchecked_reason: String::new(),
     }
 }
 

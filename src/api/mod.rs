@@ -131,7 +131,10 @@ impl Api {
         R::stamp(&mut query, self.node.clock().wall_ms());
         let used = self.node.barrier(consistency, timeout).await?;
         let (found, revision) = self.node.read(|state| (R::find(&query, state), state.revision()));
-        Ok(Response::new(R::respond(read_header(self.node.id(), revision, used), found?)?))
+        let header = read_header(self.node.id(), revision, used);
+        let mut response = R::respond(header, found?)?;
+        R::complete(&mut response, &self.node);
+        Ok(Response::new(response))
     }
 
     /// Header of an answer that belongs to no revision of its own.

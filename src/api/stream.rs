@@ -468,16 +468,20 @@ impl Query {
 }
 
 impl Found {
-    fn answer(self, header: Header) -> Result<Answer, Error> {
+    fn answer(self, header: Header, node: &Node) -> Result<Answer, Error> {
         match self {
             Found::Instance(found) => {
                 GetInstanceRequest::respond(header, found).map(Answer::GetInstance)
             }
             Found::Instances(found) => {
-                ListInstancesRequest::respond(header, found).map(Answer::ListInstances)
+                let mut response = ListInstancesRequest::respond(header, found)?;
+                ListInstancesRequest::complete(&mut response, node);
+                Ok(Answer::ListInstances(response))
             }
             Found::Service(found) => {
-                GetServiceRequest::respond(header, found).map(Answer::GetService)
+                let mut response = GetServiceRequest::respond(header, found)?;
+                GetServiceRequest::complete(&mut response, node);
+                Ok(Answer::GetService(response))
             }
             Found::Config(found) => GetConfigRequest::respond(header, found).map(Answer::GetConfig),
             Found::Counter(found) => {
@@ -503,7 +507,7 @@ async fn look_up(node: Node, consistency: Consistency, reads: Reads) -> Vec<Stre
         });
         let header = read_header(node.id(), revision, used);
         for ((id, _), found) in reads.iter().zip(found.drain(..)) {
-            answers.push(match found.and_then(|found| found.answer(header)) {
+            answers.push(match found.and_then(|found| found.answer(header, &node)) {
                 Ok(answer) => StreamAnswer { id: *id, answer: Some(answer) },
                 Err(error) => failed(*id, &error),
             });

@@ -63,6 +63,7 @@ fn config(dir: &tempfile::TempDir, members: &[(u64, String)], peer: SocketAddr) 
         snapshot_keep_entries: limits::SNAPSHOT_KEEP_ENTRIES,
         digest_entries: limits::DIGEST_ENTRIES,
         webhook_allow: Vec::new(),
+        health_check_allow: Default::default(),
         worker_threads: 1,
         log: Log { filter: "warn".into(), format: LogFormat::Text },
         durability: Durability::Fdatasync,
@@ -159,6 +160,60 @@ fn list() -> v1::ListInstancesRequest {
 
 fn watch(after_revision: u64) -> v1::WatchRequest {
     v1::WatchRequest { service: "web".into(), after_revision, ..Default::default() }
+}
+
+fn http(path: &str, status_min: u32) -> v1::HealthCheck {
+    let probe = v1::HttpProbe { path: path.into(), status_min, ..Default::default() };
+    let probe = Some(v1::health_check::Probe::Http(probe));
+    v1::HealthCheck { probe, ..Default::default() }
+}
+
+/// What is left out of a check is filled in, and the answer says what the node would not check: this one
+/// checks nothing anywhere.
+#[tokio::test]
+async fn a_health_check_comes_back_whole() {
+    let node = TestNode::start().await;
+    let mut registry = node.registry();
+    registry.register(register("1")).await.unwrap();
+    let open = v1::OpenSessionRequest::default();
+    let session = node.sessions().open(open).await.unwrap().into_inner().session;
+    let mut ephemeral = register("2");
+    ephemeral.instance.as_mut().unwrap().session = session;
+    registry.register(ephemeral).await.unwrap();
+    let put = async |registry: &mut RegistryClient<Channel>, check: v1::HealthCheck| {
+        let health_check = Some(Box::new(check));
+        let service = v1::Service { name: "web".into(), health_check, ..Default::default() };
+        let put = v1::PutServiceRequest { service: Some(service), ..Default::default() };
+        registry.put_service(put).await.unwrap();
+        let name = v1::GetServiceRequest { name: "web".into(), ..Default::default() };
+        registry.get_service(name).await.unwrap().into_inner().service.unwrap()
+    };
+    let service = put(&mut registry, http("", 300)).await;
+    let check = service.health_check.unwrap();
+    let expected =
+        v1::HttpProbe { path: "/".into(), host: String::new(), status_min: 300, status_max: 300 };
+    assert_eq!(check.probe, Some(v1::health_check::Probe::Http(expected)));
+    assert_eq!((check.interval_ms, check.timeout_ms), (10_000, 2_000));
+    assert_eq!((check.failures, check.successes), (3, 2));
+    assert_eq!(service.unchecked_instances, 1);
+    assert!(
+        service.unchecked_reason.starts_with("1: --health-check-allow"),
+        "{}",
+        service.unchecked_reason
+    );
+    let listed = registry.list_instances(list()).await.unwrap().into_inner().service.unwrap();
+    assert_eq!(listed.unchecked_instances, 1);
+    let services = registry.list_services(v1::ListServicesRequest::default()).await.unwrap();
+    assert_eq!(services.into_inner().services[0].unchecked_instances, 0, "it is not asked there");
+
+    let short = v1::HealthCheck { interval_ms: 1_000, endpoint: "none".into(), ..http("/", 0) };
+    let service = put(&mut registry, short).await;
+    assert_eq!(service.unchecked_reason, "1: it has no endpoint \"none\"");
+    let check = service.health_check.unwrap();
+    let Some(v1::health_check::Probe::Http(probe)) = check.probe else { panic!("{check:?}") };
+    assert_eq!((probe.status_min, probe.status_max), (200, 299));
+    assert_eq!((check.interval_ms, check.timeout_ms), (1_000, 1_000));
+    node.server.stop().await;
 }
 
 #[tokio::test]
@@ -1019,6 +1074,34 @@ fn every_field_out_of_its_limits_is_named_with_its_value_and_what_is_allowed() {
             "service.policy_parameters key",
             "",
             "1..=128",
+        ),
+        (
+            put(&|s| s.health_check = Some(Box::default())),
+            "service.health_check.probe",
+            "none",
+            "one of tcp, http and grpc",
+        ),
+        (
+            put(&|s| s.health_check = Some(http("ready", 0).into())),
+            "service.health_check.http.path",
+            "ready",
+            "begins with /",
+        ),
+        (
+            put(&|s| s.health_check = Some(http("/", 70_000).into())),
+            "service.health_check.http.status_min",
+            "70000",
+            "100..=599",
+        ),
+        (
+            put(&|s| {
+                let timeout_ms = 1_001;
+                let check = v1::HealthCheck { interval_ms: 1_000, timeout_ms, ..http("/", 0) };
+                s.health_check = Some(check.into());
+            }),
+            "service.health_check.timeout_ms",
+            "1001",
+            "100..=1000",
         ),
         (put(&|s| s.metadata = many.clone()), "service.metadata", "65 pairs", "at most 64 pairs"),
         (refusal(v1::DeleteServiceRequest::default()), "name", "", names),

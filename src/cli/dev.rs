@@ -21,6 +21,9 @@ use crate::options::{self, exit};
 const PORTS: u16 = 3;
 /// File in the data directory that says for which cluster it is.
 const PLAN_FILE: &str = "dev.json";
+/// What is tried out runs on this machine: unless it is said otherwise health checks may go there.
+const HEALTH_CHECK_ALLOW: &str = "--health-check-allow";
+const LOOPBACK: &str = "127.0.0.0/8,::1";
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
@@ -147,6 +150,10 @@ impl Plan {
                 arguments.extend([option.into(), value.into()]);
             }
             arguments.extend(args.serve.iter().map(OsString::from));
+            let said = args.serve.iter().any(|word| word.starts_with(HEALTH_CHECK_ALLOW));
+            if !said && std::env::var_os("QUORATE_HEALTH_CHECK_ALLOW").is_none() {
+                arguments.extend([HEALTH_CHECK_ALLOW, LOOPBACK].map(OsString::from));
+            }
             let log = data_dir.join(format!("node-{id}.log"));
             Node { id: id.into(), client, peer, http, data_dir: own, log, arguments }
         };
@@ -394,11 +401,15 @@ mod tests {
         let line = plan.nodes[1].command_line();
         let expected = "serve --id 2 --data-dir '/with space/node-2' --listen-client 127.0.0.1:7660 \
                         --listen-peer 127.0.0.1:7661 --listen-http 127.0.0.1:7662 --initial-cluster \
-                        1=127.0.0.1:7651,2=127.0.0.1:7661,3=127.0.0.1:7671 --heartbeat-ms 50";
+                        1=127.0.0.1:7651,2=127.0.0.1:7661,3=127.0.0.1:7671 --heartbeat-ms 50 \
+                        --health-check-allow 127.0.0.0/8,::1";
         assert!(line.ends_with(expected), "{line}");
         for node in &plan.nodes {
             node.check().unwrap();
         }
+        let said = ["--data-dir", "/d", "--", "--health-check-allow=10.0.0.0/8"];
+        let line = Plan::new(&args(&said)).unwrap().nodes[0].command_line();
+        assert_eq!(line.matches("--health-check-allow").count(), 1, "{line}");
         let wrong = Plan::new(&args(&["--data-dir", "/d", "--", "--heartbeat-ms", "500"])).unwrap();
         let error = wrong.nodes[0].check().unwrap_err();
         assert!(error.to_string().contains("--heartbeat-ms 500"), "{error}");

@@ -1,6 +1,7 @@
 //! `quorate service`: what is registered, and the settings of services.
 
 mod balance;
+mod check;
 mod consul;
 mod import;
 mod register;
@@ -56,6 +57,8 @@ pub enum Command {
     Maint(Maint),
     /// Create a service's settings, or replace all of them
     Put(Put),
+    /// Have the cluster check the persistent instances of a service, or show how it does
+    Check(check::Args),
     /// Remove the settings of a service without instances
     Delete { service: String },
     /// Register the services of Consul service definition files
@@ -162,6 +165,7 @@ impl Command {
             Command::Spread(args) => balance::spread(args, context).await,
             Command::Maint(args) => maint(args, context).await,
             Command::Put(args) => put(args, context).await,
+            Command::Check(args) => check::run(args, context).await,
             Command::Delete { service } => delete(context, service).await,
             Command::Import(args) => import::run(args, context).await,
         }

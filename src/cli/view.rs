@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::proto::v1;
 
+mod check;
+
+pub use self::check::HealthCheck;
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Endpoint {
@@ -232,6 +236,9 @@ pub struct Service {
     pub mod_revision: u64,
     pub instances: u64,
     pub healthy_instances: u64,
+    pub health_check: Option<HealthCheck>,
+    pub unchecked_instances: u64,
+    pub unchecked_reason: String,
 }
 
 impl From<v1::Service> for Service {
@@ -250,6 +257,9 @@ impl From<v1::Service> for Service {
             mod_revision: service.mod_revision,
             instances: service.instances,
             healthy_instances: service.healthy_instances,
+            health_check: service.health_check.map(|check| HealthCheck::from(*check)),
+            unchecked_instances: service.unchecked_instances,
+            unchecked_reason: service.unchecked_reason,
         }
     }
 }

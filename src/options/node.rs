@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::value::{flag, host_port, invalid, missing, name, number, number_or, text};
 use super::{Error, File, Scalar, Serve};
+use crate::allow::AllowList;
 use crate::limits;
 
 /// A checked option set of one node.
@@ -35,6 +36,8 @@ pub struct Config {
     pub digest_entries: u64,
     /// How URLs of webhooks may begin.
     pub webhook_allow: Vec<String>,
+    /// Where health checks may connect to.
+    pub health_check_allow: AllowList,
     /// 1 = everything on the main thread.
     pub worker_threads: usize,
     pub log: Log,
@@ -105,6 +108,11 @@ fn webhook_allow(given: &str) -> Result<Vec<String>, Error> {
         }
         None => Ok(all),
     }
+}
+
+fn health_check_allow(given: &str) -> Result<AllowList, Error> {
+    AllowList::parse(given)
+        .map_err(|wrong| invalid("health-check-allow", &wrong.value, &wrong.allowed))
 }
 
 impl Config {
@@ -204,6 +212,9 @@ impl Config {
             snapshot_keep_entries: limits::SNAPSHOT_KEEP_ENTRIES.min(snapshot_entries / 5),
             digest_entries,
             webhook_allow: webhook_allow(text(&raw.webhook_allow).unwrap_or_default())?,
+            health_check_allow: health_check_allow(
+                text(&raw.health_check_allow).unwrap_or_default(),
+            )?,
             worker_threads: usize::try_from(worker_threads).expect("checked to be small"),
             log: Log::check(&raw)?,
             durability: match flag("unsafe-no-fsync", &raw.unsafe_no_fsync)? {

@@ -48,6 +48,8 @@ pub enum Method {
     Admin,
     Digest,
     Rebuild,
+    /// Who is there to check instances.
+    Roll,
 }
 
 /// What a stream between peers is for.

@@ -79,7 +79,8 @@ impl Service {
             | Method::KeepAlive
             | Method::Admin
             | Method::Digest
-            | Method::Rebuild => {
+            | Method::Rebuild
+            | Method::Roll => {
                 Err(PeerError::Refused(format!("{method:?} is not a consensus message")))
             }
         }

@@ -239,7 +239,8 @@ fn lane_of(method: Method) -> Lane {
         | Method::KeepAlive
         | Method::Admin
         | Method::Digest
-        | Method::Rebuild => Lane::Control,
+        | Method::Rebuild
+        | Method::Roll => Lane::Control,
     }
 }
 
@@ -255,6 +256,7 @@ fn wire_method(method: Method) -> wire::Method {
         Method::Admin => wire::Method::Admin,
         Method::Digest => wire::Method::Digest,
         Method::Rebuild => wire::Method::Rebuild,
+        Method::Roll => wire::Method::Roll,
     }
 }
 
@@ -271,6 +273,7 @@ fn method_of(method: wire::Method) -> Option<Method> {
         wire::Method::Admin => Some(Method::Admin),
         wire::Method::Digest => Some(Method::Digest),
         wire::Method::Rebuild => Some(Method::Rebuild),
+        wire::Method::Roll => Some(Method::Roll),
     }
 }
 

@@ -9,18 +9,21 @@ use bincode::Options;
 use serde::{Deserialize, Serialize};
 
 mod alarm;
+mod check;
 mod config;
 mod counter;
 mod lock;
 pub(super) mod txn;
 
 pub use self::alarm::*;
+pub use self::check::*;
 pub use self::config::*;
 pub use self::counter::*;
 pub use self::lock::*;
 pub use self::txn::*;
 use super::table::{
-    Admin, AlarmRule, AlarmStatus, Corrupt, Endpoint, Endpoints, Health, Instance, Pairs, coding,
+    Admin, AlarmRule, AlarmStatus, Corrupt, Endpoint, Endpoints, Health, HealthCheck, Instance,
+    Pairs, coding,
 };
 use crate::limits;
 
@@ -156,6 +159,11 @@ pub enum Op<T = String> {
         transition: u64,
         error: T,
     },
+    /// From a node that checks instances only: turns the health of those that are still as they were
+    /// checked.
+    JudgeHealth {
+        verdicts: Vec<HealthVerdict<T>>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -205,6 +213,8 @@ pub struct ServiceSettings<T = String> {
     pub policy_parameters: Pairs,
     pub metadata: Pairs,
     pub expected_mod_revision: Option<u64>,
+    /// None: its instances are not checked.
+    pub health_check: Option<HealthCheck>,
 }
 
 /// What a command that was carried out answers.
@@ -321,6 +331,9 @@ pub enum Reply {
     },
     PostNoted {
         changed: bool,
+    },
+    HealthJudged {
+        changed: u64,
     },
 }
 
@@ -556,6 +569,7 @@ impl Command {
                 name.check()?;
                 check_text("error", error, limits::TEXT_BYTES)
             }
+            Op::JudgeHealth { verdicts } => check::check_verdicts(verdicts),
         }
     }
 }
@@ -639,7 +653,8 @@ impl ServiceSettings {
         )?;
         check_text("service.policy", &self.policy, limits::POLICY_BYTES)?;
         check_pairs("service.policy_parameters", &self.policy_parameters)?;
-        check_pairs("service.metadata", &self.metadata)
+        check_pairs("service.metadata", &self.metadata)?;
+        self.health_check.as_ref().map_or(Ok(()), HealthCheck::check)
     }
 }
 

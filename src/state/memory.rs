@@ -5,7 +5,8 @@
 //!
 //! Invariants:
 //! - an instance has a holder (see [`Instance::holder`]) only while that session lives;
-//! - `held` and `orphans` are exactly what the instances' fields say; so are all counts;
+//! - `held` and `orphans` are exactly what the instances' fields say, `checked` what those of services say;
+//!   so are all counts;
 //! - a service without settings has instances; a service's namespace exists;
 //! - names are shared: the key of a map, the records below it and the indexes hold one `Arc<str>`.
 
@@ -77,6 +78,8 @@ pub(super) struct Ledger {
     held: BTreeSet<Held>,
     /// The instances whose session has expired.
     pub orphans: BTreeSet<(Arc<ServiceName>, Arc<str>)>,
+    /// The services that ask for health checks.
+    pub checked: BTreeSet<Arc<ServiceName>>,
     pub instances: u64,
     pub services: u64,
     pub replies: u64,
@@ -240,7 +243,7 @@ impl Tables {
             Key::Service { namespace, name } => {
                 let namespace = self.namespaces.get_mut(namespace).expect(there);
                 let table = namespace.services.get_mut(name).expect(there);
-                table.remove_settings().expect(there);
+                table.remove_settings(&mut self.ledger).expect(there);
                 namespace.prune(&mut self.ledger, name);
             }
             Key::Config { namespace, group, key } => {
@@ -342,7 +345,7 @@ impl Tables {
                 let mut record = Arc::unwrap_or_clone(record);
                 record.namespace = table.name.namespace.clone();
                 record.name = table.name.name.clone();
-                table.put_settings(record);
+                table.put_settings(&mut self.ledger, record);
             }
             (Key::Instance { .. }, Record::Instance(record)) => {
                 let namespace = self.namespaces.get_mut(&*record.namespace).expect(parent);
@@ -477,14 +480,19 @@ impl NamespaceTable {
 
 impl ServiceTable {
     /// `record` holds the names of this table.
-    pub fn put_settings(&mut self, record: Service) -> Written {
+    pub fn put_settings(&mut self, ledger: &mut Ledger, record: Service) -> Written {
+        match record.health_check {
+            Some(_) => _ = ledger.checked.insert(self.name.clone()),
+            None => _ = ledger.checked.remove(&self.name),
+        }
         let record = Arc::new(record);
         let before = self.settings.replace(record.clone());
         Written::put(record.key(), Record::Service(record), before.map(Record::Service))
     }
 
     /// None when it has no settings. The caller prunes.
-    pub fn remove_settings(&mut self) -> Option<Written> {
+    pub fn remove_settings(&mut self, ledger: &mut Ledger) -> Option<Written> {
+        ledger.checked.remove(&self.name);
         self.settings.take().map(|gone| Written::removed(gone.key(), Record::Service(gone)))
     }
 

@@ -16,6 +16,7 @@ mod catalog;
 pub mod command;
 mod config;
 mod counter;
+mod health;
 mod journal;
 mod lock;
 mod member;
@@ -251,6 +252,7 @@ impl Tables {
             Op::NotePost { name, transition, error } => {
                 self.note_post(&name, transition, error, at, journal)
             }
+            Op::JudgeHealth { verdicts } => self.judge_health(&verdicts, at, journal),
             Op::Txn(_) => unreachable!("transactions are not nested"),
         }
     }

@@ -1,6 +1,7 @@
 //! What can be read from the state. Records are shared, never copied; nothing here changes anything.
 
 mod alarm;
+mod check;
 mod config;
 mod counter;
 mod lock;
@@ -219,6 +220,7 @@ impl ServiceTable {
                 metadata: Pairs::default(),
                 create_revision: 0,
                 mod_revision: 0,
+                health_check: None,
             })
         });
         let [instances, healthy] = [self.instances.len(), self.healthy].map(|n| n as u64);

@@ -172,9 +172,11 @@ impl Tables {
             metadata: settings.metadata,
             create_revision: old.as_ref().map_or(at.revision, |old| old.create_revision),
             mod_revision: current,
+            health_check: settings.health_check,
         };
         if old.as_deref() != Some(&record) {
-            journal.push(table.put_settings(Service { mod_revision: at.revision, ..record }));
+            let record = Service { mod_revision: at.revision, ..record };
+            journal.push(table.put_settings(&mut self.ledger, record));
         }
         Ok(Reply::ServicePut { created: old.is_none() })
     }
@@ -194,7 +196,7 @@ impl Tables {
             let by = counted(service.instances.len(), "instance");
             return Err(Refusal::InUse { kind: Kind::Service, name: name.into(), by });
         }
-        journal.extend(service.remove_settings());
+        journal.extend(service.remove_settings(&mut self.ledger));
         table.prune(&mut self.ledger, name);
         journal.extend(self.note_removal(namespace, Class::Service, at.revision));
         Ok(Reply::ServiceDeleted { removed: true })

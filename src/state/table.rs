@@ -18,11 +18,13 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 mod alarm;
+mod check;
 mod config;
 mod counter;
 mod lock;
 
 pub use self::alarm::*;
+pub use self::check::*;
 pub use self::config::*;
 pub use self::counter::*;
 pub use self::lock::*;
@@ -156,6 +158,8 @@ pub struct Service {
     pub metadata: Pairs,
     pub create_revision: u64,
     pub mod_revision: u64,
+    /// None: nobody checks its instances.
+    pub health_check: Option<HealthCheck>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -265,6 +269,12 @@ impl Instance {
     /// The live session that keeps the instance alive.
     pub fn holder(&self) -> Option<u64> {
         self.session.filter(|_| self.orphaned_at_ms.is_none())
+    }
+
+    /// Whether a health check may be about it: the health of one with a session, also an ended one, is
+    /// its session.
+    pub fn is_checkable(&self) -> bool {
+        self.session.is_none()
     }
 
     /// Whether it can take calls.

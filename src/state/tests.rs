@@ -41,6 +41,11 @@ fn settings() {
 }
 
 #[test]
+fn health() {
+    check("health");
+}
+
+#[test]
 fn compares() {
     check("compares");
 }
@@ -408,6 +413,7 @@ fn parse_command(verb: &str, words: &mut Words, term: u64) -> Option<Command> {
                 policy_parameters: words.pairs("param").unwrap_or_default(),
                 metadata: words.pairs("meta").unwrap_or_default(),
                 expected_mod_revision: words.number("expect"),
+                health_check: words.check(),
             }))
         }
         "delete-service" => {
@@ -423,9 +429,25 @@ fn parse_command(verb: &str, words: &mut Words, term: u64) -> Option<Command> {
             store: words.number("store").map(u128::from),
         },
         "retire" => Op::RetireMember { node: words.next().parse().unwrap() },
+        "judge-health" => Op::JudgeHealth { verdicts: words.all(verdict) },
         other => center::parse(other, words, term)?,
     };
     Some(Command { request, op })
+}
+
+/// `namespace/service/id@REVISION/SETTINGS=health:reason`.
+fn verdict(text: &str) -> HealthVerdict {
+    let (name, rest) = text.split_once('@').unwrap();
+    let (revisions, said) = rest.split_once('=').unwrap();
+    let (mod_revision, settings_revision) = revisions.split_once('/').unwrap();
+    let (health, reason) = said.split_once(':').unwrap();
+    HealthVerdict {
+        name: instance_name(name),
+        mod_revision: mod_revision.parse().unwrap(),
+        settings_revision: settings_revision.parse().unwrap(),
+        health: health_named(health),
+        reason: reason.replace('_', " "),
+    }
 }
 
 fn instance_name(text: &str) -> InstanceName {
@@ -534,11 +556,29 @@ impl Words {
     }
 
     fn health(&mut self) -> Option<Health> {
-        Some(match &*self.take("health")? {
-            "passing" => Health::Passing,
-            "warning" => Health::Warning,
-            "critical" => Health::Critical,
-            other => panic!("{other} is no health"),
+        Some(health_named(&self.take("health")?))
+    }
+
+    /// `check=tcp|http|grpc`, of the endpoint `endpoint=NAME`.
+    fn check(&mut self) -> Option<HealthCheck> {
+        let probe = match &*self.take("check")? {
+            "tcp" => Probe::Tcp,
+            "http" => Probe::Http {
+                path: self.take("path").unwrap_or_else(|| "/".into()),
+                host: self.text("host"),
+                statuses: (self.number("from").unwrap_or(200) as u16, 299),
+            },
+            "grpc" => Probe::Grpc { service: self.text("of") },
+            other => panic!("{other} is no probe"),
+        };
+        let mut number = |name, default| self.number(name).unwrap_or(default);
+        Some(HealthCheck {
+            probe,
+            interval_ms: number("interval", 10_000),
+            timeout_ms: number("timeout", 2_000),
+            failures: number("failures", 3) as u32,
+            successes: number("successes", 2) as u32,
+            endpoint: self.text("endpoint"),
         })
     }
 
@@ -563,6 +603,15 @@ impl Words {
 
     fn finish(&self, line: &str) {
         assert!(self.0.is_empty(), "{:?} not understood in {line:?}", self.0);
+    }
+}
+
+fn health_named(name: &str) -> Health {
+    match name {
+        "passing" => Health::Passing,
+        "warning" => Health::Warning,
+        "critical" => Health::Critical,
+        other => panic!("{other} is no health"),
     }
 }
 
@@ -644,6 +693,7 @@ fn show_record(record: &Record) -> String {
             part("policy", s.policy.clone());
             part("parameters", pairs(&s.policy_parameters));
             part("metadata", pairs(&s.metadata));
+            part("check", s.health_check.as_ref().map(|c| format!("{c:?}")).unwrap_or_default());
             part("", revisions(s.create_revision, s.mod_revision));
         }
         Record::Instance(i) => {

@@ -114,6 +114,15 @@ fn endpoints() -> Endpoints {
 
 const STORE: u128 = 0x0123_4567_89AB_CDEF_1032_5476_98BA_DCFE;
 
+fn http() -> Probe {
+    Probe::Http { path: "/ready".into(), host: "web.example".into(), statuses: (200, 299) }
+}
+
+fn a_check(probe: Probe) -> HealthCheck {
+    let (interval_ms, timeout_ms, failures, successes) = (10_000, 2_000, 3, 2);
+    HealthCheck { probe, endpoint: "http".into(), interval_ms, timeout_ms, failures, successes }
+}
+
 /// One of each operation; the first ones with a request id.
 fn commands() -> Vec<(&'static str, Command)> {
     let registration = Registration {
@@ -146,6 +155,11 @@ fn commands() -> Vec<(&'static str, Command)> {
         policy_parameters: pairs(&[("size", "1024")]),
         metadata: pairs(&[("owner", "ops")]),
         expected_mod_revision: Some(3),
+        health_check: None,
+    };
+    let checked = |probe| {
+        let health_check = Some(a_check(probe));
+        Op::PutService(Box::new(ServiceSettings { health_check, ..settings.clone() }))
     };
     let request = Some(RequestId { session: 7, sequence: 9, lowest_unacknowledged: 8 });
     let with_id = |op| Command { request, op };
@@ -179,6 +193,9 @@ fn commands() -> Vec<(&'static str, Command)> {
                 ..patch
             }))),
         ),
+        ("put-service-tcp", plain(checked(Probe::Tcp))),
+        ("put-service-http", plain(checked(http()))),
+        ("put-service-grpc", plain(checked(Probe::Grpc { service: "web".into() }))),
         ("put-service", plain(Op::PutService(Box::new(settings)))),
         (
             "delete-service",
@@ -192,6 +209,18 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("admit", plain(Op::AdmitMember { node: 4, store: Some(STORE) })),
         ("admit-unknown", plain(Op::AdmitMember { node: 4, store: None })),
         ("retire", plain(Op::RetireMember { node: 4 })),
+        (
+            "judge-health",
+            plain(Op::JudgeHealth {
+                verdicts: vec![HealthVerdict {
+                    name: name(),
+                    mod_revision: 300,
+                    settings_revision: 5,
+                    health: Health::Critical,
+                    reason: "connection refused".into(),
+                }],
+            }),
+        ),
     ]
 }
 
@@ -230,7 +259,9 @@ fn records() -> Vec<(String, Key, Record)> {
         metadata: pairs(&[("owner", "ops")]),
         create_revision: 4,
         mod_revision: 5,
+        health_check: None,
     };
+    let checked = Service { health_check: Some(a_check(http())), ..service.clone() };
     let description = "for everybody".to_owned();
     let described =
         Namespace { name: namespace.clone(), description, create_revision: 1, mod_revision: 2 };
@@ -248,6 +279,11 @@ fn records() -> Vec<(String, Key, Record)> {
             "service".to_owned(),
             Key::Service { namespace: namespace.clone(), name: web.clone() },
             Record::Service(Arc::new(service)),
+        ),
+        (
+            "service-checked".to_owned(),
+            Key::Service { namespace: namespace.clone(), name: web.clone() },
+            Record::Service(Arc::new(checked)),
         ),
         (
             "instance".to_owned(),
@@ -277,6 +313,7 @@ fn records() -> Vec<(String, Key, Record)> {
     reply("namespace-put", Ok(Reply::NamespacePut { created: true }));
     reply("namespace-deleted", Ok(Reply::NamespaceDeleted { removed: false }));
     reply("member-admitted", Ok(Reply::MemberAdmitted { changed: true }));
+    reply("health-judged", Ok(Reply::HealthJudged { changed: 2 }));
     reply("member-retired", Ok(Reply::MemberRetired { changed: false }));
     let (field, value, allowed) = (text("weight"), text("70000"), text("0..=65535"));
     reply("invalid", Err(Refusal::Invalid { field, value, allowed }));
@@ -446,7 +483,7 @@ fn records_come_back_or_say_what_is_wrong() {
         }
     }
     let [session, other] = [7, 8].map(|id| Key::Session { id });
-    let (_, _, record) = records().remove(4);
+    let (_, _, record) = records().remove(5);
     assert_eq!(Record::decode(&session, &record.encode()), Ok(record.clone()));
     let why = Record::decode(&other, &record.encode()).unwrap_err().to_string();
     assert_eq!(why, "corrupt: the record under Session { id: 8 } is of another name");

@@ -256,6 +256,22 @@ impl Model {
         orphans
     }
 
+    /// The services with a health check, by name.
+    pub fn checked(&self) -> Vec<Service> {
+        let mut checked: Vec<Service> =
+            self.settings.iter().filter(|s| s.health_check.is_some()).cloned().collect();
+        checked.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        checked
+    }
+
+    /// The instances of a service that belong to no session, by name.
+    pub fn checkable(&self, (namespace, service): (&str, &str)) -> Vec<InstanceName> {
+        let all = self.of_service(namespace, service).into_iter();
+        let mut names: Vec<_> = all.filter(|i| i.session.is_none()).map(name_of).collect();
+        names.sort();
+        names
+    }
+
     /// The mod_revision of an instance, 0 when there is none.
     pub fn instance_revision(&self, name: &InstanceName) -> u64 {
         self.instances.iter().find(|i| name_of(i) == *name).map_or(0, |i| i.mod_revision)
@@ -449,6 +465,35 @@ impl Model {
                     }
                 }
                 Ok(Reply::Reaped { removed })
+            }
+            Op::JudgeHealth { verdicts } => {
+                let mut changed = 0;
+                for verdict in verdicts {
+                    let InstanceName { namespace, service, id: _ } = &verdict.name;
+                    let checked = self.settings_of(namespace, service).is_some_and(|settings| {
+                        settings.health_check.is_some()
+                            && settings.mod_revision == verdict.settings_revision
+                    });
+                    let Some(i) = self.instances.iter_mut().find(|i| name_of(i) == verdict.name)
+                    else {
+                        continue;
+                    };
+                    let stale = i.mod_revision != verdict.mod_revision || i.session.is_some();
+                    if !checked || stale || i.health == verdict.health {
+                        continue;
+                    }
+                    if verdict.health != Health::Critical {
+                        i.critical_since_ms = None;
+                    } else {
+                        i.critical_since_ms = Some(place.now_ms);
+                    }
+                    i.health = verdict.health;
+                    i.reason = verdict.reason.into();
+                    i.mod_revision = place.revision;
+                    i.modified_at_ms = place.now_ms;
+                    changed += 1;
+                }
+                Ok(Reply::HealthJudged { changed })
             }
             Op::Register(registration) => self.register(*registration, place),
             Op::Deregister { name, expected_mod_revision } => {
@@ -706,6 +751,7 @@ impl Model {
             metadata: new.metadata,
             create_revision: place.revision,
             mod_revision: place.revision,
+            health_check: new.health_check,
         };
         let old = self
             .settings

@@ -112,20 +112,52 @@ enum Expect {
 
 #[derive(Debug, Clone)]
 enum OpSketch {
-    Open { ttl_ms: u64 },
+    Open {
+        ttl_ms: u64,
+    },
     Close(Pick),
-    Expire { sessions: Vec<Pick>, other_term: bool },
+    Expire {
+        sessions: Vec<Pick>,
+        other_term: bool,
+    },
     Reap(Vec<InstanceName>),
     ReapOrphans,
-    Register { registration: Registration, session: Option<Pick> },
-    Deregister { name: InstanceName, expect: Expect },
-    Update { patch: InstancePatch, expect: Expect },
-    PutService { settings: ServiceSettings, expect: Expect },
-    DeleteService { namespace: String, name: String },
-    PutNamespace { name: String, description: String },
-    DeleteNamespace { name: String },
-    Admit { node: u64, store: Option<u128> },
-    Retire { node: u64 },
+    /// Of each the health, whether it is of the instance as it is, and whether by the present check.
+    Judge(Vec<(InstanceName, Health, bool, bool)>),
+    Register {
+        registration: Registration,
+        session: Option<Pick>,
+    },
+    Deregister {
+        name: InstanceName,
+        expect: Expect,
+    },
+    Update {
+        patch: InstancePatch,
+        expect: Expect,
+    },
+    PutService {
+        settings: ServiceSettings,
+        expect: Expect,
+    },
+    DeleteService {
+        namespace: String,
+        name: String,
+    },
+    PutNamespace {
+        name: String,
+        description: String,
+    },
+    DeleteNamespace {
+        name: String,
+    },
+    Admit {
+        node: u64,
+        store: Option<u128>,
+    },
+    Retire {
+        node: u64,
+    },
     Center(Center),
     Bytes(Vec<u8>),
 }
@@ -260,6 +292,15 @@ fn update() -> BoxedStrategy<OpSketch> {
         .boxed()
 }
 
+fn health_check() -> impl Strategy<Value = HealthCheck> {
+    let http = Probe::Http { path: "/".into(), host: String::new(), statuses: (200, 299) };
+    let probe = select(vec![Probe::Tcp, http, Probe::Grpc { service: String::new() }]);
+    (probe, text(&["", "grpc", "other"]), 1..3u32).prop_map(|(probe, endpoint, failures)| {
+        let (interval_ms, timeout_ms, successes) = (1_000, 1_000, 1);
+        HealthCheck { probe, endpoint, interval_ms, timeout_ms, failures, successes }
+    })
+}
+
 fn put_service() -> BoxedStrategy<OpSketch> {
     let fields = (
         namespace(),
@@ -269,9 +310,10 @@ fn put_service() -> BoxedStrategy<OpSketch> {
         text(&["", "ring_hash"]),
         metadata(),
         expect(),
+        proptest::option::of(health_check()),
     );
     fields
-        .prop_map(|(namespace, name, protect, after, policy, metadata, expect)| {
+        .prop_map(|(namespace, name, protect, after, policy, metadata, expect, health_check)| {
             let settings = ServiceSettings {
                 namespace,
                 name,
@@ -281,6 +323,7 @@ fn put_service() -> BoxedStrategy<OpSketch> {
                 policy_parameters: metadata.clone(),
                 metadata,
                 expected_mod_revision: None,
+                health_check,
             };
             OpSketch::PutService { settings, expect }
         })
@@ -295,6 +338,11 @@ fn command() -> BoxedStrategy<CommandSketch> {
             .prop_map(|(sessions, other_term)| OpSketch::Expire { sessions, other_term }),
         2 => vec(instance(), 0..4).prop_map(OpSketch::Reap),
         3 => Just(OpSketch::ReapOrphans),
+        8 => vec(
+            (instance(), health(), proptest::bool::weighted(0.8), proptest::bool::weighted(0.8)),
+            1..4
+        )
+        .prop_map(OpSketch::Judge),
         30 => registration(),
         6 => (instance(), expect())
             .prop_map(|(name, expect)| OpSketch::Deregister { name, expect }),
@@ -449,6 +497,21 @@ impl OpSketch {
             OpSketch::ReapOrphans => {
                 Op::Reap { instances: model.orphans().into_iter().map(|(name, _)| name).collect() }
             }
+            OpSketch::Judge(verdicts) => {
+                let verdicts = verdicts.into_iter().map(|(name, health, fresh, same)| {
+                    let settings = model.settings_revision(&name.namespace, &name.service);
+                    HealthVerdict {
+                        mod_revision: model
+                            .instance_revision(&name)
+                            .saturating_sub(u64::from(!fresh)),
+                        settings_revision: settings.saturating_sub(u64::from(!same)),
+                        name,
+                        health,
+                        reason: "check".into(),
+                    }
+                });
+                Op::JudgeHealth { verdicts: verdicts.collect() }
+            }
             OpSketch::Register { mut registration, session: pick } => {
                 registration.session = pick.map(|pick| ground.session(pick));
                 Op::Register(Box::new(registration))
@@ -594,6 +657,19 @@ fn assert_reads_alike(state: &State, model: &Model) {
                 assert_eq!(*instance, same);
             }
         }
+    }
+    let checked: Vec<_> = state.checked_services().map(|s| Service::clone(s)).collect();
+    assert_eq!(checked, model.checked());
+    for service in checked {
+        let names = (&*service.namespace, &*service.name);
+        let (mut found, mut after) = (vec![], String::new());
+        loop {
+            let (page, last) = state.checkable_instances(names.0, names.1, &after, 1);
+            found.extend(page.iter().map(|i| name_of(i)));
+            let Some(last) = last else { break };
+            after = last.to_string();
+        }
+        assert_eq!(found, model.checkable(names));
     }
     let orphans: Vec<_> = state.orphans().map(|(i, due)| (name_of(i), due)).collect();
     assert_eq!(orphans, model.orphans());
@@ -1005,6 +1081,8 @@ fn histories_reach_every_answer() {
         "GrayJudged None",
         "GrayJudged Some(Promoted)",
         "GrayJudged Some(RolledBack)",
+        "HealthJudged",
+        "HealthJudged (nothing)",
         "InStep 0 NotFound",
         "InStep later CompareFailed",
         "InStep later Invalid",

@@ -172,6 +172,7 @@ impl World {
                 policy_parameters: Pairs::default(),
                 metadata: self.metadata(),
                 expected_mod_revision: None,
+                health_check: None,
             })),
             4 => Op::ExpireSessions {
                 term: 1,

@@ -6,7 +6,9 @@ use bytes::Bytes;
 
 use super::Capacity;
 use super::range::Range;
-use crate::state::{Change, Endpoint, Gray, Key, Measure, Pairs, Picks, Record, Release, State};
+use crate::state::{
+    Change, Endpoint, Gray, HealthCheck, Key, Measure, Pairs, Picks, Probe, Record, Release, State,
+};
 
 /// One message to a watcher, shared by all who get it.
 #[derive(Debug)]
@@ -120,6 +122,7 @@ pub(super) fn weigh(change: &Change) -> usize {
             service.policy.len()
                 + pairs(&service.policy_parameters)
                 + pairs(&service.metadata)
+                + service.health_check.as_ref().map_or(0, weigh_check)
                 + TEXT
                 + 6 * NUMBER
         }
@@ -172,6 +175,16 @@ fn weigh_release(release: &Release) -> usize {
     const REST: usize = 512;
     let end = release.end.as_ref().map_or(0, |end| end.by.len());
     release.len() + release.author.len() + release.comment.len() + end + REST
+}
+
+fn weigh_check(check: &HealthCheck) -> usize {
+    const REST: usize = 96;
+    let probe = match &check.probe {
+        Probe::Tcp => 0,
+        Probe::Http { path, host, statuses: _ } => path.len() + host.len(),
+        Probe::Grpc { service } => service.len(),
+    };
+    check.endpoint.len() + probe + REST
 }
 
 fn weigh_gray(gray: &Gray, pairs: impl Fn(&Pairs) -> usize) -> usize {

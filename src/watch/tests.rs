@@ -19,8 +19,8 @@ use super::range::{Names, disjoint};
 use super::ring::{Tag, Wanted};
 use super::*;
 use crate::state::{
-    Admin, Change, Command, Endpoint, Entry, Health, InstanceName, Key, Op, Pairs, Record,
-    Registration, Reply, ServiceSettings,
+    Admin, Change, Command, Endpoint, Entry, Health, HealthCheck, InstanceName, Key, Op, Pairs,
+    Probe, Record, Registration, Reply, ServiceSettings,
 };
 
 /// All watchable records at one revision.
@@ -303,6 +303,7 @@ fn put_service(namespace: &str, name: &str, policy: &str) -> Op {
         policy_parameters: Pairs::default(),
         metadata: Pairs::default(),
         expected_mod_revision: None,
+        health_check: None,
     }))
 }
 
@@ -1126,6 +1127,18 @@ fn the_estimate_of_a_messages_bytes_is_never_too_low_nor_far_too_high() {
                 policy_parameters: pairs(&mut rng),
                 metadata: pairs(&mut rng),
                 expected_mod_revision: None,
+                health_check: Some(HealthCheck {
+                    probe: Probe::Http {
+                        path: text(&mut rng, limits::HEALTH_PATH_BYTES),
+                        host: text(&mut rng, limits::HEALTH_HOST_BYTES),
+                        statuses: (100, 599),
+                    },
+                    endpoint: text(&mut rng, most),
+                    interval_ms: *limits::HEALTH_INTERVAL_MS.end(),
+                    timeout_ms: *limits::HEALTH_TIMEOUT_MS.end(),
+                    failures: 100,
+                    successes: 100,
+                }),
             })),
             Op::Deregister { name, expected_mod_revision: None },
         ]);

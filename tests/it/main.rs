@@ -27,6 +27,7 @@ mod crashes;
 mod discovery;
 mod disk;
 mod exactly_once;
+mod health;
 mod http;
 mod limits;
 mod locks;

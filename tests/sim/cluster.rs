@@ -1,7 +1,7 @@
 //! The simulated machines: each node's disks, clock and lives. A node is put together as
 //! `assembly.rs` does it, on disks that lose and tear bytes, with tasks in place of threads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -11,7 +11,9 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use quorate::clock::Clock;
-use quorate::node::{Config, Leadership, Node, OnFatal, Parts, Storage, Webhooks};
+use quorate::node::{
+    Config, Leadership, Node, OnFatal, Parts, Prober, Saw, Storage, Target, Webhooks,
+};
 use quorate::raft::log::Log;
 use quorate::raft::machine::{
     Checkpoints, Observer, Replica, SnapshotFile, StoreCheckpoints, raft_meta,
@@ -81,6 +83,7 @@ pub struct World {
     machines: Mutex<BTreeMap<NodeId, Machine>>,
     random: Mutex<StdRng>,
     hook: Mutex<Hook>,
+    targets: Mutex<Targets>,
     /// Nodes that have ended by themselves.
     pub aborted: Mutex<Vec<(NodeId, String)>>,
 }
@@ -154,6 +157,7 @@ impl World {
             machines,
             random: Mutex::new(random),
             hook: Mutex::default(),
+            targets: Mutex::default(),
             aborted: Mutex::default(),
         })
     }
@@ -173,6 +177,10 @@ impl World {
 
     pub fn hook(&self) -> MutexGuard<'_, Hook> {
         self.hook.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn targets(&self) -> MutexGuard<'_, Targets> {
+        self.targets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn machines(&self) -> MutexGuard<'_, BTreeMap<NodeId, Machine>> {
@@ -501,6 +509,7 @@ impl World {
             observer: Arc::new(Ear { world: self.clone(), id }),
             disk: Arc::new(SimStorage { world: self.clone(), id, snapshots }),
             webhooks: Arc::new(SimWebhooks { world: self.clone() }),
+            prober: Arc::new(SimProber { world: self.clone(), id }),
             rebuilt: false,
             on_fatal: OnFatal(Box::new({
                 let world = self.clone();
@@ -718,5 +727,40 @@ impl Webhooks for SimWebhooks {
             }
         };
         async { answer }.boxed()
+    }
+}
+
+/// What is asked by health checks: whatever is not down answers at once.
+#[derive(Debug, Default)]
+pub struct Targets {
+    pub down: BTreeSet<String>,
+    /// Which node asked which host, in order.
+    pub asked: Vec<(NodeId, String)>,
+}
+
+struct SimProber {
+    world: Arc<World>,
+    id: NodeId,
+}
+
+impl fmt::Debug for SimProber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimProber").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Prober for SimProber {
+    fn probe(&self, target: Target) -> BoxFuture<'static, Saw> {
+        let mut targets = self.world.targets();
+        let saw = match targets.down.contains(&target.host) {
+            true => Saw::Failed("it is down".to_owned()),
+            false => Saw::Passed,
+        };
+        targets.asked.push((self.id, target.host));
+        async { saw }.boxed()
+    }
+
+    fn refuses(&self, _host: &str) -> Option<String> {
+        None
     }
 }

@@ -14,8 +14,9 @@ use quorate::raft::service::PeerHandler;
 use quorate::raft::types::{LeaderId, NodeId, Vote};
 use quorate::runtime;
 use quorate::state::{
-    Addition, AlarmMeasure, AlarmName, AlarmRule, AlarmSide, Command, CounterKind, CounterName, Op,
-    Pairs,
+    Addition, Admin, AlarmMeasure, AlarmName, AlarmRule, AlarmSide, Command, CounterKind,
+    CounterName, Endpoint, Health, HealthCheck, InstanceName, Op, Pairs, Probe, Registration,
+    ServiceSettings,
 };
 use quorate::store::disk::Disk as _;
 use quorate::store::fault::{Crash, Faults};
@@ -507,5 +508,170 @@ fn a_webhook_that_never_answers_is_given_up() {
         until(world, Duration::from_secs(5), "the note", || noted() == (2, String::new())).await;
         assert_eq!(transitions(&world.hook().taken), [2]);
         assert_eq!(world.hook().refused.len(), 10);
+    });
+}
+
+/// How many instances the stories of health checks have.
+const CHECKED: usize = 12;
+const SECOND: Duration = Duration::from_secs(1);
+
+fn host(i: usize) -> String {
+    format!("host-{i}")
+}
+
+/// A service that is checked every second, with so many instances.
+async fn put_checked(world: &World) {
+    let (interval_ms, timeout_ms, failures, successes) = (1_000, 500, 3, 2);
+    let (probe, endpoint) = (Probe::Tcp, String::new());
+    let check = HealthCheck { probe, endpoint, interval_ms, timeout_ms, failures, successes };
+    let settings = ServiceSettings {
+        namespace: "default".to_owned(),
+        name: "web".to_owned(),
+        protect_threshold_percent: 0,
+        deregister_after_ms: 30_000,
+        policy: String::new(),
+        policy_parameters: Pairs::default(),
+        metadata: Pairs::default(),
+        expected_mod_revision: None,
+        health_check: Some(check),
+    };
+    carry_out(world, Op::PutService(Box::new(settings))).await;
+    for i in 0..CHECKED {
+        let (namespace, service) = ("default".to_owned(), "web".to_owned());
+        let host = host(i);
+        let registration = Registration {
+            name: InstanceName { namespace, service, id: format!("web-{i}") },
+            endpoints: [Endpoint { name: "", host: &host, port: 80 }].into_iter().collect(),
+            weight: 1,
+            zone: String::new(),
+            metadata: Pairs::default(),
+            health: Health::Passing,
+            admin: Admin::Enabled,
+            reason: String::new(),
+            hash_key: String::new(),
+            session: None,
+        };
+        carry_out(world, Op::Register(Box::new(registration))).await;
+    }
+}
+
+/// The instances that are critical, by number, with their reasons.
+fn critical(world: &World) -> Vec<(usize, String)> {
+    let (_, node) = world.running(leader(world)).expect("the node is up");
+    let found = (0..CHECKED).filter_map(|i| {
+        let instance = node.read(|state| state.instance("default", "web", &format!("web-{i}")))?;
+        (instance.health == Health::Critical).then(|| (i, instance.reason.to_string()))
+    });
+    found.collect()
+}
+
+fn revision(world: &World) -> u64 {
+    status(world, leader(world)).revision
+}
+
+/// Who asked which host in the time that passes now, by host.
+async fn asked(world: &World, time: Duration) -> Vec<Vec<NodeId>> {
+    world.targets().asked.clear();
+    assert!(pass(world, time).await, "{:?}", world.oracle().violations);
+    let asked = std::mem::take(&mut world.targets().asked);
+    let by = |i: usize| asked.iter().filter(move |(_, of)| *of == host(i)).map(|(node, _)| *node);
+    (0..CHECKED).map(|i| by(i).collect()).collect()
+}
+
+/// Each instance is asked by one node, as often as its service says.
+fn assert_shared(asked: &[Vec<NodeId>], seconds: usize) {
+    for (i, by) in asked.iter().enumerate() {
+        assert!(by.iter().all(|node| *node == by[0]), "instance {i} was asked by {by:?}");
+        assert!(
+            (seconds - 1..=seconds + 1).contains(&by.len()),
+            "instance {i}: {} times",
+            by.len()
+        );
+    }
+}
+
+/// Nodes share the instances out; a dead one's are checked by the others, and no other instance moves. A
+/// new leader counts on from what is known, and nothing is written while nothing changes.
+#[test]
+fn health_checks_go_on_over_deaths_and_write_nothing() {
+    tell_quietly(14, async |world| {
+        put_checked(world).await;
+        assert!(pass(world, 5 * SECOND).await);
+        world.targets().down.insert(host(3));
+        until(world, 10 * SECOND, "the verdict", || !critical(world).is_empty()).await;
+        let known = critical(world);
+        assert_eq!(known[0].0, 3);
+        assert!(known[0].1.ends_with(": it is down"), "{known:?}");
+        let before = revision(world);
+
+        let three = asked(world, 20 * SECOND).await;
+        assert_shared(&three, 20);
+        let checkers: std::collections::BTreeSet<NodeId> = three.iter().map(|by| by[0]).collect();
+        assert_eq!(checkers.len(), 3, "{three:?}");
+
+        // A follower first, then a leader; both stay away for a while.
+        for round in 0..2 {
+            let gone = if round == 0 { follower(world) } else { leader(world) };
+            world.end(gone, End { crash: Crash::Kill, image: false }, 60 * SECOND).await;
+            assert!(pass(world, 6 * SECOND).await);
+            let two = asked(world, 20 * SECOND).await;
+            assert_shared(&two, 20);
+            for (was, is) in three.iter().zip(&two) {
+                assert!(was[0] == gone || is[0] == was[0], "{was:?} moved to {is:?}");
+                assert_ne!(is[0], gone);
+            }
+            until(world, 90 * SECOND, "its next life", || world.running(gone).is_some()).await;
+            assert!(pass(world, 10 * SECOND).await);
+            let again = asked(world, 10 * SECOND).await;
+            assert_shared(&again, 10);
+            assert!(again.iter().zip(&three).all(|(is, was)| is[0] == was[0]));
+        }
+        assert_eq!((critical(world), revision(world)), (known, before));
+        world.targets().down.clear();
+        until(world, 10 * SECOND, "the verdict", || critical(world).is_empty()).await;
+        assert_eq!(revision(world), before + 1);
+    });
+}
+
+/// Who cannot reach the leader checks nothing: what it sees would be worth nothing.
+#[test]
+fn a_node_that_is_cut_off_checks_nothing() {
+    tell_quietly(15, async |world| {
+        put_checked(world).await;
+        assert!(pass(world, 5 * SECOND).await);
+        let alone = leader(world);
+        for other in world.nodes.iter().copied().filter(|id| *id != alone) {
+            world.network.cut(alone, other);
+            world.network.cut(other, alone);
+        }
+        assert!(pass(world, 6 * SECOND).await);
+        let two = asked(world, 10 * SECOND).await;
+        assert_shared(&two, 10);
+        assert!(two.iter().all(|by| !by.contains(&alone)), "node {alone} is alone: {two:?}");
+        for other in world.nodes.iter().copied().filter(|id| *id != alone) {
+            world.network.join(alone, other);
+            world.network.join(other, alone);
+        }
+        assert!(pass(world, 10 * SECOND).await);
+        let three = asked(world, 10 * SECOND).await;
+        assert_shared(&three, 10);
+        assert!(three.iter().any(|by| by.contains(&alone)));
+        assert_eq!(critical(world), []);
+    });
+}
+
+/// All targets of a machine room fall at once: it is told with few commands.
+#[test]
+fn many_that_fall_at_once_are_told_together() {
+    tell_quietly(16, async |world| {
+        put_checked(world).await;
+        assert!(pass(world, 5 * SECOND).await);
+        let before = revision(world);
+        world.targets().down.extend((0..CHECKED).map(host));
+        until(world, 10 * SECOND, "the verdicts", || critical(world).len() == CHECKED).await;
+        let commands = revision(world) - before;
+        assert!((1..=CHECKED as u64).contains(&commands), "{commands} commands");
+        assert!(pass(world, 30 * SECOND).await);
+        assert_eq!(revision(world), before + commands);
     });
 }

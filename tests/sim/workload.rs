@@ -331,6 +331,7 @@ impl Writer {
                 policy_parameters: Pairs::default(),
                 metadata: mark,
                 expected_mod_revision: None,
+                health_check: None,
             })),
             _ => Op::DeleteService { namespace: name.namespace, name: name.service },
         }

@@ -271,6 +271,7 @@ fn written(reply: state::Reply) -> Option<v1::txn_result::Result> {
         | Reply::AlarmDeleted { .. }
         | Reply::AlarmJudged { .. }
         | Reply::PostNoted { .. }
+        | Reply::HealthJudged { .. }
         | Reply::Txn { .. } => return None,
     })
 }

@@ -83,8 +83,20 @@ fn settings(service: &view::Service) -> Table {
         false => format!("{} {}", service.policy, output::pairs(&service.policy_parameters)),
     };
     fields.extend([("policy", policy), ("metadata", output::pairs(&service.metadata))]);
+    fields.extend(checked(service));
     fields.retain(|(_, value)| !value.is_empty());
     Table::record(fields)
+}
+
+/// How it is checked, and what of it is not.
+pub fn checked(service: &view::Service) -> Vec<(&'static str, String)> {
+    let Some(check) = &service.health_check else { return Vec::new() };
+    let mut fields = vec![("health check", check.to_string())];
+    if service.unchecked_instances > 0 {
+        let (count, why) = (service.unchecked_instances, &service.unchecked_reason);
+        fields.push(("not checked", format!("{count} of its instances; {why}")));
+    }
+    fields
 }
 
 /// As a cell.
@@ -230,6 +242,16 @@ changed          2025-01-01T00:02:00.000Z (revision 9)
             policy_parameters: [("size".to_owned(), "1024".to_owned())].into(),
             instances: 3,
             healthy_instances: 2,
+            health_check: Some(Box::new(v1::HealthCheck {
+                probe: Some(v1::health_check::Probe::Tcp(v1::TcpProbe {})),
+                endpoint: String::new(),
+                interval_ms: 10_000,
+                timeout_ms: 500,
+                failures: 3,
+                successes: 1,
+            })),
+            unchecked_instances: 1,
+            unchecked_reason: "web-1: no".into(),
             ..v1::Service::default()
         };
         let expected = "\
@@ -239,6 +261,8 @@ instances           3, 2 healthy
 protect threshold   30%
 deregister after    30s
 policy              ring_hash size=1024
+health check        tcp, every 10s, timeout 500ms, 3 failures to critical, 1 success to passing
+not checked         1 of its instances; web-1: no
 ";
         assert_eq!(settings(&service.into()).render(Output::Simple), expected);
     }

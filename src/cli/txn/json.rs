@@ -192,6 +192,7 @@ struct PutService {
     policy_parameters: BTreeMap<String, String>,
     #[serde(default)]
     metadata: BTreeMap<String, String>,
+    health_check: Option<view::HealthCheck>,
     #[serde(default)]
     expected_mod_revision: u64,
 }
@@ -438,6 +439,7 @@ impl Names<'_> {
                     policy: it.policy,
                     policy_parameters: it.policy_parameters,
                     metadata: it.metadata,
+                    health_check: it.health_check.map(|check| Box::new(check.into())),
                     ..v1::Service::default()
                 }),
                 expected_mod_revision: it.expected_mod_revision,

@@ -447,6 +447,7 @@ pub(super) fn records() -> Vec<(String, Key, Record)> {
         metadata: Pairs::default(),
         create_revision: 4,
         mod_revision: 5,
+        health_check: None,
     };
     let instance = super::records()
         .into_iter()

@@ -200,6 +200,7 @@ fn may_be_a_step(op: &Op) -> Result<(), Refusal> {
         Op::Txn(_) => "a transaction",
         Op::OpenSession { .. } | Op::CloseSession { .. } | Op::ExpireSessions { .. } => "a session",
         Op::Reap { .. } => "the removal of orphans",
+        Op::JudgeHealth { .. } => "a verdict of health checks",
         Op::PutNamespace { .. } | Op::DeleteNamespace { .. } => "a namespace",
         Op::AdmitMember { .. } | Op::RetireMember { .. } => "a member",
         Op::PutSchema(_) | Op::DeleteSchema { .. } => "a schema",

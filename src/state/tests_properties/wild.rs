@@ -25,6 +25,32 @@ fn wild_name() -> impl Strategy<Value = InstanceName> {
     })
 }
 
+fn wild_check() -> impl Strategy<Value = HealthCheck> {
+    let statuses = (any::<u16>(), any::<u16>());
+    let probe = prop_oneof![
+        Just(Probe::Tcp),
+        (wild_text(), wild_text(), statuses).prop_map(|(path, host, statuses)| Probe::Http {
+            path,
+            host,
+            statuses
+        }),
+        wild_text().prop_map(|service| Probe::Grpc { service }),
+    ];
+    let numbers = (wild_number(), wild_number(), any::<u32>(), any::<u32>());
+    (probe, wild_text(), numbers).prop_map(|(probe, endpoint, numbers)| {
+        let (interval_ms, timeout_ms, failures, successes) = numbers;
+        HealthCheck { probe, endpoint, interval_ms, timeout_ms, failures, successes }
+    })
+}
+
+fn wild_verdict() -> impl Strategy<Value = HealthVerdict> {
+    let revisions = (wild_number(), wild_number());
+    (wild_name(), revisions, health(), wild_text()).prop_map(|(name, revisions, health, reason)| {
+        let (mod_revision, settings_revision) = revisions;
+        HealthVerdict { name, mod_revision, settings_revision, health, reason }
+    })
+}
+
 fn wild_registry() -> BoxedStrategy<Op> {
     let endpoint = (wild_text(), wild_text(), any::<u16>())
         .prop_map(|(name, host, port)| Endpoint { name, host, port });
@@ -78,11 +104,16 @@ fn wild_registry() -> BoxedStrategy<Op> {
         );
     let put_service = (
         (wild_text(), wild_text(), any::<u32>(), wild_number(), wild_text()),
-        (wild_pairs(), wild_pairs(), proptest::option::of(wild_number())),
+        (
+            wild_pairs(),
+            wild_pairs(),
+            proptest::option::of(wild_number()),
+            proptest::option::of(wild_check()),
+        ),
     )
         .prop_map(|(a, b)| {
             let (namespace, name, protect_threshold_percent, deregister_after_ms, policy) = a;
-            let (policy_parameters, metadata, expected_mod_revision) = b;
+            let (policy_parameters, metadata, expected_mod_revision, health_check) = b;
             Op::PutService(Box::new(ServiceSettings {
                 namespace,
                 name,
@@ -92,6 +123,7 @@ fn wild_registry() -> BoxedStrategy<Op> {
                 policy_parameters,
                 metadata,
                 expected_mod_revision,
+                health_check,
             }))
         });
     prop_oneof![
@@ -101,6 +133,7 @@ fn wild_registry() -> BoxedStrategy<Op> {
         2 => (wild_number(), vec(wild_number(), 0..4))
             .prop_map(|(term, sessions)| Op::ExpireSessions { term, sessions }),
         1 => vec(wild_name(), 0..4).prop_map(|instances| Op::Reap { instances }),
+        1 => vec(wild_verdict(), 0..4).prop_map(|verdicts| Op::JudgeHealth { verdicts }),
         8 => register.boxed(),
         2 => (wild_name(), proptest::option::of(wild_number())).prop_map(
             |(name, expected_mod_revision)| Op::Deregister { name, expected_mod_revision }

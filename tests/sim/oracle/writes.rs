@@ -144,6 +144,7 @@ impl Oracle {
             | Op::DeleteAlarm { .. }
             | Op::JudgeAlarm { .. }
             | Op::NotePost { .. }
+            | Op::JudgeHealth { .. }
             | Op::Txn(_) => None,
         };
         if let Some(result) = self.is_true_of_center(write, outcome) {
@@ -211,7 +212,8 @@ impl Oracle {
                 | Reply::AlarmPut { .. }
                 | Reply::AlarmDeleted { .. }
                 | Reply::AlarmJudged { .. }
-                | Reply::PostNoted { .. },
+                | Reply::PostNoted { .. }
+                | Reply::HealthJudged { .. },
             ) => Err("no client asked for anything of the kind".to_owned()),
             Err(Refusal::CompareFailed { current, .. }) => match mod_revision(record) == *current {
                 true => Ok(()),
