@@ -406,6 +406,10 @@ pub const CONFIG_REPORT_PAUSE: Duration = Duration::from_millis(50);
 /// Changes of a service that come within so long of each other become one state of its discovery; the first
 /// is not held up.
 pub const DISCOVERY_PAUSE: Duration = Duration::from_millis(50);
+/// How often at least the holder of a registration looks whether the instance is as it left it.
+pub const REGISTRATION_CHECK: Duration = Duration::from_secs(5);
+/// How often in a row it writes although somebody else was quicker, before it pauses.
+pub const REGISTRATION_CONFLICTS: u32 = 8;
 /// How often at least a client that waits for a lock, or holds one, reads who has it, besides watching.
 pub const LOCK_RECHECK: Duration = Duration::from_secs(10);
 /// How long a client that gives up waiting for a lock waits until its place is given up.

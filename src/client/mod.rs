@@ -2,23 +2,25 @@
 //!
 //! A [`Client`] knows some nodes, learns which of them leads and sends writes there; it repeats what
 //! may be repeated on other nodes until the call's deadline. A [`Session`] is kept alive in the
-//! background; it carries ephemeral instances and makes writes exactly once.
+//! background; it carries ephemeral instances and makes writes exactly once. A [`Registration`] keeps an
+//! instance registered for as long as the program runs.
 //!
 //! ```no_run
-//! use quorate::client::{Client, Options, SessionOptions};
+//! use std::time::Duration;
+//!
+//! use quorate::client::{Client, Options, RegistrationOptions};
 //! use quorate::proto::v1;
 //!
 //! # async fn example() -> Result<(), quorate::error::Error> {
 //! let client = Client::connect(Options::new(["10.0.0.1:7650", "10.0.0.2:7650"]))?;
-//! let session = client.session(SessionOptions::default()).await?;
 //! let instance = v1::Instance {
 //!     service: "orders".into(),
 //!     id: "orders-1".into(),
 //!     endpoints: vec![v1::Endpoint { name: "grpc".into(), host: "10.0.1.7".into(), port: 8080 }],
-//!     session: session.id(),
 //!     ..Default::default()
 //! };
-//! client.register(instance, Some(&session)).await?;
+//! let registration = client.registration(RegistrationOptions::new(instance))?;
+//! registration.registered().await?;
 //!
 //! let found = client
 //!     .list_instances(v1::ListInstancesRequest {
@@ -28,6 +30,8 @@
 //!     })
 //!     .await?;
 //! println!("{} instances", found.instances.len());
+//!
+//! registration.run_until_terminated(Duration::from_millis(500)).await?;
 //! # Ok(())
 //! # }
 //! ```
@@ -43,6 +47,7 @@ mod election;
 mod kept;
 mod lock;
 mod options;
+mod registration;
 mod registry;
 mod remote;
 mod request;
@@ -67,6 +72,7 @@ pub use discovery::{Discovery, DiscoveryOptions, DiscoveryStatus, ServiceState, 
 pub use election::{Election, Leader, Leadership};
 pub use lock::{Lock, LockGuard, Lost};
 pub use options::{Options, ReadFrom};
+pub use registration::{Registration, RegistrationOptions, RegistrationState, RegistrationStatus};
 pub use session::{Session, SessionOptions, SessionState, Ticket};
 pub use stream::{Answer, Call, Pipeline, Pipelined, StreamHandle, Submission};
 pub use transaction::{Committed, Transaction, TransactionOptions};

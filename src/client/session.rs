@@ -66,6 +66,20 @@ struct Shared {
     options: SessionOptions,
     scope: RwLock<Arc<Scope>>,
     state: watch::Sender<SessionState>,
+    patience: Patience,
+    /// The TTL of a session that is waited for has passed without an acknowledged keep-alive.
+    overdue: watch::Sender<bool>,
+}
+
+/// What becomes of a session whose TTL has passed without an acknowledged keep-alive, of which the
+/// cluster has not said that it has expired: while no node answered, none could.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// It is lost: whoever holds a lock must not take it for held any longer.
+    Ttl,
+    /// It is kept alive on, until the cluster says that it is gone. Nobody else can take over meanwhile
+    /// what hangs on it, and a cluster that comes back finds it as it was.
+    ClusterSaysSo,
 }
 
 /// Exists as long as the caller holds the session; the keep-alive task holds only `Shared`.
@@ -112,6 +126,20 @@ impl fmt::Debug for Ticket {
 impl Client {
     /// Opens a session and keeps it alive in the background until it is closed, lost or dropped.
     pub async fn session(&self, options: SessionOptions) -> Result<Session, Error> {
+        self.open_session(options, Patience::Ttl).await
+    }
+
+    /// A session that is lost only when the cluster says so, for what does no harm while nobody knows
+    /// whether it is alive; see [`Session::overdue`].
+    pub(super) async fn patient_session(&self, options: SessionOptions) -> Result<Session, Error> {
+        self.open_session(options, Patience::ClusterSaysSo).await
+    }
+
+    async fn open_session(
+        &self,
+        options: SessionOptions,
+        patience: Patience,
+    ) -> Result<Session, Error> {
         let deadline = Instant::now() + self.timeout();
         let (scope, sent) = open(self, &options, deadline).await?;
         let state = SessionState::Alive { session: scope.session };
@@ -120,6 +148,8 @@ impl Client {
             options,
             scope: RwLock::new(scope),
             state: watch::Sender::new(state),
+            patience,
+            overdue: watch::Sender::new(false),
         });
         spawn(keep(shared.clone(), sent));
         let guard = Arc::new(Guard { shared: shared.clone() });
@@ -145,6 +175,15 @@ impl Session {
     /// Follows the state. The present one counts as seen.
     pub fn subscribe(&self) -> watch::Receiver<SessionState> {
         self.shared.state.subscribe()
+    }
+
+    pub(super) fn reopens(&self) -> bool {
+        self.shared.options.reopen
+    }
+
+    /// Whether nobody knows if the session is alive, as long as it is one that is waited for.
+    pub(super) fn overdue(&self) -> watch::Receiver<bool> {
+        self.shared.overdue.subscribe()
     }
 
     /// Returns when the session has been lost, or at once when it is not alive. With `reopen` a
@@ -304,6 +343,11 @@ impl Shared {
         lost
     }
 
+    fn set_overdue(&self, overdue: bool) {
+        let changes = |known: &mut bool| std::mem::replace(known, overdue) != overdue;
+        self.overdue.send_if_modified(changes);
+    }
+
     /// Goes on with a new session, unless the holder has closed meanwhile.
     fn renew(&self, scope: Arc<Scope>) -> bool {
         let session = scope.session;
@@ -403,7 +447,10 @@ async fn keep_one(
         let beat = async {
             sleep_until(acknowledged + ttl / 3).await;
             // Up to the expiry, on whichever node: as long as one answers in time nothing is lost.
-            shared.client.call_until(v1::KeepAliveRequest { session }, expiry).await
+            let now = Instant::now();
+            let until =
+                if now < expiry || shared.patience == Patience::Ttl { expiry } else { now + ttl };
+            shared.client.call_until(v1::KeepAliveRequest { session }, until).await
         };
         let answer = tokio::select! {
             biased;
@@ -414,14 +461,21 @@ async fn keep_one(
             Ok(answered) => {
                 acknowledged = answered.sent;
                 ttl = Duration::from_millis(answered.response.ttl_ms);
+                shared.set_overdue(false);
             }
             Err(Error::SessionExpired { .. }) => {
                 shared.lost(session);
+                shared.set_overdue(false);
                 return;
             }
             Err(error) if Instant::now() < expiry => {
                 tracing::debug!(session, %error, "keep-alive failed; trying again");
                 sleep((ttl / 10).min(expiry - Instant::now())).await;
+            }
+            Err(error) if shared.patience == Patience::ClusterSaysSo => {
+                tracing::debug!(session, %error, "keep-alive failed beyond the TTL; trying on");
+                shared.set_overdue(true);
+                sleep(ttl / 10).await;
             }
             Err(error) => {
                 tracing::debug!(session, %error, "no keep-alive was acknowledged within the TTL");

@@ -31,6 +31,7 @@ mod membership;
 mod pause;
 mod rebuild;
 mod refusals;
+mod registration;
 mod sessions;
 mod stop;
 mod transactions;

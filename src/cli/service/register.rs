@@ -4,10 +4,13 @@ use std::io::Read as _;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::sleep;
 
 use super::{Context, Error, output, pair, view};
-use crate::client::{Client, Session, SessionOptions, SessionState};
+use crate::cli::lock::Stop;
+use crate::client::{
+    Client, Registration, RegistrationOptions, RegistrationState, RegistrationStatus,
+};
 use crate::proto::v1;
 use crate::{limits, options};
 
@@ -75,7 +78,12 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
     };
     let client = context.client()?;
     match ttl {
-        None => tell(&client.register(instance.clone(), None).await?, &instance, context),
+        None => {
+            let answer = client.register(instance.clone(), None).await?;
+            let v1::RegisterResponse { header, created, mod_revision } = answer;
+            let revision = view::revision(&header);
+            tell(&Registered { revision, created, mod_revision, session: 0 }, &instance, context)
+        }
         Some(ttl) => hold(&client, instance, ttl, context).await,
     }
 }
@@ -127,27 +135,30 @@ impl Args {
     }
 }
 
-fn tell(
-    answer: &v1::RegisterResponse,
-    instance: &v1::Instance,
-    context: &Context,
-) -> Result<(), Error> {
-    let revision = view::revision(&answer.header);
-    let v1::Instance { namespace, service, id, session, .. } = instance;
+/// What came of it. A registration that is held knows no revision but its own.
+struct Registered {
+    revision: u64,
+    created: bool,
+    mod_revision: u64,
+    session: u64,
+}
+
+fn tell(registered: &Registered, instance: &v1::Instance, context: &Context) -> Result<(), Error> {
+    let Registered { revision, created, mod_revision, session } = registered;
+    let v1::Instance { namespace, service, id, .. } = instance;
     let value = json!({
         "revision": revision,
-        "created": answer.created,
-        "mod_revision": answer.mod_revision,
+        "created": created,
+        "mod_revision": mod_revision,
         "namespace": namespace,
         "service": service,
         "id": id,
         "session": session,
     });
     context.printer().answer(&value, || {
-        let at = answer.mod_revision;
-        let done = match answer.created {
-            true => format!("{service}/{id} registered at revision {at}"),
-            false => format!("{service}/{id} is as asked, at revision {at}"),
+        let done = match created {
+            true => format!("{service}/{id} registered at revision {mod_revision}"),
+            false => format!("{service}/{id} is as asked, at revision {mod_revision}"),
         };
         match session {
             0 => done,
@@ -159,66 +170,79 @@ fn tell(
 /// Keeps the instance registered until this command is told to stop, through lost sessions too.
 async fn hold(
     client: &Client,
-    mut instance: v1::Instance,
+    instance: v1::Instance,
     ttl: Duration,
     context: &Context,
 ) -> Result<(), Error> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(|e| Error::io("signals", e))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| Error::io("signals", e))?;
-    let name = format!("quorate service register {}/{}", instance.service, instance.id);
-    let name = name.chars().take(64).collect();
-    let session = client.session(SessionOptions { ttl, client: Some(name), reopen: true }).await?;
-    let mut states = session.subscribe();
-    instance.session = session.id();
-    let kept = async {
-        let answer = client.register(instance.clone(), Some(&session)).await?;
-        tell(&answer, &instance, context)?;
-        loop {
-            if states.changed().await.is_err() {
-                return Ok(());
-            }
-            let state = *states.borrow_and_update();
-            match state {
-                SessionState::Expired { session } => {
-                    output::note(&format!("session {session} is lost; opening another"));
-                }
-                SessionState::Alive { session: id } => {
-                    instance.session = id;
-                    again(client, &instance, &session).await?;
-                }
-                SessionState::Closed => return Ok(()),
-            }
-        }
-    };
-    let result: Result<(), Error> = tokio::select! {
+    let mut stop = Stop::new()?;
+    let options = RegistrationOptions::new(instance.clone()).session_ttl(ttl);
+    let registration = client.registration(options)?;
+    let result = tokio::select! {
         biased;
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
-        result = kept => result,
+        _ = stop.wait() => Ok(()),
+        error = follow(&registration, &instance, context) => Err(error),
     };
-    // Ends the session and with it the instance, also after an error.
-    let closed = session.close().await;
+    // Also after an error, of which nobody knows how far it came.
+    let gone = registration.shutdown(Duration::ZERO).await;
     result?;
-    let answer = closed?;
-    output::note(&format!("deregistered at revision {}", view::revision(&answer.header)));
+    output::note(&format!("deregistered at revision {}", gone?));
     Ok(())
 }
 
-/// Registers under the session that replaced a lost one; goes on trying while that may help.
-async fn again(client: &Client, instance: &v1::Instance, session: &Session) -> Result<(), Error> {
+/// Says what becomes of the registration; returns when it does not come about at all.
+async fn follow(registration: &Registration, instance: &v1::Instance, context: &Context) -> Error {
+    let patience = sleep(context.options.timeout);
+    tokio::pin!(patience);
+    let mut statuses = registration.subscribe();
+    statuses.mark_changed();
+    // The session of the last registration that was told.
+    let mut told = None;
+    let mut lost = false;
     loop {
-        match client.register(instance.clone(), Some(session)).await {
-            Ok(answer) => {
-                output::note(&format!(
-                    "registered again at revision {} (session {})",
-                    answer.mod_revision, instance.session
-                ));
-                return Ok(());
+        tokio::select! {
+            biased;
+            changed = statuses.changed() => if changed.is_err() {
+                return crate::error::Error::internal("the registration has ended").into();
+            },
+            () = &mut patience, if told.is_none() => {
+                let nobody = crate::error::Error::Timeout { definite: false };
+                return statuses.borrow().error.clone().unwrap_or(nobody).into();
             }
-            // The next one is announced by its state.
-            Err(crate::error::Error::SessionExpired { .. }) => return Ok(()),
-            Err(error) if error.retryable() => output::note(&format!("{error}; trying again")),
-            Err(error) => return Err(error.into()),
+        }
+        let RegistrationStatus { state, error } = statuses.borrow_and_update().clone();
+        match (state, error) {
+            (RegistrationState::Registered { session, revision, created }, _) if told.is_none() => {
+                let mod_revision = revision;
+                let registered = Registered { revision, created, mod_revision, session };
+                if let Err(error) = tell(&registered, instance, context) {
+                    return error;
+                }
+                told = Some(session);
+            }
+            (RegistrationState::Registered { session, revision, .. }, _) => {
+                if lost || told != Some(session) {
+                    let again = format!("registered again at revision {revision}");
+                    output::note(&format!("{again} (session {session})"));
+                }
+                (told, lost) = (Some(session), false);
+            }
+            (RegistrationState::Lost, error) => {
+                let why = error.map(|error| format!(": {error}")).unwrap_or_default();
+                output::note(&format!("registration lost{why}; registering again"));
+                lost = true;
+            }
+            (RegistrationState::Pending, Some(error)) if !error.retryable() => match error {
+                // It may end within the patience: the process before this one has died just now.
+                crate::error::Error::OwnedByAnother { .. } => {
+                    output::note(&format!("{error}; waiting for its end"));
+                }
+                error => return error.into(),
+            },
+            (RegistrationState::Pending, _) => {}
+            (RegistrationState::Closed, error) => {
+                let ended = || crate::error::Error::internal("the registration has ended");
+                return error.unwrap_or_else(ended).into();
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ mod config;
 mod exactly_once;
 mod fake;
 mod lock;
+mod registration;
 mod session;
 mod stream;
 mod transaction;
