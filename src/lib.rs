@@ -27,6 +27,7 @@ pub mod node;
 pub mod options;
 #[cfg(feature = "server")]
 pub mod panic;
+mod policy;
 pub mod proto;
 #[cfg(feature = "server")]
 pub mod raft;

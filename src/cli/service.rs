@@ -2,6 +2,7 @@
 
 mod consul;
 mod import;
+mod policy;
 mod register;
 mod show;
 mod watch;
@@ -51,6 +52,8 @@ pub enum Command {
     Maint(Maint),
     /// Create a service's settings, or replace all of them
     Put(Put),
+    /// Show how clients balance a service, or say how
+    Policy(policy::Args),
     /// Remove the settings of a service without instances
     Delete { service: String },
     /// Register the services of Consul service definition files
@@ -155,6 +158,7 @@ impl Command {
             Command::Watch { service, after } => watch::run(context, service, after).await,
             Command::Maint(args) => maint(args, context).await,
             Command::Put(args) => put(args, context).await,
+            Command::Policy(args) => policy::run(args, context).await,
             Command::Delete { service } => delete(context, service).await,
             Command::Import(args) => import::run(args, context).await,
         }
