@@ -29,6 +29,7 @@ pub mod node;
 pub mod options;
 #[cfg(feature = "server")]
 pub mod panic;
+mod policy;
 #[cfg(feature = "server")]
 pub mod prober;
 pub mod proto;

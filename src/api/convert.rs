@@ -17,6 +17,7 @@ use prost::Message as _;
 
 use crate::error::Error;
 use crate::limits;
+use crate::policy::Policy;
 use crate::proto::v1;
 use crate::state::{
     self, Change, Class, InstanceName, InstancePatch, Key, Match, Record, Registration, RequestId,
@@ -197,6 +198,9 @@ pub fn settings(
         unchecked_instances: _,
         unchecked_reason: _,
     } = service.ok_or_else(|| Error::invalid("service", "", "a service"))?;
+    // Here and not in the state: a release that knows more policies, or fewer, must apply the same log.
+    let parameters = policy_parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    Policy::of_service(&policy, parameters)?;
     Ok(ServiceSettings {
         namespace: self::namespace(namespace),
         name,

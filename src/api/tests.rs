@@ -262,7 +262,7 @@ async fn a_service_is_registered_discovered_changed_and_removed() {
     let settings = v1::Service {
         name: "web".into(),
         policy: "ring_hash".into(),
-        policy_parameters: BTreeMap::from([("replicas".into(), "100".into())]),
+        policy_parameters: BTreeMap::from([("points".into(), "100".into())]),
         ..Default::default()
     };
     let put = v1::PutServiceRequest { service: Some(settings), ..Default::default() };
@@ -1068,12 +1068,21 @@ fn every_field_out_of_its_limits_is_named_with_its_value_and_what_is_allowed() {
             "999",
             "1000..=86400000",
         ),
-        (put(&|s| s.policy = long(64)), "service.policy", "xxx", "at most 64 bytes"),
+        (put(&|s| s.policy = long(64)), "service.policy", "xxx", "ring_hash, ketama"),
         (
-            put(&|s| s.policy_parameters = pair("", "")),
-            "service.policy_parameters key",
+            put(&|s| s.policy_parameters = pair("bound", "2")),
+            "service.policy_parameters[bound]",
+            "2",
+            "none without a policy",
+        ),
+        (
+            put(&|s| {
+                s.policy = "random".into();
+                s.policy_parameters = pair("", "");
+            }),
+            "service.policy_parameters",
             "",
-            "1..=128",
+            "zone, subset_size",
         ),
         (
             put(&|s| s.health_check = Some(Box::default())),

@@ -4,6 +4,7 @@ mod balance;
 mod check;
 mod consul;
 mod import;
+mod policy;
 mod register;
 mod show;
 mod watch;
@@ -59,6 +60,8 @@ pub enum Command {
     Put(Put),
     /// Have the cluster check the persistent instances of a service, or show how it does
     Check(check::Args),
+    /// Show how clients balance a service, or say how
+    Policy(policy::Args),
     /// Remove the settings of a service without instances
     Delete { service: String },
     /// Register the services of Consul service definition files
@@ -166,6 +169,7 @@ impl Command {
             Command::Maint(args) => maint(args, context).await,
             Command::Put(args) => put(args, context).await,
             Command::Check(args) => check::run(args, context).await,
+            Command::Policy(args) => policy::run(args, context).await,
             Command::Delete { service } => delete(context, service).await,
             Command::Import(args) => import::run(args, context).await,
         }

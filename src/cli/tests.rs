@@ -51,6 +51,10 @@ fn commands_that_are_understood() {
         service maint web a --enable
         service maint web a --drain
         service put web --protect-threshold 30 --deregister-after 1m --policy ring_hash --policy-parameter size=1 --meta k=v --if-revision 1
+        service policy web
+        service policy web --off
+        service policy web --set bound=2
+        service policy web ring_hash?points=200 --set bound=1.25 --set zone=prefer -w json
         service delete web
         service import a.json b.json - --dry-run --default-address h
         config publish g/app.yaml f.yaml --expect 3 --label a=b --label c=d --keep 9 --author me --comment why

@@ -125,7 +125,7 @@ fn services_by_command() {
         shell.run("service maint web web-1 --enable").await;
 
         shell
-            .json("service put web --protect-threshold 30 --deregister-after 1m --policy p2c")
+            .json("service put web --protect-threshold 30 --deregister-after 1m --policy random")
             .await;
         let json = shell.json("service list").await;
         has_fields(&json["services"][0], SERVICE);

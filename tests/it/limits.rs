@@ -222,12 +222,27 @@ fn table(session: u64) -> Vec<(Call, &'static str, String, &'static str)> {
             text("999"),
             "1000..=86400000",
         ),
-        (put(|s| s.policy = long(65)), "service.policy", shown.clone(), "at most 64 bytes"),
+        (put(|s| s.policy = long(65)), "service.policy", shown.clone(), "ring_hash, ketama"),
         (
-            put(|s| s.policy_parameters = pairs(65, 1)),
+            put(|s| s.policy_parameters = pairs(1, 1)),
+            "service.policy_parameters[key-0]",
+            text("v"),
+            "none without a policy",
+        ),
+        (
+            put(|s| (s.policy, s.policy_parameters) = (text("ring_hash"), pairs(1, 1))),
             "service.policy_parameters",
-            text("65 pairs"),
-            "at most 64 pairs",
+            text("key-0"),
+            "points, min_ring_size",
+        ),
+        (
+            put(|s| {
+                s.policy = text("ring_hash");
+                s.policy_parameters = [("bound".to_owned(), "9000".to_owned())].into();
+            }),
+            "service.policy_parameters[bound]",
+            text("9000"),
+            "1.01..=100",
         ),
         (
             put(|s| s.metadata = pairs(17, 1_000)),

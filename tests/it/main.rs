@@ -33,6 +33,7 @@ mod limits;
 mod locks;
 mod membership;
 mod pause;
+mod policy;
 mod rebuild;
 mod refusals;
 mod registration;

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::policy::Ejection;
+use super::Ejection;
 use crate::limits;
 
 /// How a call ended, as far as its endpoint is to blame.

@@ -1,4 +1,4 @@
-//! The arithmetic of balancing: mixing, random numbers, primes, and a logarithm that gives the same bits
+//! The arithmetic of balancing: mixing, random numbers, and a logarithm that gives the same bits
 //! on every machine.
 
 /// The hash of a key for the policies that hash: XXH64 with seed 0, as in Envoy and gRPC. They need a
@@ -68,10 +68,6 @@ impl Random {
 
 pub(super) const fn below(draw: u64, n: u32) -> u32 {
     (((draw >> 32) * n as u64) >> 32) as u32
-}
-
-pub(super) fn is_prime(n: u32) -> bool {
-    n >= 2 && (2..).take_while(|d| d * d <= u64::from(n)).all(|d| !u64::from(n).is_multiple_of(d))
 }
 
 /// The natural logarithm of a normal number above 0, to about 15 digits. It is made of operations that

@@ -47,7 +47,6 @@ mod load;
 mod maglev;
 mod math;
 mod pick;
-mod policy;
 mod rendezvous;
 mod ring;
 mod rotation;
@@ -57,12 +56,12 @@ mod subset;
 #[cfg(test)]
 mod tests;
 
+pub use crate::policy::{Algorithm, Ejection, Policy};
 pub use ejection::Sweep;
 pub use load::{Flight, Outcome};
 pub(super) use math::mix;
 pub use math::{crc32, hash};
 pub use pick::{Call, Pick, Unavailable};
-pub use policy::{Algorithm, Ejection, Policy};
 pub use snapshot::{Member, Snapshot};
 
 /// Something that takes calls: `T` is what the caller needs to reach it.

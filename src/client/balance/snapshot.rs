@@ -9,12 +9,11 @@ use super::load::{Lineage, Load, Side, nanos};
 use super::maglev::Maglev;
 use super::math::{hash, mix};
 use super::pick::{Call, Pick, Unavailable, pick};
-use super::policy::{Algorithm, Policy};
 use super::rendezvous::Rendezvous;
 use super::ring::{self, Ring};
 use super::rotation::{Sampler, period};
 use super::subset;
-use super::{Admin, Endpoint, Origin};
+use super::{Admin, Algorithm, Endpoint, Origin, Policy};
 use crate::limits;
 
 /// Endpoints that do not change, for any number of threads that pick from them. What calls have shown of

@@ -301,7 +301,7 @@ fn the_logarithm_is_one() {
 
 #[test]
 fn sizes_of_tables() {
-    use crate::client::balance::math::is_prime;
+    use crate::policy::is_prime;
     let primes: Vec<u32> = (0..30).filter(|n| is_prime(*n)).collect();
     assert_eq!(primes, [2, 3, 5, 7, 11, 13, 17, 19, 23, 29]);
     assert!(crate::limits::BALANCE_TABLES.into_iter().all(is_prime));

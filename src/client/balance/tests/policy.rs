@@ -95,6 +95,40 @@ fn what_is_refused() {
     }
 }
 
+/// As the record of a service holds it, with the record's names in errors.
+#[test]
+fn what_a_record_holds() {
+    let of = |name: &str, parameters: &[(&'static str, &'static str)]| {
+        Policy::of_service(name, parameters.iter().copied())
+    };
+    assert_eq!(of("", &[]), Ok(None));
+    let policy = of("ring_hash", &[("bound", "1.25"), ("zone", "prefer")]).unwrap().unwrap();
+    assert_eq!(policy.to_string(), "ring_hash?bound=1.25&zone=prefer");
+    for (name, parameters, field, value, allowed) in [
+        ("p2c", &[][..], "service.policy", "p2c", "ring_hash, ketama"),
+        ("", &[("bound", "2")], "service.policy_parameters[bound]", "2", "none without a policy"),
+        ("random", &[("bound", "2")], "service.policy_parameters", "bound", "zone, subset_size"),
+        ("maglev", &[("bound", "1")], "service.policy_parameters[bound]", "1", "1.01..=100"),
+        (
+            "ring_hash",
+            &[("min_ring_size", "10"), ("max_ring_size", "9")],
+            "service.policy_parameters[min_ring_size]",
+            "10",
+            "at most max_ring_size, 9",
+        ),
+    ] {
+        let Error::Invalid { field: found, value: given, allowed: may } =
+            of(name, parameters).unwrap_err()
+        else {
+            panic!("{name}")
+        };
+        assert_eq!((found.as_str(), given.as_str()), (field, value));
+        assert!(may.contains(allowed), "{name}: {may}");
+    }
+    let every: Vec<&str> = policy.all_parameters().into_iter().map(|(name, _)| name).collect();
+    assert!(every.contains(&"points") && !every.contains(&"choice_count"), "{every:?}");
+}
+
 /// Any parameters that are accepted come back from the canonical text, and in any order.
 #[test]
 fn text_and_back() {

@@ -1,4 +1,6 @@
-//! How a service is balanced, as the registry stores it and as a URI gives it: a name and parameters.
+//! How a service is balanced, as the registry stores it and as a URI gives it: a name and parameters. The
+//! client balances by it, the API refuses what no client would understand. The policies themselves are in
+//! [`crate::client::balance`].
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -197,6 +199,37 @@ impl Policy {
         Ok(policy)
     }
 
+    /// The policy that the record of a service holds; None = clients choose. Errors name the fields of the
+    /// record.
+    pub fn of_service<'a>(
+        name: &str,
+        parameters: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Option<Policy>, Error> {
+        const PARAMETERS: &str = "service.policy_parameters";
+        let mut parameters = parameters.into_iter();
+        if name.is_empty() {
+            return match parameters.next() {
+                None => Ok(None),
+                // Ignoring it would look like success.
+                Some((parameter, value)) => {
+                    let field = format!("{PARAMETERS}[{parameter}]");
+                    Err(Error::invalid(field, value, "none without a policy"))
+                }
+            };
+        }
+        Policy::parse(name, parameters).map(Some).map_err(|error| match error {
+            Error::Invalid { field, value, allowed } => {
+                let field = match field.strip_prefix(PARAMETER) {
+                    None => "service.policy".to_owned(),
+                    Some("") => PARAMETERS.to_owned(),
+                    Some(parameter) => format!("{PARAMETERS}[{}]", parameter.trim_start()),
+                };
+                Error::Invalid { field, value, allowed }
+            }
+            error => error,
+        })
+    }
+
     fn of(algorithm: Algorithm) -> Policy {
         Policy {
             algorithm,
@@ -275,7 +308,7 @@ impl Policy {
         if self.get(parameter).is_none() {
             let known: Vec<_> =
                 PARAMETERS.into_iter().filter(|name| self.get(name).is_some()).collect();
-            return Err(Error::invalid("policy parameter", parameter, known.join(", ")));
+            return Err(Error::invalid(PARAMETER, parameter, known.join(", ")));
         }
         let given = Given { parameter, value };
         let ejection = &mut self.ejection;
@@ -387,8 +420,14 @@ impl Policy {
     /// The parameters that differ from the defaults, as the registry's record of a service holds them.
     pub fn parameters(&self) -> Vec<(&'static str, String)> {
         let default = Policy::new(self.name()).expect("a policy's own name is known");
-        let set = PARAMETERS.into_iter().filter_map(|name| Some((name, self.get(name)?)));
-        set.filter(|(name, value)| default.get(name).as_ref() != Some(value)).collect()
+        let mut parameters = self.all_parameters();
+        parameters.retain(|(name, value)| default.get(name).as_ref() != Some(value));
+        parameters
+    }
+
+    /// Every parameter that the policy has, with its value.
+    pub fn all_parameters(&self) -> Vec<(&'static str, String)> {
+        PARAMETERS.into_iter().filter_map(|name| Some((name, self.get(name)?))).collect()
     }
 }
 
@@ -412,7 +451,7 @@ impl FromStr for Policy {
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let pair = pair
                 .split_once('=')
-                .ok_or_else(|| Error::invalid("policy parameter", pair, "name=value"))?;
+                .ok_or_else(|| Error::invalid(PARAMETER, pair, "name=value"))?;
             parameters.push(pair);
         }
         Policy::parse(name, parameters)
@@ -421,8 +460,15 @@ impl FromStr for Policy {
 
 const GREATEST_RING: u32 = *limits::BALANCE_RING.end() as u32;
 
+/// How errors call one of them.
+const PARAMETER: &str = "policy parameter";
+
 fn field(parameter: &str) -> String {
-    format!("policy parameter {parameter}")
+    format!("{PARAMETER} {parameter}")
+}
+
+pub(crate) fn is_prime(n: u32) -> bool {
+    n >= 2 && (2..).take_while(|d| d * d <= u64::from(n)).all(|d| !u64::from(n).is_multiple_of(d))
 }
 
 /// 125 as 1.25.
@@ -480,7 +526,7 @@ impl Given<'_> {
 
     fn prime(&self) -> Result<u32, Error> {
         let number = self.number(limits::BALANCE_TABLE)?;
-        if !super::math::is_prime(number) {
+        if !is_prime(number) {
             let range = limits::BALANCE_TABLE;
             return Err(self.invalid(format!("a prime of {}..={}", range.start(), range.end())));
         }
