@@ -140,7 +140,8 @@ fn what_may_have_happened_is_not_repeated() {
         again.extensions_mut().insert(Retry::Lost);
         let served = say(&channel, again).await.unwrap();
         assert_eq!((&*served.instance, served.attempts), ("z", 2));
-        assert_eq!((broken.seen.load(Ordering::SeqCst), good.served()), (2, 1));
+        // The first one may have closed before it saw this call.
+        assert_eq!(good.served(), 1);
 
         for fault in [Fault::Refuse, Fault::GoAway] {
             let broken = Broken::start(fault).await;
