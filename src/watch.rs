@@ -244,7 +244,7 @@ impl Hub {
     }
 
     /// Offers a bookmark to the idle watchers of one part of the ranges. Called
-    /// [`BOOKMARK_PARTS`] times in each [`limits::WATCH_BOOKMARK_INTERVAL`].
+    /// `BOOKMARK_PARTS` times in each [`limits::WATCH_BOOKMARK_INTERVAL`].
     pub fn bookmark(&self) -> WakeUps {
         let (groups, revision) = {
             let mut inner = self.shared.lock();

@@ -97,7 +97,7 @@ impl registry_server::Registry for Registry {
         self.0.read(request).await
     }
 
-    /// For whoever serves this without [`super::watch::Shared`], which encodes each message once.
+    /// For whoever serves this without `super::watch`, which encodes each message once.
     async fn watch(
         &self,
         request: Request<v1::WatchRequest>,

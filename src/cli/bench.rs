@@ -5,6 +5,7 @@
 mod cpu;
 mod histogram;
 mod load;
+mod notice;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -52,6 +53,8 @@ pub enum Workload {
     ConfigCache,
     /// Transactions of four steps by unary calls: publish, add twice, read
     Txn,
+    /// How long after a deregistration clients that follow the service do without the instance
+    Deregister,
 }
 
 /// How the calls of a workload are made.
@@ -66,7 +69,11 @@ enum Way {
 impl Workload {
     fn way(self) -> Way {
         match self {
-            Workload::Register | Workload::Get | Workload::Count | Workload::Txn => Way::Unary,
+            Workload::Register
+            | Workload::Get
+            | Workload::Count
+            | Workload::Txn
+            | Workload::Deregister => Way::Unary,
             Workload::StreamRegister
             | Workload::StreamGet
             | Workload::Mix
@@ -84,6 +91,7 @@ impl Workload {
             Workload::StreamPublish | Workload::ConfigCache => "publish",
             Workload::Count | Workload::StreamCount | Workload::CountLocal => "count",
             Workload::Txn => "txn",
+            Workload::Deregister => "deregister",
         }
     }
 
@@ -100,6 +108,7 @@ impl Workload {
             Workload::CountLocal => "count-local",
             Workload::ConfigCache => "config-cache",
             Workload::Txn => "txn",
+            Workload::Deregister => "deregister",
         }
     }
 }
@@ -109,7 +118,7 @@ impl Workload {
 pub struct BenchArgs {
     #[arg(value_enum)]
     pub workload: Workload,
-    /// Unary calls under way at once
+    /// Unary calls under way at once; for `deregister`, clients that follow
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub clients: u32,
     /// Connections to each node for unary calls [default: one for 32 clients, at most 8]
@@ -204,7 +213,7 @@ pub struct Report {
     /// By kind of error.
     pub error_counts: BTreeMap<String, u64>,
     pub error_example: Option<String>,
-    /// By kind of call: `register`, `get`, `publish`, `count`, `txn`.
+    /// By kind of call: `register`, `get`, `publish`, `count`, `txn`, `deregister`.
     pub calls: BTreeMap<&'static str, Figures>,
     /// Microseconds of processor time for each call, of this process.
     pub client_cpu_us_per_op: Option<f64>,

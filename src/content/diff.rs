@@ -15,7 +15,7 @@ type Change = (Range<usize>, Range<usize>);
 
 /// A unified diff, empty when nothing changed; for bytes that are not UTF-8 one line that says that they
 /// differ. Applied to `old` it gives `new`, always. It is not always the shortest one: long texts that
-/// share few lines would take too long, see [`changes`].
+/// share few lines would take too long, see `changes`.
 pub fn diff(old_name: &str, new_name: &str, old: &[u8], new: &[u8]) -> String {
     if old == new {
         return String::new();

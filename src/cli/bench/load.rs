@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::histogram::Histogram;
-use super::{BenchArgs, Way, Workload};
+use super::{BenchArgs, Way, Workload, notice};
 use crate::cli::Error;
 use crate::client::{
     Call, Client, ConfigCache, ConfigCacheOptions, Counter, CounterOptions, Counters, Options,
@@ -62,7 +62,7 @@ impl Shared {
         self.begin.notify_waiters();
     }
 
-    async fn wait_for_start(&self) {
+    pub async fn wait_for_start(&self) {
         let begin = self.begin.notified();
         tokio::pin!(begin);
         begin.as_mut().enable();
@@ -71,7 +71,7 @@ impl Shared {
         }
     }
 
-    fn phase(&self) -> Phase {
+    pub fn phase(&self) -> Phase {
         match self.phase.load(Ordering::Acquire) {
             0 => Phase::WarmUp,
             1 => Phase::Measure,
@@ -98,12 +98,29 @@ impl Plan {
         Plan { args: args.clone(), namespace, filler: "v".repeat(args.size as usize), consistency }
     }
 
-    fn service(&self, key: u32) -> String {
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    pub fn keys(&self) -> u32 {
+        self.args.keys
+    }
+
+    /// The clients of one thread.
+    pub fn share_of_clients(&self, thread: u32) -> std::ops::Range<u32> {
+        self.share(self.args.clients, thread)
+    }
+
+    pub fn service(&self, key: u32) -> String {
         format!("{}-{}", self.args.service, key / INSTANCES)
     }
 
-    /// `change` makes every value another one.
     fn register(&self, key: u32, change: u64) -> v1::RegisterRequest {
+        self.instance(key, change).into()
+    }
+
+    /// `change` makes every value another one.
+    pub fn instance(&self, key: u32, change: u64) -> v1::Instance {
         let mut value = format!("{change:016x}");
         value.push_str(&self.filler[16..]);
         v1::Instance {
@@ -118,7 +135,6 @@ impl Plan {
             metadata: BTreeMap::from([("value".to_owned(), value)]),
             ..Default::default()
         }
-        .into()
     }
 
     fn get(&self, key: u32) -> v1::GetInstanceRequest {
@@ -130,7 +146,7 @@ impl Plan {
         }
     }
 
-    fn deregister(&self, key: u32) -> v1::DeregisterRequest {
+    pub fn deregister(&self, key: u32) -> v1::DeregisterRequest {
         v1::DeregisterRequest {
             namespace: self.namespace.clone(),
             service: self.service(key),
@@ -184,7 +200,8 @@ impl Plan {
             | Workload::Get
             | Workload::StreamRegister
             | Workload::StreamGet
-            | Workload::Mix => Some(|plan, key| plan.register(key, 0).into()),
+            | Workload::Mix
+            | Workload::Deregister => Some(|plan, key| plan.register(key, 0).into()),
             Workload::ConfigCache => Some(|plan, key| plan.publish(key, 0).into()),
             Workload::StreamPublish
             | Workload::Count
@@ -229,7 +246,7 @@ impl Tally {
         self.example = self.example.take().or(other.example);
     }
 
-    fn success(&mut self, read: bool, took: Duration) {
+    pub fn success(&mut self, read: bool, took: Duration) {
         self.successes(read, took, 1);
     }
 
@@ -254,8 +271,11 @@ pub async fn run(
     shared: Arc<Shared>,
     options: Options,
 ) -> Result<Tally, Error> {
-    let client = Client::connect(options)?;
+    let client = Client::connect(options.clone())?;
     let way = plan.args.workload.way();
+    if plan.args.workload == Workload::Deregister {
+        return notice::run(thread, plan, shared, options).await;
+    }
     if way == Way::Local {
         return local(thread, &client, &plan, &shared).await;
     }
@@ -331,7 +351,8 @@ impl Worker {
             | Workload::Count
             | Workload::StreamCount
             | Workload::CountLocal
-            | Workload::Txn => false,
+            | Workload::Txn
+            | Workload::Deregister => false,
             Workload::ConfigCache => true,
             Workload::Mix => self.draw(100) < self.plan.args.reads,
         }
@@ -561,7 +582,8 @@ pub async fn clean(
         | Workload::Get
         | Workload::StreamRegister
         | Workload::StreamGet
-        | Workload::Mix => {
+        | Workload::Mix
+        | Workload::Deregister => {
             return sweep(client, plan, progress, |plan, key| plan.deregister(key).into()).await;
         }
         Workload::Count | Workload::StreamCount | Workload::CountLocal => (true, false),

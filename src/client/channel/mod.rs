@@ -1,6 +1,14 @@
 //! A channel to a service: any gRPC client that tonic generates takes it, and each call goes to an instance
 //! that the service's policy picks.
 //!
+//! From `Cargo.toml` to a balanced call:
+//!
+//! ```toml
+//! quorate = { version = "0.1", default-features = false }    # the client, without the server
+//! tonic = "0.14"
+//! tokio = { version = "1", features = ["full"] }
+//! ```
+//!
 //! ```no_run
 //! use quorate::client::{Client, HashKey, Options};
 //! # // What tonic generates from the proto file of the service.
@@ -19,12 +27,17 @@
 //! let channel = client.channel("quorate:///cart?policy=ring_hash").await?;
 //! let mut carts = CartClient::new(channel);
 //!
+//! // Calls of one user go to one instance; without a key any of them may do.
 //! let mut request = tonic::Request::new(GetCart { user: "u-17".into() });
 //! request.extensions_mut().insert(HashKey::of("u-17"));
 //! let cart = carts.get(request).await?;
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! The server's side of it is [`Client::registration`](super::Client::registration). Without `policy=` in the URI the
+//! service's own policy is in force, which `quorate service policy cart ring_hash` sets and changes for all clients at
+//! once; [`ChannelOptions`] lists what else a URI may say, [`balance`](super::balance) the policies and what to choose.
 //!
 //! Different from tonic's own balancing channel it chooses when it sees the call, so that it can hash; it
 //! knows how busy and how fast each instance is; and a connection that cannot be opened costs a call nothing
