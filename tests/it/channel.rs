@@ -381,6 +381,44 @@ fn who_comes_back_is_found() {
     });
 }
 
+/// Whoever fails again and again gets no calls for a while, and gets them again afterwards.
+#[test]
+fn who_fails_is_left_out_and_returns() {
+    run(async {
+        let cluster = Cluster::three().await;
+        let client = cluster.client();
+        let mut echoes = Vec::new();
+        for id in ["a", "b", "c"] {
+            echoes.push(Echo::start(id).await.register(&client).await);
+        }
+        let uri = "quorate:///echo?policy=round_robin&consecutive_failures=3\
+                   &ejection_interval_ms=100&ejection_base_ms=2000";
+        let channel = client.channel(uri).await.unwrap();
+        balances(&channel, &["a", "b", "c"]).await;
+        let is_ejected = || channel.snapshot().member("a").unwrap().is_ejected();
+        let bad = &echoes[0].manner;
+        bad.code.store(Code::Internal as u32, Ordering::SeqCst);
+        let mut failures = 0;
+        while !is_ejected() {
+            failures += u32::from(say(&channel, request("x")).await.is_err());
+            assert!(failures <= 3, "it is left out after three failures in a row");
+        }
+        assert_eq!(failures, 3);
+        bad.code.store(0, Ordering::SeqCst);
+        let before = echoes[0].served();
+        while is_ejected() && echoes[1].served() < 1_000 {
+            say(&channel, request("x")).await.unwrap();
+        }
+        // The last call may have begun when it had just returned.
+        assert!(echoes[0].served() <= before + 1);
+        eventually("its return", async || {
+            let served = say(&channel, request("x")).await.unwrap();
+            if &*served.instance == "a" { Ok(()) } else { Err(served.instance.to_string()) }
+        })
+        .await;
+    });
+}
+
 /// Instances that say so are called over TLS; who is not trusted is not called.
 #[test]
 fn tls_where_instances_ask_for_it() {
