@@ -541,6 +541,41 @@ fn whoever_comes_back_is_found() {
     });
 }
 
+/// Who was ejected is better than nobody: when the others cannot be reached it is asked.
+#[test]
+fn the_ejected_are_the_last_resort() {
+    run(async {
+        let cluster = Cluster::three().await;
+        let client = cluster.client();
+        let a = Echo::start("a").await.register(&client).await;
+        let b = Echo::start("b").await.register(&client).await;
+        let channel = client.channel("quorate:///echo?policy=pick_first").await.unwrap();
+        balances(&channel, &["a", "b"]).await;
+        a.manner.code.store(Code::Internal as u32, Ordering::SeqCst);
+        eventually("an ejection", async || {
+            let served = say(&channel, request("x")).await.map(|served| served.instance);
+            if channel.snapshot().member("a").unwrap().is_ejected() {
+                Ok(())
+            } else {
+                Err(format!("{served:?}"))
+            }
+        })
+        .await;
+        a.manner.code.store(0, Ordering::SeqCst);
+        assert_eq!(&*say(&channel, request("x")).await.unwrap().instance, "b");
+        drop(b);
+        eventually("a call", async || match say(&channel, request("x")).await {
+            // The first one may meet the death of b.
+            Err(status) if may_have_taken_place(&status) => Err(format!("{status}")),
+            served => {
+                assert_eq!(&*served.unwrap().instance, "a");
+                Ok(())
+            }
+        })
+        .await;
+    });
+}
+
 /// A stream in both directions answers before its request ends, also when another instance refused it
 /// first; it counts until it ends.
 #[test]
