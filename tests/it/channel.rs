@@ -13,7 +13,7 @@ use quorate::proto::v1::{self, *};
 use tokio::task::JoinSet;
 use tonic::Code;
 
-use super::echo::{self, Broken, Echo, Fault, request, say};
+use super::echo::{self, Broken, Echo, Fault, request, say, say_within};
 use super::harness::{Cluster, eventually, run};
 
 /// Waits until the channel balances over these instances.
@@ -455,5 +455,200 @@ fn tls_where_instances_ask_for_it() {
         assert!(refused.message().contains("wants TLS"), "{refused}");
         let wrong = client.channel_with(options.tls(TlsOptions::default())).await.unwrap_err();
         assert!(wrong.to_string().contains("tls.ca"), "{wrong}");
+    });
+}
+
+/// An error tells of every call that may have taken place, also when the call went further, or when its
+/// answer had begun.
+#[test]
+fn errors_tell_what_may_have_taken_place() {
+    run(async {
+        let cluster = Cluster::three().await;
+        let client = cluster.client();
+        let uri = "quorate:///echo?policy=pick_first&ejection=off&retry=lost";
+        let channel = client.channel(uri).await.unwrap();
+        let losing = Broken::start(Fault::Lose).await;
+        client.register(echo::instance("echo", "a", losing.address), None).await.unwrap();
+        balances(&channel, &["a"]).await;
+        let lost = say(&channel, request("x")).await.unwrap_err();
+        assert!(lost.message().contains("no other one to try"), "{lost}");
+        let long = "x".repeat(2 * limits::CHANNEL_REPLAY_BYTES);
+        let too_long = say(&channel, request(&long)).await.unwrap_err();
+        assert!(too_long.message().contains("too long"), "{too_long}");
+
+        let breaking = Broken::start(Fault::BreakOff).await;
+        client.register(echo::instance("echo", "a", breaking.address), None).await.unwrap();
+        is_at(&channel, "a", breaking.address).await;
+        let broken_off = say(&channel, request("x")).await.unwrap_err();
+        assert!(broken_off.message().contains("broke off"), "{broken_off}");
+
+        let echo = Echo::start("a").await.register(&client).await;
+        is_at(&channel, "a", echo.address).await;
+        echo.manner.delay_ms.store(3_600_000, Ordering::SeqCst);
+        let mut hurried = request("x");
+        hurried.set_timeout(Duration::from_millis(300));
+        let mut messages = echo::stream(&channel, hurried).await.unwrap();
+        messages.message().await.unwrap();
+        let late = messages.message().await.unwrap_err();
+        assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
+
+        let all = [lost, too_long, broken_off, late];
+        assert_eq!(all.each_ref().map(may_have_taken_place), [true; 4], "{all:?}");
+    });
+}
+
+/// What the caller does wrong is no instance's fault, and is told as it is.
+#[test]
+fn nobody_is_blamed_for_the_caller() {
+    run(async {
+        let cluster = Cluster::three().await;
+        let client = cluster.client();
+        let a = Echo::start("a").await.register(&client).await;
+        let _b = Echo::start("b").await.register(&client).await;
+        let channel = client.channel("quorate:///echo?policy=pick_first").await.unwrap();
+        balances(&channel, &["a", "b"]).await;
+        say(&channel, request("x")).await.unwrap();
+        let ejected = || channel.snapshot().member("a").unwrap().is_ejected();
+        let mut wrong = Vec::new();
+        for _ in 0..20 {
+            let status = say_within(&channel, request("more than ten"), 10).await.unwrap_err();
+            wrong.push((status.code(), ejected()));
+        }
+        assert_eq!(wrong, [(Code::OutOfRange, false); 20]);
+        let mut wrong = Vec::new();
+        for _ in 0..20 {
+            let mut late = request("x");
+            late.set_timeout(Duration::ZERO);
+            let late = say(&channel, late).await.unwrap_err();
+            wrong.push((late.code(), may_have_taken_place(&late), ejected()));
+        }
+        assert_eq!(wrong, [(Code::DeadlineExceeded, false, false); 20]);
+        assert_eq!(a.served(), 1);
+    });
+}
+
+/// A stream whose reader never has to wait ends at its deadline too.
+#[test]
+fn a_stream_without_a_pause_ends_at_its_deadline() {
+    run(async {
+        let cluster = Cluster::three().await;
+        let client = cluster.client();
+        let channel = client.channel("quorate:///echo").await.unwrap();
+        let flood = Broken::start(Fault::Flood).await;
+        client.register(echo::instance("echo", "a", flood.address), None).await.unwrap();
+        balances(&channel, &["a"]).await;
+        let mut hurried = request("x");
+        hurried.set_timeout(Duration::from_millis(300));
+        let mut messages = echo::stream(&channel, hurried).await.unwrap();
+        let read = async {
+            loop {
+                if let Err(status) = messages.message().await {
+                    return status;
+                }
+                // The instance is faster than this.
+                std::thread::sleep(Duration::from_micros(100));
+                tokio::task::yield_now().await;
+            }
+        };
+        let late = tokio::time::timeout(Duration::from_secs(5), read).await.expect("an end");
+        assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
+    });
+}
+
+/// Of instances that all were away the one that is back takes the very next call, whichever it is.
+#[test]
+fn whoever_comes_back_is_found() {
+    run(async {
+        let cluster = Cluster::three().await;
+        let client = cluster.client();
+        let a = Echo::start("a").await.register(&client).await;
+        let b = Echo::start("b").await.register(&client).await;
+        let address = b.address.to_string();
+        let uri = "quorate:///echo?policy=pick_first&ejection=off";
+        let channel = client.channel(uri).await.unwrap();
+        balances(&channel, &["a", "b"]).await;
+        say(&channel, request("x")).await.unwrap();
+        drop((a, b));
+        eventually("both away", async || match say(&channel, request("x")).await {
+            Err(status) if status.message().contains("2 endpoints were tried") => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+        let _back = Echo::start_with("b", &address, None).await;
+        let served = say(&channel, request("x")).await.unwrap();
+        assert_eq!(&*served.instance, "b");
+    });
+}
+
+/// Who was ejected is better than nobody: when the others cannot be reached it is asked.
+#[test]
+fn the_ejected_are_the_last_resort() {
+    run(async {
+        let cluster = Cluster::three().await;
+        let client = cluster.client();
+        let a = Echo::start("a").await.register(&client).await;
+        let b = Echo::start("b").await.register(&client).await;
+        let channel = client.channel("quorate:///echo?policy=pick_first").await.unwrap();
+        balances(&channel, &["a", "b"]).await;
+        a.manner.code.store(Code::Internal as u32, Ordering::SeqCst);
+        eventually("an ejection", async || {
+            let served = say(&channel, request("x")).await.map(|served| served.instance);
+            if channel.snapshot().member("a").unwrap().is_ejected() {
+                Ok(())
+            } else {
+                Err(format!("{served:?}"))
+            }
+        })
+        .await;
+        a.manner.code.store(0, Ordering::SeqCst);
+        assert_eq!(&*say(&channel, request("x")).await.unwrap().instance, "b");
+        drop(b);
+        eventually("a call", async || match say(&channel, request("x")).await {
+            // The first one may meet the death of b.
+            Err(status) if may_have_taken_place(&status) => Err(format!("{status}")),
+            served => {
+                assert_eq!(&*served.unwrap().instance, "a");
+                Ok(())
+            }
+        })
+        .await;
+    });
+}
+
+/// A stream in both directions answers before its request ends, also when another instance refused it
+/// first; it counts until it ends.
+#[test]
+fn streams_in_both_directions() {
+    run(async {
+        let cluster = Cluster::three().await;
+        let client = cluster.client();
+        let refusing = Broken::start(Fault::Refuse).await;
+        client.register(echo::instance("echo", "a", refusing.address), None).await.unwrap();
+        let _echo = Echo::start("z").await.register(&client).await;
+        let uri = "quorate:///echo?policy=pick_first&ejection=off";
+        let channel = client.channel(uri).await.unwrap();
+        balances(&channel, &["a", "z"]).await;
+        let under_way = || channel.snapshot().member("z").map_or(0, |member| member.in_flight());
+        for early in [true, false] {
+            let (say, messages) = tokio::sync::mpsc::channel(1);
+            if early {
+                say.send(b"0".to_vec()).await.unwrap();
+            }
+            let mut heard = echo::chat(&channel, messages).await.unwrap();
+            if !early {
+                say.send(b"0".to_vec()).await.unwrap();
+            }
+            assert_eq!(heard.message().await.unwrap().unwrap(), b"0");
+            for i in 1..100u32 {
+                let message = i.to_string().repeat(1_000).into_bytes();
+                say.send(message.clone()).await.unwrap();
+                assert_eq!(heard.message().await.unwrap().unwrap(), message);
+            }
+            assert_eq!(under_way(), 1);
+            drop(say);
+            assert_eq!(heard.message().await.unwrap(), None);
+            assert_eq!(under_way(), 0);
+        }
+        assert_eq!(refusing.seen.load(Ordering::SeqCst), 2);
     });
 }

@@ -16,10 +16,11 @@ use quorate::proto::v1;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
-use tonic::server::{Grpc, NamedService, ServerStreamingService, UnaryService};
+use tonic::server::{Grpc, NamedService, ServerStreamingService, StreamingService, UnaryService};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
@@ -115,6 +116,18 @@ impl ServerStreamingService<Vec<u8>> for Service {
     }
 }
 
+impl StreamingService<Vec<u8>> for Service {
+    type Response = Vec<u8>;
+    type ResponseStream = tonic::Streaming<Vec<u8>>;
+    type Future = BoxFuture<'static, Result<Response<Self::ResponseStream>, Status>>;
+
+    /// Each message as it comes.
+    fn call(&mut self, request: Request<tonic::Streaming<Vec<u8>>>) -> Self::Future {
+        self.0.served.fetch_add(1, Ordering::SeqCst);
+        Box::pin(async { Ok(Response::new(request.into_inner())) })
+    }
+}
+
 impl tower::Service<http::Request<tonic::body::Body>> for Service {
     type Response = http::Response<tonic::body::Body>;
     type Error = std::convert::Infallible;
@@ -127,11 +140,12 @@ impl tower::Service<http::Request<tonic::body::Body>> for Service {
     fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
         let service = self.clone();
         Box::pin(async move {
-            let streams = request.uri().path().ends_with("/Stream");
+            let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
             let mut grpc = Grpc::new(Raw);
-            Ok(match streams {
-                true => grpc.server_streaming(service, request).await,
-                false => grpc.unary(service, request).await,
+            Ok(match method.as_str() {
+                "Stream" => grpc.server_streaming(service, request).await,
+                "Chat" => grpc.streaming(service, request).await,
+                _ => grpc.unary(service, request).await,
             })
         })
     }
@@ -225,8 +239,18 @@ pub fn request(text: &str) -> Request<Vec<u8>> {
 
 /// Calls, checks the echo and tells who answered.
 pub async fn say(channel: &Channel, request: Request<Vec<u8>>) -> Result<ServedBy, Status> {
+    say_within(channel, request, usize::MAX).await
+}
+
+/// The same with a limit of what the caller sends.
+pub async fn say_within(
+    channel: &Channel,
+    request: Request<Vec<u8>>,
+    most: usize,
+) -> Result<ServedBy, Status> {
     let said = request.get_ref().clone();
-    let mut grpc = tonic::client::Grpc::new(channel.clone());
+    let grpc = tonic::client::Grpc::new(channel.clone());
+    let mut grpc = grpc.max_encoding_message_size(most);
     grpc.ready().await?;
     let path = PathAndQuery::from_static("/echo.Echo/Say");
     let answer = grpc.unary(request, path, Raw).await?;
@@ -245,6 +269,18 @@ pub async fn stream(
     Ok(grpc.server_streaming(request, path, Raw).await?.into_inner())
 }
 
+/// Begins a stream in both directions, of messages that come back one by one.
+pub async fn chat(
+    channel: &Channel,
+    messages: mpsc::Receiver<Vec<u8>>,
+) -> Result<tonic::Streaming<Vec<u8>>, Status> {
+    let mut grpc = tonic::client::Grpc::new(channel.clone());
+    grpc.ready().await?;
+    let path = PathAndQuery::from_static("/echo.Echo/Chat");
+    let request = Request::new(ReceiverStream::new(messages));
+    Ok(grpc.streaming(request, path, Raw).await?.into_inner())
+}
+
 /// What a [`Broken`] instance does with a call.
 #[derive(Debug, Clone, Copy)]
 pub enum Fault {
@@ -256,6 +292,10 @@ pub enum Fault {
     Swallow,
     /// Says that it begins with no call of the connection.
     GoAway,
+    /// Answers with half a message and closes the connection.
+    BreakOff,
+    /// Answers with messages without end.
+    Flood,
 }
 
 /// An instance that breaks its calls, and counts those that it has seen.
@@ -306,7 +346,11 @@ async fn misbehave(mut socket: TcpStream, fault: Fault, seen: Arc<AtomicU64>) {
         match fault {
             Fault::Lose => {
                 let (_, mut body) = request.into_parts();
-                let read = async { while body.data().await.is_some_and(|data| data.is_ok()) {} };
+                let read = async {
+                    while let Some(Ok(data)) = body.data().await {
+                        let _ = body.flow_control().release_capacity(data.len());
+                    }
+                };
                 // The connection has to be driven for the body to come.
                 tokio::select! {
                     () = read => {}
@@ -316,6 +360,39 @@ async fn misbehave(mut socket: TcpStream, fault: Fault, seen: Arc<AtomicU64>) {
             }
             Fault::Refuse => respond.send_reset(h2::Reason::REFUSED_STREAM),
             Fault::Swallow | Fault::GoAway => held.push((request, respond)),
+            Fault::BreakOff => {
+                let mut answer = respond.send_response(head(), false).unwrap();
+                answer.send_data(MESSAGE[..7].into(), false).unwrap();
+                // Until both are on their way.
+                let flushed = std::future::poll_fn(|cx| connection.poll_closed(cx));
+                let _ = tokio::time::timeout(Duration::from_millis(100), flushed).await;
+                return;
+            }
+            Fault::Flood => {
+                let answer = respond.send_response(head(), false).unwrap();
+                tokio::spawn(flood(answer));
+            }
+        }
+    }
+}
+
+/// A message of 4 KiB with its length before it.
+const MESSAGE: &[u8] = {
+    let mut message = [0; 5 + 4096];
+    message[3] = 0x10;
+    &{ message }
+};
+
+fn head() -> http::Response<()> {
+    http::Response::builder().header("content-type", "application/grpc").body(()).unwrap()
+}
+
+async fn flood(mut answer: h2::SendStream<bytes::Bytes>) {
+    loop {
+        answer.reserve_capacity(MESSAGE.len());
+        let capacity = std::future::poll_fn(|cx| answer.poll_capacity(cx)).await;
+        if !matches!(capacity, Some(Ok(_))) || answer.send_data(MESSAGE.into(), false).is_err() {
+            return;
         }
     }
 }

@@ -102,7 +102,11 @@ impl<'a, T> Chooser<'_, 'a, T> {
     /// Not tried, and available as far as that matters.
     #[inline]
     fn could(&self, i: u32) -> bool {
-        !self.was_tried(i) && (!self.picky || self.members[i as usize].is_available())
+        let member = &self.members[i as usize];
+        !self.was_tried(i)
+            && (!self.picky
+                || member.is_available()
+                || (self.call.desperate && member.endpoint.healthy))
     }
 
     /// The same, and it does not leave this key to another one because it is starting. A key that has

@@ -2,7 +2,8 @@
 //! (gRFC A50, after Envoy's outlier detection). Failures in a row eject at once, where they are noted.
 //!
 //! Different from A50: `max_ejection_percent` is not exceeded by the last ejection, except that one is
-//! always allowed, and the last endpoint is never ejected. The enforcement percentages are 100.
+//! always allowed, and the last endpoint is never ejected. A call for which all others were tried goes to
+//! the ejected ones too. The enforcement percentages are 100.
 
 use std::time::Duration;
 

@@ -36,6 +36,8 @@ pub struct Call<'a, T> {
     side: u32,
     pub(super) spare: bool,
     pub(super) tried: u32,
+    /// Others came to nothing: those that were ejected are asked too.
+    pub(super) desperate: bool,
     /// Places of the members that were tried, of all members.
     pub(super) places: [u32; limits::BALANCE_ATTEMPTS],
 }
@@ -119,7 +121,7 @@ impl<'a, T> Call<'a, T> {
             route(snapshot, hash, &mut random)
         };
         let (now, places) = (nanos(now), [0; limits::BALANCE_ATTEMPTS]);
-        Call { snapshot, hash, now, random, side, spare, tried: 0, places }
+        Call { snapshot, hash, now, random, side, spare, tried: 0, desperate: false, places }
     }
 
     /// The first time the endpoint that the policy chooses; then, each time, another one: on a ring the
@@ -143,10 +145,13 @@ impl<'a, T> Call<'a, T> {
             return Err(self.unavailable());
         }
         let first = self.side as usize;
-        match self.choose(first).or_else(|| self.choose(1 - first)) {
-            Some(pick) => Ok(pick),
-            None => Err(self.unavailable()),
+        let mut pick = self.choose(first).or_else(|| self.choose(1 - first));
+        if pick.is_none() && self.tried > 0 && !self.desperate {
+            // Who failed more often than others is still better than nobody.
+            self.desperate = true;
+            pick = self.choose(first).or_else(|| self.choose(1 - first));
         }
+        pick.ok_or_else(|| self.unavailable())
     }
 
     #[cold]

@@ -17,6 +17,7 @@ use tonic::{Code, Status};
 
 use super::super::balance::{Flight, Outcome};
 use super::super::remote::{lock, root};
+use super::call::uncertain;
 use super::deadline::expired;
 use crate::limits;
 
@@ -33,6 +34,10 @@ struct Source {
     ended: bool,
     /// Some of it is not kept.
     lost: bool,
+    /// What it broke off with.
+    failure: Option<Status>,
+    /// It may have to be sent again.
+    kept: bool,
     /// Number of the reader that may read: the last one.
     reader: u64,
 }
@@ -54,6 +59,8 @@ impl Kept {
             trailers: None,
             ended: false,
             lost: false,
+            failure: None,
+            kept: true,
             reader: 0,
         })))
     }
@@ -61,6 +68,11 @@ impl Kept {
     /// It can be sent from its beginning.
     pub fn is_whole(&self) -> bool {
         !lock(&self.0).lost
+    }
+
+    /// What it broke off with, if it did: its sender is at fault.
+    pub fn failure(&self) -> Option<Status> {
+        lock(&self.0).failure.clone()
     }
 
     /// The body from its beginning; who has read it before reads no further. None when its beginning is
@@ -72,6 +84,13 @@ impl Kept {
         }
         source.reader += 1;
         Some(Replay { source: self.0.clone(), reader: source.reader, given: 0 })
+    }
+}
+
+/// The call was taken, or it failed: what comes after this is not kept.
+impl Drop for Kept {
+    fn drop(&mut self) {
+        lock(&self.0).kept = false;
     }
 }
 
@@ -98,6 +117,10 @@ impl Body for Replay {
         if !source.lost && this.given < source.frames.len() {
             let frame = source.frames[this.given].clone();
             this.given += 1;
+            if !source.kept && this.given == source.frames.len() {
+                source.lost = true;
+                source.frames = Vec::new();
+            }
             return Poll::Ready(Some(Ok(Frame::data(frame))));
         }
         if source.ended {
@@ -111,7 +134,10 @@ impl Body for Replay {
         let next = ready!(Pin::new(&mut source.body).poll_frame(cx));
         match &next {
             None => source.ended = true,
-            Some(Err(_)) => source.lost = true,
+            Some(Err(status)) => {
+                source.lost = true;
+                source.failure = Some(status.clone());
+            }
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_ref() {
                     source.trailers = Some(trailers.clone());
@@ -119,7 +145,7 @@ impl Body for Replay {
                     this.given = source.frames.len() + 1;
                 } else if let Some(data) = frame.data_ref() {
                     source.bytes += data.len();
-                    source.lost |= source.bytes > limits::CHANNEL_REPLAY_BYTES;
+                    source.lost |= !source.kept || source.bytes > limits::CHANNEL_REPLAY_BYTES;
                     match source.lost {
                         true => source.frames = Vec::new(),
                         false => source.frames.push(data.clone()),
@@ -192,12 +218,17 @@ impl Body for Answer {
             let Some(deadline) = &mut this.deadline else { return Poll::Pending };
             ready!(deadline.as_mut().poll(cx));
             finish(&mut this.flight, Outcome::Failure);
-            return Poll::Ready(Some(Err(expired())));
+            return Poll::Ready(Some(Err(uncertain(expired()))));
         };
+        let late = this.deadline.as_ref().is_some_and(|it| it.deadline() <= Instant::now());
         match &next {
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_ref() {
                     finish(&mut this.flight, outcome(StatusCode::OK, trailers));
+                } else if late {
+                    // There was no need to wait, so it may be the reader who is slow.
+                    this.flight = None;
+                    return Poll::Ready(Some(Err(uncertain(expired()))));
                 }
             }
             // An end without a status: it was cut off.
@@ -205,7 +236,8 @@ impl Body for Answer {
         }
         Poll::Ready(next.map(|frame| {
             frame.map_err(|error| {
-                Status::unavailable(format!("the answer broke off: {}", root(&error)))
+                let message = format!("the answer broke off: {}", root(&error));
+                uncertain(Status::unavailable(message))
             })
         }))
     }
@@ -246,4 +278,86 @@ pub fn outcome(status: StatusCode, headers: &HeaderMap) -> Outcome {
 /// The status of a call, where it is told.
 pub fn code(headers: &HeaderMap) -> Option<Code> {
     headers.get("grpc-status").map(HeaderValue::as_bytes).map(Code::from_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use futures::{FutureExt as _, StreamExt as _};
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    /// A body that sends what comes through the channel.
+    struct Fed(mpsc::Receiver<Bytes>);
+
+    impl Body for Fed {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            self.0.poll_recv(cx).map(|data| data.map(|data| Ok(Frame::data(data))))
+        }
+    }
+
+    fn fed() -> (mpsc::Sender<Bytes>, Kept) {
+        let (feed, fed) = mpsc::channel(8);
+        (feed, Kept::new(tonic::body::Body::new(Fed(fed))))
+    }
+
+    async fn next(replay: &mut Replay) -> Option<Result<Bytes, Status>> {
+        let frame = std::future::poll_fn(|cx| Pin::new(&mut *replay).poll_frame(cx)).await;
+        frame.map(|frame| frame.map(|frame| frame.into_data().unwrap()))
+    }
+
+    /// The second reader reads from the beginning, and waits for what is still to come; the first one
+    /// reads no further.
+    #[tokio::test]
+    async fn a_body_is_read_again_from_its_beginning() {
+        let (feed, kept) = fed();
+        let mut first = kept.body().unwrap();
+        feed.send("a".into()).await.unwrap();
+        assert_eq!(next(&mut first).await.unwrap().unwrap(), "a");
+        assert!(next(&mut first).now_or_never().is_none());
+        let mut second = kept.body().unwrap();
+        assert!(next(&mut first).await.unwrap().is_err());
+        assert!(!second.is_end_stream());
+        assert_eq!(next(&mut second).await.unwrap().unwrap(), "a");
+        let feeding = async {
+            tokio::task::yield_now().await;
+            feed.send("b".into()).await.unwrap();
+            drop(feed);
+        };
+        let (last, ()) = tokio::join!(next(&mut second), feeding);
+        assert_eq!(last.unwrap().unwrap(), "b");
+        assert!(next(&mut second).await.is_none());
+        let third = kept.body().unwrap();
+        let all: Vec<Bytes> = futures::stream::unfold(third, |mut third| async {
+            Some((next(&mut third).await?.unwrap(), third))
+        })
+        .collect()
+        .await;
+        assert_eq!(all, ["a", "b"]);
+    }
+
+    /// Once the call cannot be sent again nothing of it is kept; what was not read yet is.
+    #[tokio::test]
+    async fn nothing_is_kept_for_longer_than_it_may_be_needed() {
+        let (feed, kept) = fed();
+        feed.send("a".into()).await.unwrap();
+        next(&mut kept.body().unwrap()).await.unwrap().unwrap();
+        let mut last = kept.body().unwrap();
+        drop(kept);
+        for text in ["a", "c", "d"] {
+            if text != "a" {
+                feed.send(text.into()).await.unwrap();
+            }
+            assert_eq!(next(&mut last).await.unwrap().unwrap(), text);
+            assert_eq!(lock(&last.source).frames.len(), 0);
+        }
+    }
 }

@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 use super::super::balance::{Flight, Outcome, Pick, hash};
 use super::body::{self, Answer, Kept};
 use super::deadline::{self, Deadline, expired};
-use super::link::{Connection, Failure, Link, Start};
+use super::link::{Failure, Link, Start};
 use super::{Core, HashKey, Retry, ServedBy};
 use crate::limits;
 
@@ -41,42 +41,39 @@ impl Core {
         let body = Kept::new(body);
         let mut attempts =
             Attempts { core: &self, parts, body, deadline, retry, made: 0, lost: 0, last: None };
-        // The first one that could not be reached lately, and what was wrong.
-        let mut away: Option<Pick<'_, Arc<Link>>> = None;
+        // Those that could not be reached lately.
+        let mut away: Vec<Pick<'_, Arc<Link>>> = Vec::new();
         let unavailable = loop {
             let pick = match call.candidate() {
                 Ok(pick) => pick,
                 Err(unavailable) => break unavailable,
             };
             let link = pick.endpoint().target.clone();
-            let connecting = match link.start() {
-                Start::Connected(connection) => {
-                    futures::future::Either::Left(async { Ok(connection) })
-                }
-                Start::Dialing(dial) => futures::future::Either::Right(dial),
-                Start::Down(failure) => {
-                    attempts.last.get_or_insert(failure);
-                    away.get_or_insert(pick);
-                    continue;
-                }
-            };
-            if let Some(taken) = attempts.make(&link, pick.start(self.now()), connecting).await? {
+            let start = link.start();
+            if let Start::Down(failure) = start {
+                attempts.last.get_or_insert(failure);
+                away.push(pick);
+                continue;
+            }
+            if let Some(taken) = attempts.make(&link, pick.start(self.now()), start).await? {
                 return Ok(taken.answer(&link, &attempts, place));
             }
         };
-        // Nobody else took it, and that one may be back.
-        if let Some(pick) = away {
+        // Nobody else took it, and one of them may be back. All are tried at once: those that answer
+        // nothing hold it up for the time of one.
+        let starts: Vec<Start> = away.iter().map(|pick| pick.endpoint().target.insist()).collect();
+        for (pick, start) in away.into_iter().zip(starts) {
             let link = pick.endpoint().target.clone();
             let flight = pick.start(self.now());
-            if let Some(taken) = attempts.make(&link, flight, link.insist()).await? {
+            if let Some(taken) = attempts.make(&link, flight, start).await? {
                 return Ok(taken.answer(&link, &attempts, place));
             }
         }
         let service = &self.options.service;
-        Err(Status::unavailable(match &attempts.last {
+        Err(attempts.judged(Status::unavailable(match &attempts.last {
             Some(failure) => format!("{service}: {unavailable}; {}", failure.why),
             None => format!("{service}: {unavailable}"),
-        }))
+        })))
     }
 
     fn hash(&self, parts: &request::Parts) -> Option<u64> {
@@ -122,15 +119,19 @@ impl Attempts<'_> {
         &mut self,
         link: &Arc<Link>,
         flight: Flight,
-        connecting: impl Future<Output = Result<Connection, Failure>>,
+        start: Start,
     ) -> Result<Option<Taken>, Status> {
+        if self.deadline.has_passed() {
+            // The flight says nothing of an instance that was not asked.
+            return Err(self.judged(expired()));
+        }
         if self.made > 0
             && let Some(left) = self.deadline.header()
         {
             self.parts.headers.insert(deadline::HEADER, left);
         }
         self.made += 1;
-        let attempt = async { link.send(connecting.await?, &self.parts, &self.body).await };
+        let attempt = async { link.send(start.connection().await?, &self.parts, &self.body).await };
         let outcome = self.deadline.keep(attempt).await;
         let now = self.core.now();
         let failure = match outcome {
@@ -138,7 +139,12 @@ impl Attempts<'_> {
                 return Ok(Some(Taken { response, flight, head: now }));
             }
             Some(Ok(response)) => link.failure(&told(&response)),
-            Some(Err(failure)) => failure,
+            Some(Err(failure)) => match self.body.failure() {
+                // The caller's own request broke off: no instance is to blame, and none could do better.
+                Some(status) if failure.untouched => return Err(self.judged(status)),
+                Some(status) => return Err(uncertain(status)),
+                None => failure,
+            },
             None => {
                 flight.finish(Outcome::Failure, now);
                 return Err(uncertain(expired()));
@@ -156,10 +162,16 @@ impl Attempts<'_> {
         }
         if !self.body.is_whole() {
             let why = "it is too long to be sent to another instance";
-            return Err(Status::unavailable(format!("{service}: {}; {why}", failure.why)));
+            let message = format!("{service}: {}; {why}", failure.why);
+            return Err(self.judged(Status::unavailable(message)));
         }
         self.last = Some(failure);
         Ok(None)
+    }
+
+    /// An error of the call as a whole: an attempt before may have taken place.
+    fn judged(&self, status: Status) -> Status {
+        if self.lost > 0 { uncertain(status) } else { status }
     }
 
     /// The instance says that it is not available, and there are others that may be asked.
@@ -176,7 +188,7 @@ impl Attempts<'_> {
 /// Header of the errors of calls that may have taken place.
 const UNCERTAIN: &str = "quorate-may-have-taken-place";
 
-fn uncertain(mut status: Status) -> Status {
+pub(super) fn uncertain(mut status: Status) -> Status {
     status.metadata_mut().insert(UNCERTAIN, MetadataValue::from_static("true"));
     status
 }

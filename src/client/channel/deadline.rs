@@ -26,6 +26,10 @@ impl Deadline {
         self.0
     }
 
+    pub fn has_passed(&self) -> bool {
+        self.0.is_some_and(|deadline| deadline <= Instant::now())
+    }
+
     /// What waiting in vain ends with.
     pub fn code(&self) -> Code {
         if self.0.is_some() { Code::DeadlineExceeded } else { Code::Unavailable }

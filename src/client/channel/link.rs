@@ -93,6 +93,16 @@ impl fmt::Debug for Link {
     }
 }
 
+impl Start {
+    pub(super) async fn connection(self) -> Result<Connection, Failure> {
+        match self {
+            Start::Connected(connection) => Ok(connection),
+            Start::Dialing(dial) => dial.await,
+            Start::Down(failure) => Err(failure),
+        }
+    }
+}
+
 impl Failure {
     fn new(address: &Address, why: impl fmt::Display, untouched: bool) -> Failure {
         Failure { why: format!("{address}: {why}").into(), untouched }
@@ -148,19 +158,18 @@ impl Link {
         Start::Dialing(self.open(&mut slot))
     }
 
-    /// A connection for who has nowhere else to go: waits also where [`start`](Self::start) does not.
-    pub(super) async fn insist(self: &Arc<Self>) -> Result<Connection, Failure> {
-        let dial = {
-            let mut slot = lock(&self.slot);
-            match &slot.state {
-                State::Ready(connection) if !connection.sender.is_closed() => {
-                    return Ok(connection.clone());
-                }
-                State::Dialing(dial) => dial.clone(),
-                State::Idle | State::Ready(_) | State::Failed(..) => self.open(&mut slot),
+    /// The same for who has nowhere else to go: never says that it is down.
+    pub(super) fn insist(self: &Arc<Self>) -> Start {
+        let mut slot = lock(&self.slot);
+        match &slot.state {
+            State::Ready(connection) if !connection.sender.is_closed() => {
+                Start::Connected(connection.clone())
             }
-        };
-        dial.await
+            State::Dialing(dial) => Start::Dialing(dial.clone()),
+            State::Idle | State::Ready(_) | State::Failed(..) => {
+                Start::Dialing(self.open(&mut slot))
+            }
+        }
     }
 
     /// Sends a call and waits for the head of its answer.
@@ -192,11 +201,7 @@ impl Link {
             if !untouched || refusal == Some(Refusal::Call) || !again {
                 return Err(failure);
             }
-            connection = match self.start() {
-                Start::Connected(connection) => connection,
-                Start::Dialing(dial) => dial.await?,
-                Start::Down(failure) => return Err(failure),
-            };
+            connection = self.start().connection().await?;
         }
         unreachable!("the second attempt returns")
     }
