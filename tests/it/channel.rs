@@ -419,6 +419,37 @@ fn who_fails_is_left_out_and_returns() {
     });
 }
 
+/// Of many instances one is there, behind more dead ones than a call has candidates: it gets every call.
+#[test]
+fn one_of_many_is_found() {
+    run(async {
+        let cluster = Cluster::three().await;
+        let client = cluster.client();
+        let mut ids: Vec<String> = Vec::new();
+        for i in 0..limits::BALANCE_ATTEMPTS + 8 {
+            // Nobody listens on the ports that were theirs.
+            let gone = Echo::start(&format!("a{i:02}")).await.register(&client).await;
+            ids.push(gone.id.clone());
+        }
+        let _good = Echo::start("z").await.register(&client).await;
+        ids.push("z".to_owned());
+        for policy in ["pick_first", "least_request", "ring_hash"] {
+            let uri = format!("quorate:///echo?policy={policy}");
+            let channel = client.channel(&uri).await.unwrap();
+            balances(&channel, &ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
+            for i in 0..50 {
+                let mut request = request("x");
+                request.extensions_mut().insert(HashKey::of(format!("{i}")));
+                // A port may take connections for a moment after its instance has died.
+                request.extensions_mut().insert(Retry::Lost);
+                let served = say(&channel, request).await;
+                let served = served.unwrap_or_else(|status| panic!("{policy}: {status}"));
+                assert_eq!(&*served.instance, "z", "{policy}");
+            }
+        }
+    });
+}
+
 /// Instances that say so are called over TLS; who is not trusted is not called.
 #[test]
 fn tls_where_instances_ask_for_it() {

@@ -154,6 +154,23 @@ impl<'a, T> Call<'a, T> {
         pick.ok_or_else(|| self.unavailable())
     }
 
+    /// One more when so many came to nothing that [`Call::candidate`] names no others: the first from a random
+    /// place on that was not tried, is healthy, and of which the caller knows that it can be reached.
+    #[cold]
+    pub fn reachable(&mut self, is: impl Fn(&T) -> bool) -> Option<Pick<'a, T>> {
+        let chosen = self.snapshot.chosen();
+        let n = u32::try_from(chosen.len()).ok().filter(|n| *n > 0)?;
+        let tried = &self.places[..self.tried as usize];
+        let first = below(self.random.next(), n);
+        let mut places = (first..n).chain(0..first).filter(|place| !tried.contains(place));
+        let member = places.find_map(|place| {
+            let member = &chosen[place as usize];
+            (member.endpoint.healthy && is(&member.endpoint.target)).then_some(member)
+        })?;
+        let side = usize::from(!self.snapshot.group(0).iter().any(|it| std::ptr::eq(it, member)));
+        Some(Pick { member, side, counts: false })
+    }
+
     #[cold]
     fn unavailable(&self) -> Unavailable {
         match (self.tried, self.snapshot.members.len()) {

@@ -9,7 +9,7 @@ use tokio::time::Duration;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
-use super::super::balance::{Flight, Outcome, Pick, hash};
+use super::super::balance::{Flight, Outcome, Pick, Unavailable, hash};
 use super::body::{self, Answer, Kept};
 use super::deadline::{self, Deadline, expired};
 use super::link::{Failure, Link, Start};
@@ -59,6 +59,21 @@ impl Core {
                 return Ok(taken.answer(&link, &attempts, place));
             }
         };
+        // Many are away; there may be others that the policy had no turn for.
+        for _ in 0..limits::BALANCE_ATTEMPTS {
+            if !matches!(unavailable, Unavailable::Exhausted { tried: limits::BALANCE_ATTEMPTS }) {
+                break;
+            }
+            let connected = call.reachable(|link| link.is_connected());
+            let Some(pick) = connected.or_else(|| call.reachable(|link| link.is_unknown())) else {
+                break;
+            };
+            let link = pick.endpoint().target.clone();
+            let start = link.start();
+            if let Some(taken) = attempts.make(&link, pick.start(self.now()), start).await? {
+                return Ok(taken.answer(&link, &attempts, place));
+            }
+        }
         // Nobody else took it, and one of them may be back. All are tried at once: those that answer
         // nothing hold it up for the time of one.
         let starts: Vec<Start> = away.iter().map(|pick| pick.endpoint().target.insist()).collect();

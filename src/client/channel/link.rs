@@ -130,6 +130,16 @@ impl Link {
         Failure::new(&self.address, why, false)
     }
 
+    /// A connection stands, as far as is known.
+    pub(super) fn is_connected(&self) -> bool {
+        matches!(&lock(&self.slot).state, State::Ready(it) if !it.sender.is_closed())
+    }
+
+    /// Nobody has tried to reach it.
+    pub(super) fn is_unknown(&self) -> bool {
+        matches!(lock(&self.slot).state, State::Idle)
+    }
+
     /// The connection, or what there is instead. Opens it when there is none, unless that failed a moment
     /// ago. Only who comes first waits for that: after a failure it is tried beside the calls, so that a
     /// host which answers nothing does not hold up each of them.
