@@ -1,0 +1,3 @@
+//! `quorate-jepsen`: judges histories.
+
+fn main() {}

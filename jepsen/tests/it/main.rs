@@ -1,0 +1,6 @@
+//! The checkers from outside: written histories, simulated ones, broken ones, and second opinions.
+
+#![allow(clippy::unwrap_used)]
+
+mod edn;
+mod history;
