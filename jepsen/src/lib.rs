@@ -5,3 +5,7 @@
 
 pub mod edn;
 pub mod history;
+mod intern;
+pub mod linear;
+pub mod register;
+pub mod report;

@@ -4,3 +4,5 @@
 
 mod edn;
 mod history;
+mod register;
+mod xorshift;
