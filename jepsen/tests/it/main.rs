@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod append;
 mod edn;
 mod history;
 mod register;
