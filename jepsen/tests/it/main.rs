@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod append;
+mod binary;
 mod edn;
 mod history;
 mod register;
