@@ -3,8 +3,8 @@
 //!
 //! The method is Elle's (Kingsbury & Alvaro, VLDB 2020); the phenomena are Adya's (1999).
 //!
-//! Beyond Elle: what committed and was not in the longest read comes after it, so a lost append is a cycle
-//! once a later read should have shown it.
+//! What took place and is not in a key's longest read comes after it, so a lost append is a cycle once a
+//! later read should have shown it, and so is the half of a transaction.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -346,12 +346,12 @@ impl<'a> Checker<'a> {
 
     fn cycles(&self, orders: &Orders, report: &mut Report) {
         let mut graph = Graph::new(self.transactions.len());
-        let mut unread = self.unread(orders);
+        let observed: BTreeSet<usize> = self.observed().collect();
+        let mut unread = self.unread(orders, &observed);
         for (&key, order) in orders {
             let unread = unread.remove(&key).unwrap_or_default();
             self.dependencies(key, order, &unread, &mut graph);
         }
-        let observed: BTreeSet<usize> = self.observed().collect();
         self.real_time(&observed, &mut graph);
         for (name, cycle) in graph.cycles() {
             let mut details = Vec::new();
@@ -384,8 +384,13 @@ impl<'a> Checker<'a> {
         })
     }
 
-    /// For each key what was committed to it and is not in its order, with who appended it.
-    fn unread(&self, orders: &Orders) -> BTreeMap<u32, Vec<(usize, u32)>> {
+    /// For each key what was appended to it and is not in its order, with who appended it: transactions that
+    /// succeeded, and those of unknown outcome that were seen elsewhere, and so took place as a whole.
+    fn unread(
+        &self,
+        orders: &Orders,
+        observed: &BTreeSet<usize>,
+    ) -> BTreeMap<u32, Vec<(usize, u32)>> {
         let read: HashSet<(u32, u32)> = orders
             .iter()
             .flat_map(|(&key, order)| order.iter().map(move |&element| (key, element)))
@@ -394,7 +399,7 @@ impl<'a> Checker<'a> {
         for (number, transaction) in self.transactions.iter().enumerate() {
             for step in &transaction.steps {
                 if let &Step::Append(key, element) = step
-                    && transaction.outcome == Kind::Ok
+                    && (transaction.outcome == Kind::Ok || observed.contains(&number))
                     && !read.contains(&(key, element))
                 {
                     unread.entry(key).or_default().push((number, element));

@@ -6,5 +6,6 @@ mod append;
 mod binary;
 mod edn;
 mod history;
+mod opinion;
 mod register;
 mod xorshift;
