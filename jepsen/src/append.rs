@@ -345,7 +345,8 @@ impl<'a> Checker<'a> {
     }
 
     fn cycles(&self, orders: &Orders, report: &mut Report) {
-        let mut graph = Graph::new(self.transactions.len());
+        let times = self.transactions.iter().map(|t| (t.invoke, t.complete)).collect();
+        let mut graph = Graph::new(times);
         let observed: BTreeSet<usize> = self.observed().collect();
         let mut unread = self.unread(orders, &observed);
         for (&key, order) in orders {
@@ -362,7 +363,15 @@ impl<'a> Checker<'a> {
             for (at, &(from, kind)) in cycle.iter().enumerate() {
                 let next = (at + 1) % cycle.len();
                 let (to, _) = cycle[next];
-                let Some(reason) = graph.reason(from, to, kind) else { continue };
+                let (complete, invoke) =
+                    (self.transactions[from].complete, self.transactions[to].invoke);
+                let why = match (kind, complete) {
+                    (Edge::RealTime, Some(complete)) => {
+                        Some(&Reason::Completed { complete, invoke })
+                    }
+                    _ => graph.reason(from, to, kind),
+                };
+                let Some(reason) = why else { continue };
                 let (first, second) = (format!("T{}", at + 1), format!("T{}", next + 1));
                 kinds.push(symbol(kind));
                 details.push(self.explain(&first, &second, kind, reason));

@@ -27,11 +27,18 @@ pub(crate) type Cycle = Vec<(usize, Kind)>;
 #[derive(Debug)]
 pub(crate) struct Graph<R> {
     edges: Vec<BTreeMap<(usize, Kind), R>>,
+    /// When each node was invoked and completed. Edges of real time may lack where others imply them.
+    times: Vec<(usize, Option<usize>)>,
 }
 
 impl<R> Graph<R> {
-    pub fn new(nodes: usize) -> Graph<R> {
-        Graph { edges: std::iter::repeat_with(BTreeMap::new).take(nodes).collect() }
+    pub fn new(times: Vec<(usize, Option<usize>)>) -> Graph<R> {
+        let edges = times.iter().map(|_| BTreeMap::new()).collect();
+        Graph { edges, times }
+    }
+
+    fn is_before(&self, first: usize, second: usize) -> bool {
+        self.times[first].1.is_some_and(|complete| complete < self.times[second].0)
     }
 
     /// A transaction may see itself: that is no edge.
@@ -92,9 +99,9 @@ impl<R> Graph<R> {
     fn shortest(&self, component: &[usize], first: Kind, back: &[Kind]) -> Option<Cycle> {
         // Once there is a cycle, how many edges are asked for a shorter one.
         const TRIED: usize = 500;
-        // How many nodes are visited in search of a first one. If the way back may use what the component
+        // How many nodes are visited in all. If the way back may use what the component
         // is made of, the first edge has one; else giving up costs a name, since a later search succeeds.
-        const VISITS: usize = 50_000_000;
+        const VISITS: usize = 2_000_000;
         if component.len() < 2 {
             return None;
         }
@@ -104,9 +111,18 @@ impl<R> Graph<R> {
             let edges = self.edges[from].keys().filter(move |(_, kind)| *kind == first);
             edges.map(move |(to, _)| (from, *to))
         });
+        let mut starts: Vec<(usize, usize)> = starts.filter(|(_, to)| inside[*to]).collect();
+        // The evidence that is the easiest to follow: an edge against real time.
+        if back.contains(&RealTime)
+            && let Some(&(from, to)) = starts.iter().find(|&&(from, to)| self.is_before(to, from))
+        {
+            return Some(vec![(from, first), (to, RealTime)]);
+        }
+        // Edges that lead back the furthest close the shortest cycles.
+        starts.sort_by_key(|&(from, to)| self.times[to].0 as i64 - self.times[from].0 as i64);
         let mut best: Option<Cycle> = None;
         let (mut tried, mut visits) = (0, VISITS);
-        for (from, to) in starts.filter(|(_, to)| inside[*to]) {
+        for (from, to) in starts {
             if visits == 0 || best.is_some() && tried >= TRIED {
                 break;
             }
@@ -114,7 +130,7 @@ impl<R> Graph<R> {
             if let Some(path) = self.path(to, from, back, &inside, &mut visits)
                 && best.as_ref().is_none_or(|best| path.len() + 1 < best.len())
             {
-                best = Some(std::iter::once((from, first)).chain(path).collect());
+                best = Some(collapse(std::iter::once((from, first)).chain(path).collect()));
             }
         }
         best
@@ -202,6 +218,17 @@ impl<R> Graph<R> {
         }
         components
     }
+}
+
+/// Real time is transitive: of edges of it in a row, one is enough.
+fn collapse(mut cycle: Cycle) -> Cycle {
+    let mut before = None;
+    cycle.retain(|&(_, kind)| {
+        let again = kind == RealTime && before == Some(RealTime);
+        before = Some(kind);
+        !again
+    });
+    cycle
 }
 
 fn membership(components: &[Vec<usize>], count: usize) -> Vec<usize> {

@@ -134,6 +134,24 @@ fn cycles_in_real_time() {
     found(two, &["G2-item-realtime"]);
 }
 
+/// However many transactions lie between, a stale read is a cycle of two.
+#[test]
+fn stale_after_a_long_time() {
+    let mut transactions = simulate(1, 400);
+    let steps = vec![Step::Append(100, 1)];
+    let (end, failed) = (1_000_000, false);
+    let (process, complete) = (end, Some(0));
+    transactions.push(Transaction { process, steps, invoke: 0, complete, failed });
+    for (at, steps) in [(0, Step::Read(100, vec![1])), (2, Step::Read(100, vec![]))] {
+        let (invoke, complete, steps) = (end + at, Some(end + at + 1), vec![steps]);
+        transactions.push(Transaction { process, steps, invoke, complete, failed });
+    }
+    let report = check(&transactions);
+    assert_eq!(report.anomalies.len(), 1);
+    assert_eq!(report.names(), ["G-single-realtime"]);
+    assert_eq!(report.anomalies[0].what, "a cycle of 2 transactions: rw rt");
+}
+
 #[test]
 fn a_cycle_is_explained() {
     let report = judge(&serial("a x 1 | a x 2 | r x 1"));
@@ -153,10 +171,10 @@ G1b: a read of key :y ends with 1, after which the same transaction appended 2
   {:index 3, :time 0, :type :ok, :process 0, :f :txn, :value [[:append :x 1] [:r :y [1]]]}
   {:index 4, :time 0, :type :ok, :process 1, :f :txn, :value [[:append :y 1] [:append :y 2] [:r :x [1]]]}
 G1c: a cycle of 2 transactions: wr wr
-  T1 = {:index 3, :time 0, :type :ok, :process 0, :f :txn, :value [[:append :x 1] [:r :y [1]]]}
-  T2 = {:index 4, :time 0, :type :ok, :process 1, :f :txn, :value [[:append :y 1] [:append :y 2] [:r :x [1]]]}
-  T1 -wr-> T2: T2 read 1, which T1 appended to key :x
-  T2 -wr-> T1: T1 read 1, which T2 appended to key :y
+  T1 = {:index 4, :time 0, :type :ok, :process 1, :f :txn, :value [[:append :y 1] [:append :y 2] [:r :x [1]]]}
+  T2 = {:index 3, :time 0, :type :ok, :process 0, :f :txn, :value [[:append :x 1] [:r :y [1]]]}
+  T1 -wr-> T2: T2 read 1, which T1 appended to key :y
+  T2 -wr-> T1: T1 read 1, which T2 appended to key :x
 G-single: a cycle of 2 transactions: rw wr
   T1 = {:index 3, :time 0, :type :ok, :process 0, :f :txn, :value [[:append :x 1] [:r :y [1]]]}
   T2 = {:index 4, :time 0, :type :ok, :process 1, :f :txn, :value [[:append :y 1] [:append :y 2] [:r :x [1]]]}
@@ -271,7 +289,7 @@ pub fn run(seed: u64, count: usize) -> (Vec<Transaction>, Vec<Vec<usize>>) {
     (transactions, lists)
 }
 
-/// As EDN, without the ops' indices; `timed` says that processes are strictly ordered.
+/// As EDN.
 pub fn text(transactions: &[Transaction]) -> String {
     let mut events = Vec::new();
     for transaction in transactions {
