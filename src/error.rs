@@ -64,6 +64,9 @@ pub enum Error {
     LockHeld { owner: u64, token: u64 },
     #[error("the schema changed from revision {checked} to {current} meanwhile; try again")]
     SchemaChanged { checked: u64, current: u64 },
+    /// A global transaction.
+    #[error("the transaction is {status}")]
+    SagaIs { status: String },
     /// `line` and `column` are 0 where they are not known; `path` is a JSON pointer.
     #[error("{}", malformed(.field, *.line, *.column, .path, .why))]
     Malformed { field: String, line: u64, column: u64, path: String, why: String },
@@ -128,6 +131,7 @@ impl Error {
             | Error::ValueDiffers { .. }
             | Error::OutOfBounds { .. }
             | Error::LockHeld { .. }
+            | Error::SagaIs { .. }
             | Error::SchemaChanged { .. }
             | Error::Conflict { .. }
             | Error::Malformed { .. } => true,
@@ -170,6 +174,7 @@ impl Error {
             | Error::ValueDiffers { .. }
             | Error::OutOfBounds { .. }
             | Error::LockHeld { .. }
+            | Error::SagaIs { .. }
             | Error::Conflict { .. }
             | Error::Malformed { .. }
             | Error::Internal { .. } => false,
@@ -291,6 +296,9 @@ impl Error {
                 Reason::LockHeld,
                 vec![("owner", owner.to_string()), ("token", token.to_string())],
             ),
+            Error::SagaIs { status } => {
+                (Code::FailedPrecondition, Reason::SagaStatus, vec![("status", status.clone())])
+            }
             Error::SchemaChanged { checked, current } => (
                 Code::Aborted,
                 Reason::SchemaChanged,
@@ -400,6 +408,7 @@ impl Error {
                 bound: signed("bound"),
             },
             Reason::LockHeld => Error::LockHeld { owner: number("owner"), token: number("token") },
+            Reason::SagaStatus => Error::SagaIs { status: text("status") },
             Reason::SchemaChanged => {
                 Error::SchemaChanged { checked: number("checked"), current: number("current") }
             }
@@ -496,6 +505,7 @@ mod tests {
             (Error::OutOfBounds { value: 1, delta: -2, bound: 0 }, true),
             (Error::LockHeld { owner: 3, token: 4 }, true),
             (Error::SchemaChanged { checked: 1, current: 2 }, true),
+            (Error::SagaIs { status: text() }, true),
             (Error::Conflict { attempts: 16, what: text() }, true),
             (
                 Error::Malformed { field: text(), line: 1, column: 2, path: text(), why: text() },

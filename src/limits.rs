@@ -173,6 +173,42 @@ pub const TXN_REPLY_BYTES: usize = 2 * 1024 * 1024;
 /// Records that the scopes of its compares and ranges hold together.
 pub const TXN_RECORDS: usize = 10_000;
 
+// ---- global transactions ----
+
+/// Transactions of a cluster, and those among them that are kept when they are finished: beyond that the
+/// oldest go before their retention is over.
+pub const SAGAS: usize = 500_000;
+pub const SAGAS_FINISHED: usize = 100_000;
+/// Branches of one transaction, what they are made of together, and how much of that each takes besides its
+/// texts.
+pub const SAGA_BRANCHES: usize = 128;
+pub const SAGA_BYTES: usize = 512 * 1024;
+pub const SAGA_BRANCH_BYTES: usize = 256;
+/// Bytes of a target, and of what an action answers.
+pub const SAGA_TARGET_BYTES: usize = 1024;
+pub const SAGA_RESULT_BYTES: usize = 4 * 1024;
+/// Things that happened to transactions in one command.
+pub const SAGA_STEPS: usize = 1_000;
+/// How long a transaction may be prepared, and submitted; the latter may be 0, for ever.
+pub const SAGA_PREPARED_MS: std::ops::RangeInclusive<u64> = 1_000..=7 * 86_400_000;
+pub const DEFAULT_SAGA_PREPARED_MS: u64 = 30_000;
+pub const SAGA_TIMEOUT_MS: std::ops::RangeInclusive<u64> = 0..=30 * 86_400_000;
+/// How long a phase may last before an operator must look.
+pub const SAGA_SUSPEND_AFTER_MS: std::ops::RangeInclusive<u64> = 1_000..=365 * 86_400_000;
+pub const DEFAULT_SAGA_SUSPEND_AFTER_MS: u64 = 86_400_000;
+/// How long a finished transaction is kept, and how late the first call may be made.
+pub const SAGA_RETENTION_MS: std::ops::RangeInclusive<u64> = 0..=30 * 86_400_000;
+pub const DEFAULT_SAGA_RETENTION_MS: u64 = 86_400_000;
+pub const SAGA_DELAY_MS: std::ops::RangeInclusive<u64> = 0..=30 * 86_400_000;
+/// How long one call may take, how many may fail (0 = any number), and the pauses between them.
+pub const SAGA_CALL_MS: std::ops::RangeInclusive<u64> = 10..=600_000;
+pub const DEFAULT_SAGA_CALL_MS: u64 = 5_000;
+pub const SAGA_ATTEMPTS: std::ops::RangeInclusive<u64> = 0..=1_000_000;
+pub const DEFAULT_SAGA_ATTEMPTS: u32 = 0;
+pub const SAGA_PAUSE_MS: std::ops::RangeInclusive<u64> = 1..=86_400_000;
+pub const DEFAULT_SAGA_PAUSE_MS: u64 = 200;
+pub const DEFAULT_SAGA_PAUSE_MAX_MS: u64 = 60_000;
+
 // ---- requests ----
 
 /// Bytes of one encoded command: the greatest content of a release and what is said about it.
@@ -618,6 +654,19 @@ const _: () = {
         2 * COMMAND_BYTES + CONFIG_GRAY_RECORD_BYTES < RECORD_BYTES,
         "an item fits its record: content and labels of two commands, and the gray releases"
     );
+    assert!(
+        COMMAND_BYTES
+            + SAGA_BYTES
+            + SAGA_BRANCHES * (SAGA_RESULT_BYTES + SAGA_BRANCH_BYTES)
+            + 2 * TEXT_BYTES
+            + 1024
+            < RECORD_BYTES,
+        "a transaction fits its record: what it began with, its branches and what they answered"
+    );
+    assert!(SAGAS_FINISHED < SAGAS, "finished ones leave room");
+    assert!(SAGA_BYTES > SAGA_BRANCHES * (3 * SAGA_TARGET_BYTES + NAME_BYTES + SAGA_BRANCH_BYTES));
+    assert!(SAGA_BYTES < COMMAND_BYTES, "what a transaction is made of fits one command");
+    assert!(DEFAULT_SAGA_PAUSE_MS <= DEFAULT_SAGA_PAUSE_MAX_MS);
     assert!(TXN_REPLY_BYTES < RECORD_BYTES, "the reply to a transaction can be stored");
     assert!(CONFIG_VALUE_BYTES <= CONFIG_HISTORY_BYTES, "a release that was current is kept");
     assert!(

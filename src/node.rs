@@ -225,6 +225,7 @@ impl From<Refusal> for Error {
                 Error::OutOfBounds { value, delta, bound }
             }
             Refusal::LockHeld { owner, token } => Error::LockHeld { owner, token },
+            Refusal::SagaIs { status } => Error::SagaIs { status: status.name().to_owned() },
             Refusal::InStep { step, refusal } => {
                 Error::InStep { step, error: Box::new((*refusal).into()) }
             }
@@ -244,6 +245,7 @@ fn kind_name(kind: Kind) -> &'static str {
         Kind::Counter => "counter",
         Kind::Lock => "lock",
         Kind::Alarm => "alarm",
+        Kind::Saga => "global transaction",
     }
 }
 

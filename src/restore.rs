@@ -186,7 +186,8 @@ fn translated((key, value): Row, tally: &mut Tally) -> Result<Option<Row>, Strin
         | Key::Counter { .. }
         | Key::Lock { .. }
         | Key::Removal { .. }
-        | Key::Alarm { .. } => Ok(Some((key, value))),
+        | Key::Alarm { .. }
+        | Key::Saga { .. } => Ok(Some((key, value))),
     }
 }
 

@@ -7,6 +7,7 @@ mod check;
 pub mod config;
 pub mod counter;
 pub mod lock;
+pub mod saga;
 pub mod txn;
 
 use std::collections::BTreeMap;
@@ -233,7 +234,11 @@ fn selector((i, selector): (usize, v1::WatchSelector)) -> Result<watch::Selector
     let at = format!("selectors[{i}].");
     // Absent, or of a kind that this release does not know.
     let what = what.ok_or_else(|| {
-        Error::invalid(format!("{at}what"), "", "services, config, counters, locks or alarms")
+        Error::invalid(
+            format!("{at}what"),
+            "",
+            "services, config, counters, locks, alarms or sagas",
+        )
     })?;
     let namespace = self::namespace(namespace);
     state::check_name(&at, "namespace", &namespace)?;
@@ -253,6 +258,7 @@ fn selector((i, selector): (usize, v1::WatchSelector)) -> Result<watch::Selector
         }
         What::Counters(selector) => named(&at, Class::Counter, namespace, selector),
         What::Alarms(selector) => named(&at, Class::Alarm, namespace, selector),
+        What::Sagas(selector) => named(&at, Class::Saga, namespace, selector),
         What::Locks(selector) => named(&at, Class::Lock, namespace, selector),
     }
 }
@@ -459,6 +465,8 @@ fn watch_event(change: &Change, client: Option<&state::ConfigClient>) -> v1::Wat
         }
         (Some(Record::Lock(request)), _) => (Event::Lock(lock::lock_request(request)), false),
         (Some(Record::Alarm(record)), _) => (Event::Alarm(alarm::alarm(record)), false),
+        (Some(Record::Saga(record)), _) => (Event::Saga(saga::saga(record, false)), false),
+        (None, Key::Saga { namespace, gid }) => (Event::Saga(saga::names(namespace, gid)), true),
         (None, Key::Alarm { namespace, name }) => {
             (Event::Alarm(alarm::alarm_names(namespace, name)), true)
         }

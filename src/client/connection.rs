@@ -281,6 +281,7 @@ impl Client {
             | Error::ValueDiffers { .. }
             | Error::OutOfBounds { .. }
             | Error::LockHeld { .. }
+            | Error::SagaIs { .. }
             | Error::SchemaChanged { .. }
             | Error::Malformed { .. }
             | Error::InStep { .. }
@@ -470,6 +471,7 @@ pub(super) fn settle(error: Error, uncertain: bool) -> Error {
         | Error::ValueDiffers { .. }
         | Error::OutOfBounds { .. }
         | Error::LockHeld { .. }
+        | Error::SagaIs { .. }
         | Error::InStep { .. }
         | Error::Conflict { .. }
         // These leave it open themselves.

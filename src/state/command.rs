@@ -13,6 +13,7 @@ mod check;
 mod config;
 mod counter;
 mod lock;
+mod saga;
 pub(super) mod txn;
 
 pub use self::alarm::*;
@@ -20,10 +21,11 @@ pub use self::check::*;
 pub use self::config::*;
 pub use self::counter::*;
 pub use self::lock::*;
+pub use self::saga::*;
 pub use self::txn::*;
 use super::table::{
-    Admin, AlarmRule, AlarmStatus, Corrupt, Endpoint, Endpoints, Health, HealthCheck, Instance,
-    Pairs, coding,
+    Admin, AlarmRule, AlarmStatus, BranchPlan, Corrupt, Endpoint, Endpoints, Health, HealthCheck,
+    Instance, Pairs, SagaMode, SagaStatus, coding,
 };
 use crate::limits;
 
@@ -163,6 +165,29 @@ pub enum Op<T = String> {
     /// checked.
     JudgeHealth {
         verdicts: Vec<HealthVerdict<T>>,
+    },
+    BeginSaga(Box<SagaBegin<T>>),
+    SubmitSaga {
+        name: SagaName<T>,
+    },
+    /// Refused once it is submitted.
+    AbortSaga {
+        name: SagaName<T>,
+        reason: T,
+    },
+    /// Of TCC, before the branch is tried.
+    RegisterBranch {
+        name: SagaName<T>,
+        plan: Box<BranchPlan>,
+    },
+    /// From the leader's coordinator only. Refused unless the entry's term is `epoch`.
+    AdvanceSagas {
+        epoch: u64,
+        steps: Vec<SagaStep<T>>,
+    },
+    OrderSaga {
+        name: SagaName<T>,
+        order: SagaOrder<T>,
     },
 }
 
@@ -335,6 +360,27 @@ pub enum Reply {
     HealthJudged {
         changed: u64,
     },
+    /// Not `created`: it was there with the same content.
+    SagaBegun {
+        gid: String,
+        status: SagaStatus,
+        created: bool,
+        mod_revision: u64,
+    },
+    SagaTurned {
+        status: SagaStatus,
+        changed: bool,
+        mod_revision: u64,
+    },
+    /// Not `created`: it was registered before.
+    BranchRegistered {
+        number: u32,
+        created: bool,
+    },
+    /// Of how many steps something came.
+    SagasAdvanced {
+        taken: u64,
+    },
 }
 
 /// Why a command was not carried out. A refusal is a value: its neighbours in the batch go on.
@@ -410,6 +456,10 @@ pub enum Refusal {
         step: u32,
         refusal: Box<Refusal>,
     },
+    /// A global transaction is not where this can be done.
+    SagaIs {
+        status: SagaStatus,
+    },
 }
 
 impl Refusal {
@@ -436,6 +486,7 @@ pub enum Kind {
     Counter,
     Lock,
     Alarm,
+    Saga,
 }
 
 /// What the log carries: commands in order, stamped by the leader that proposed them.
@@ -570,6 +621,26 @@ impl Command {
                 check_text("error", error, limits::TEXT_BYTES)
             }
             Op::JudgeHealth { verdicts } => check::check_verdicts(verdicts),
+            Op::BeginSaga(begin) => begin.check(),
+            Op::SubmitSaga { name } => name.check(),
+            Op::AbortSaga { name, reason } => {
+                name.check()?;
+                check_text("reason", reason, limits::TEXT_BYTES)
+            }
+            Op::RegisterBranch { name, plan } => {
+                name.check()?;
+                check_bytes(plan.bytes())?;
+                plan.check("branch", SagaMode::Tcc)
+            }
+            Op::AdvanceSagas { epoch: _, steps } => {
+                let allowed = 1..=limits::SAGA_STEPS as u64;
+                check_range("steps", steps.len() as u64, &allowed)?;
+                steps.iter().enumerate().try_for_each(|(i, step)| step.check(i))
+            }
+            Op::OrderSaga { name, order } => {
+                name.check()?;
+                order.check()
+            }
         }
     }
 }

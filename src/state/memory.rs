@@ -17,11 +17,13 @@ mod alarm;
 mod config;
 mod counter;
 mod lock;
+mod saga;
 
 pub(super) use self::alarm::AlarmTable;
 pub(super) use self::config::{ConfigTable, ItemTable};
 pub(super) use self::counter::CounterTable;
 pub(super) use self::lock::LockTables;
+pub(super) use self::saga::{SagaPlace, SagaTable, SagaTimers};
 use super::catalog::Catalog;
 use super::journal::{Journal, Written};
 use super::member::Members;
@@ -48,6 +50,7 @@ pub(super) struct NamespaceTable {
     pub counters: CounterTable,
     pub locks: LockTables,
     pub alarms: AlarmTable,
+    pub sagas: SagaTable,
     /// When something of each class was last removed.
     removals: BTreeMap<Class, Removal>,
 }
@@ -88,6 +91,7 @@ pub(super) struct Ledger {
     pub releases: u64,
     pub counters: u64,
     pub alarms: u64,
+    pub saga_timers: SagaTimers,
     /// Requests for locks, granted or waiting.
     pub lock_requests: u64,
     /// The requests for locks of each session.
@@ -229,6 +233,7 @@ impl Tables {
             | Record::Reply(_)
             | Record::Member(_)
             | Record::Alarm(_)
+            | Record::Saga(_)
             | Record::Schema(_) => unreachable!("no transaction writes {key:?}"),
         }
     }
@@ -273,6 +278,7 @@ impl Tables {
             | Key::Reply { .. }
             | Key::Member { .. }
             | Key::Alarm { .. }
+            | Key::Saga { .. }
             | Key::Schema { .. }
             | Key::Report { .. } => unreachable!("no transaction makes {key:?}"),
         }
@@ -326,6 +332,7 @@ impl Tables {
             .chain(all().flat_map(|namespace| namespace.alarms.records()))
             .chain(all().flat_map(|namespace| namespace.locks.records()))
             .chain(removals)
+            .chain(all().flat_map(|namespace| namespace.sagas.records()))
     }
 
     /// Takes a record of [`Tables::records`]; the order of the keys puts a namespace before what is in
@@ -399,6 +406,10 @@ impl Tables {
                 let table = self.namespaces.get_mut(&*record.namespace).expect(parent);
                 table.alarms.put(&mut self.ledger, Arc::unwrap_or_clone(record));
             }
+            (Key::Saga { .. }, Record::Saga(record)) => {
+                let table = self.namespaces.get_mut(&*record.namespace).expect(parent);
+                table.sagas.put(&mut self.ledger, Arc::unwrap_or_clone(record));
+            }
             (Key::Removal { namespace, class }, Record::Removal(removal)) => {
                 let table = self.namespaces.get_mut(&*namespace).expect(parent);
                 table.put_removal(class, removal);
@@ -423,7 +434,8 @@ impl NamespaceTable {
             config: ConfigTable::new(name.clone()),
             counters: CounterTable::new(name.clone()),
             locks: LockTables::new(name.clone()),
-            alarms: AlarmTable::new(name),
+            alarms: AlarmTable::new(name.clone()),
+            sagas: SagaTable::new(name),
             removals: BTreeMap::new(),
         }
     }
@@ -436,6 +448,7 @@ impl NamespaceTable {
             (self.counters.len(), "counter"),
             (self.locks.len(), "lock"),
             (self.alarms.len(), "alarm"),
+            (self.sagas.len(), "global transaction"),
         ];
         uses.into_iter().find(|(count, _)| *count > 0)
     }

@@ -24,6 +24,7 @@ mod memory;
 mod packed;
 mod read;
 mod registry;
+mod saga;
 mod scope;
 mod session;
 pub mod table;
@@ -253,6 +254,12 @@ impl Tables {
                 self.note_post(&name, transition, error, at, journal)
             }
             Op::JudgeHealth { verdicts } => self.judge_health(&verdicts, at, journal),
+            Op::BeginSaga(begin) => self.begin_saga(*begin, at, journal),
+            Op::SubmitSaga { name } => self.submit_saga(&name, at, journal),
+            Op::AbortSaga { name, reason } => self.abort_saga(&name, reason, at, journal),
+            Op::RegisterBranch { name, plan } => self.register_branch(&name, *plan, at, journal),
+            Op::AdvanceSagas { epoch, steps } => self.advance_sagas(epoch, &steps, at, journal),
+            Op::OrderSaga { name, order } => self.order_saga(&name, &order, at, journal),
             Op::Txn(_) => unreachable!("transactions are not nested"),
         }
     }

@@ -5,6 +5,7 @@ mod check;
 mod config;
 mod counter;
 mod lock;
+mod saga;
 
 use std::ops::Bound;
 use std::sync::Arc;
@@ -65,6 +66,8 @@ pub struct Counts {
     pub releases: u64,
     pub counters: u64,
     pub alarms: u64,
+    /// Global transactions.
+    pub sagas: u64,
     /// For locks: those that hold one and those that wait.
     pub lock_requests: u64,
 }
@@ -191,6 +194,7 @@ impl State {
             releases: ledger.releases,
             counters: ledger.counters,
             alarms: ledger.alarms,
+            sagas: ledger.saga_timers.sagas,
             lock_requests: ledger.lock_requests,
         }
     }

@@ -13,7 +13,8 @@ use crate::limits;
 pub struct Scope<T = String> {
     pub class: Class,
     pub namespace: T,
-    /// Service, group of an item, or the name of a counter or a lock.
+    /// Service, group of an item, gid of a global transaction, or the name of a counter, a lock or
+    /// an alarm.
     pub first: Match<T>,
     /// Key of an item; nothing else has a second name: [`Match::Any`].
     pub second: Match<T>,
@@ -68,6 +69,7 @@ impl Scope {
             Class::Counter => "name",
             Class::Lock => "lock",
             Class::Alarm => "name",
+            Class::Saga => "gid",
         };
         self.first.check(prefix, first, self.class)?;
         match (&self.second, self.class) {

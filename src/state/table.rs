@@ -22,12 +22,14 @@ mod check;
 mod config;
 mod counter;
 mod lock;
+mod saga;
 
 pub use self::alarm::*;
 pub use self::check::*;
 pub use self::config::*;
 pub use self::counter::*;
 pub use self::lock::*;
+pub use self::saga::*;
 pub use super::blob::Blob;
 use super::command::Outcome;
 pub use super::packed::{Endpoint, Endpoints, Pairs};
@@ -51,6 +53,7 @@ const COUNTER: u8 = 12;
 const ALARM: u8 = 13;
 const LOCK: u8 = 14;
 const REMOVAL: u8 = 15;
+const SAGA: u8 = 16;
 
 /// Key of a record. The order of the variants and fields is the order of the encoded bytes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,6 +88,8 @@ pub enum Key {
     Lock { namespace: Arc<str>, lock: Arc<str>, ticket: u64 },
     /// Kind 15. When something of a class was last removed in a namespace. The class is one byte.
     Removal { namespace: Arc<str>, class: Class },
+    /// Kind 16. A global transaction with its branches.
+    Saga { namespace: Arc<str>, gid: Arc<str> },
 }
 
 /// Records that belong together: what a watcher or a compare may name. The numbers are the bytes of
@@ -97,6 +102,8 @@ pub enum Class {
     Counter = 3,
     Lock = 5,
     Alarm = 4,
+    /// Global transactions.
+    Saga = 6,
 }
 
 /// Value of a record; shared, never changed in place. The answers of transactions, which are stored,
@@ -118,6 +125,7 @@ pub enum Record {
     Lock(Arc<LockRequest>),
     Removal(Removal),
     Alarm(Arc<Alarm>),
+    Saga(Arc<Saga>),
 }
 
 /// One write to a table: the new record, or None when it was removed.
@@ -302,6 +310,7 @@ impl Record {
             Record::Counter(record) => record.key(),
             Record::Lock(record) => record.key(),
             Record::Alarm(record) => record.key(),
+            Record::Saga(record) => record.key(),
             Record::Reply(_)
             | Record::Release(_)
             | Record::Schema(_)
@@ -323,6 +332,7 @@ impl Record {
             Record::Counter(record) => record.create_revision,
             Record::Lock(record) => record.ticket,
             Record::Alarm(record) => record.create_revision,
+            Record::Saga(record) => record.create_revision,
             Record::Removal(record) => record.revision,
             Record::Meta(_) | Record::Reply(_) | Record::Member(_) | Record::Report(_) => 0,
         }
@@ -341,6 +351,7 @@ impl Record {
             Record::Counter(record) => record.mod_revision,
             Record::Lock(record) => record.mod_revision,
             Record::Alarm(record) => record.mod_revision,
+            Record::Saga(record) => record.mod_revision,
             Record::Removal(record) => record.revision,
             Record::Meta(_) | Record::Reply(_) | Record::Member(_) | Record::Report(_) => 0,
         }
@@ -421,6 +432,7 @@ impl Key {
                 put_texts(&mut out, REMOVAL, [namespace]);
                 out.push(*class as u8);
             }
+            Key::Saga { namespace, gid } => put_texts(&mut out, SAGA, [namespace, gid]),
         }
         out
     }
@@ -478,6 +490,10 @@ impl Key {
                 let [namespace] = take_texts(&mut rest)?;
                 Key::Removal { namespace, class: take_class(&mut rest)? }
             }
+            SAGA => {
+                let [namespace, gid] = take_texts(&mut rest)?;
+                Key::Saga { namespace, gid }
+            }
             other => return Err(Corrupt::new(format!("a key of unknown kind {other}"))),
         };
         if !rest.is_empty() {
@@ -533,7 +549,8 @@ fn take_texts<const N: usize>(rest: &mut &[u8]) -> Result<[Arc<str>; N], Corrupt
 }
 
 fn take_class(rest: &mut &[u8]) -> Result<Class, Corrupt> {
-    let all = [Class::Service, Class::Config, Class::Counter, Class::Lock, Class::Alarm];
+    let all =
+        [Class::Service, Class::Config, Class::Counter, Class::Lock, Class::Alarm, Class::Saga];
     let (byte, after) =
         rest.split_first().ok_or_else(|| Corrupt::new("a key without its class"))?;
     *rest = after;
@@ -567,6 +584,7 @@ impl Record {
             Record::Lock(request) => encode_value(&**request),
             Record::Removal(removal) => encode_value(removal),
             Record::Alarm(alarm) => encode_value(&**alarm),
+            Record::Saga(saga) => encode_value(&**saga),
         }
     }
 
@@ -588,6 +606,7 @@ impl Record {
             Key::Lock { .. } => Record::Lock(Arc::new(decode_value(key, bytes)?)),
             Key::Removal { .. } => Record::Removal(decode_value(key, bytes)?),
             Key::Alarm { .. } => Record::Alarm(Arc::new(decode_value(key, bytes)?)),
+            Key::Saga { .. } => Record::Saga(Arc::new(decode_value(key, bytes)?)),
         };
         if !record.is_of(key) {
             return Err(Corrupt::new(format!("the record under {key:?} is of another name")));
@@ -623,6 +642,7 @@ impl Record {
             (Key::Lock { .. }, Record::Lock(record)) => *key == record.key(),
             (Key::Removal { .. }, Record::Removal(_)) => true,
             (Key::Alarm { .. }, Record::Alarm(record)) => *key == record.key(),
+            (Key::Saga { .. }, Record::Saga(record)) => *key == record.key(),
             (
                 Key::Meta
                 | Key::Namespace { .. }
@@ -638,7 +658,8 @@ impl Record {
                 | Key::Counter { .. }
                 | Key::Lock { .. }
                 | Key::Removal { .. }
-                | Key::Alarm { .. },
+                | Key::Alarm { .. }
+                | Key::Saga { .. },
                 _,
             ) => false,
         }

@@ -14,6 +14,7 @@ use super::*;
 
 mod alarm;
 mod center;
+mod saga;
 
 #[test]
 fn registration() {
@@ -93,6 +94,21 @@ fn alarms() {
 #[test]
 fn locks() {
     check("locks");
+}
+
+#[test]
+fn sagas() {
+    check("sagas");
+}
+
+#[test]
+fn messages() {
+    check("messages");
+}
+
+#[test]
+fn tcc() {
+    check("tcc");
 }
 
 #[test]
@@ -664,6 +680,7 @@ fn show_key(key: &Key) -> String {
         Key::Counter { namespace, name, labels } => format!("counter {namespace}/{name}{labels:?}"),
         Key::Lock { namespace, lock, ticket } => format!("lock {namespace}/{lock} {ticket}"),
         Key::Alarm { namespace, name } => format!("alarm {namespace}/{name}"),
+        Key::Saga { namespace, gid } => format!("saga {namespace}/{gid}"),
         Key::Removal { namespace, class } => format!("removal {namespace} {class:?}"),
     }
 }

@@ -14,6 +14,7 @@ use super::*;
 use crate::limits;
 
 mod center;
+mod saga;
 
 pub(super) fn from_hex(hex: &str) -> Vec<u8> {
     assert!(hex.len().is_multiple_of(2), "half a byte at the end of {hex}");
@@ -48,12 +49,12 @@ fn old_bytes_stay_readable() {
         }
     };
     let own = commands().into_iter().map(|(name, command)| (name.to_owned(), command));
-    for (name, command) in own.chain(center::commands()) {
+    for (name, command) in own.chain(center::commands()).chain(saga::commands()) {
         sample(&format!("command/{name}"), command.encode().unwrap(), &|bytes| {
             Command::decode(bytes).unwrap() == command
         });
     }
-    let records = [records(), center::records()].concat();
+    let records = [records(), center::records(), saga::records()].concat();
     for (name, key, record) in &records {
         sample(&format!("record/{name}"), record.encode(), &|bytes| {
             Record::decode(key, bytes).unwrap() == *record
@@ -80,6 +81,8 @@ fn old_bytes_stay_readable() {
         "removal-lock",
         "alarm",
         "removal-alarm",
+        "saga",
+        "removal-saga",
     ];
     for (name, key, _) in records.iter().filter(|record| keys.contains(&&*record.0)) {
         sample(&format!("key/{name}"), key.encode(), &|bytes| Key::decode(bytes).unwrap() == *key);
@@ -352,8 +355,8 @@ fn any_text() -> impl Strategy<Value = Arc<str>> {
     prop_oneof![4 => text, 1 => any::<String>()].prop_map(Arc::from)
 }
 
-const CLASSES: [Class; 5] =
-    [Class::Service, Class::Config, Class::Counter, Class::Lock, Class::Alarm];
+const CLASSES: [Class; 6] =
+    [Class::Service, Class::Config, Class::Counter, Class::Lock, Class::Alarm, Class::Saga];
 
 fn any_key() -> impl Strategy<Value = Key> {
     let number = || prop_oneof![Just(0), Just(1), Just(255), Just(256), any::<u64>()];
@@ -384,6 +387,7 @@ fn any_key() -> impl Strategy<Value = Key> {
         ),
         2 => (any_text(), any_text())
             .prop_map(|(namespace, name)| Key::Alarm { namespace, name }),
+        2 => (any_text(), any_text()).prop_map(|(namespace, gid)| Key::Saga { namespace, gid }),
         3 => (any_text(), any_text(), number())
             .prop_map(|(namespace, lock, ticket)| Key::Lock { namespace, lock, ticket }),
         2 => (any_text(), select(&CLASSES[..]))
@@ -428,7 +432,7 @@ fn what_is_no_key_is_not_read_as_one() {
         "0100",
         "0d610001",
         // A class that there is not, and labels that are none.
-        "0f61000106",
+        "0f61000107",
         "0f61000100",
         "0c6100016100016100 01",
         "10610001",

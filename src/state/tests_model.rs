@@ -11,10 +11,12 @@ mod alarm;
 mod config;
 mod counter;
 mod lock;
+mod saga;
 mod txn;
 
 pub(super) use self::config::name_of_item;
 pub(super) use self::counter::Tally;
+pub(super) use self::saga::shown as status_of_saga;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Model {
@@ -35,6 +37,7 @@ pub(super) struct Model {
     pub counters: Vec<Tally>,
     pub locks: Vec<LockRequest>,
     pub alarms: Vec<Alarm>,
+    pub sagas: Vec<Saga>,
     /// When something of a class was last removed from a namespace.
     removals: Vec<(String, Class, u64)>,
 }
@@ -181,6 +184,10 @@ impl Model {
         for a in &self.alarms {
             let key = Key::Alarm { namespace: a.namespace.clone(), name: a.name.clone() };
             records.push((key, Record::Alarm(Arc::new(a.clone()))));
+        }
+        for s in &self.sagas {
+            let key = Key::Saga { namespace: s.namespace.clone(), gid: s.gid.clone() };
+            records.push((key, Record::Saga(Arc::new(s.clone()))));
         }
         for l in &self.locks {
             let key = Key::Lock {
@@ -361,6 +368,9 @@ impl Model {
             for a in &model.alarms {
                 named.push((a.namespace.to_string(), Class::Alarm, a.name.to_string()));
             }
+            for s in &model.sagas {
+                named.push((s.namespace.to_string(), Class::Saga, s.gid.to_string()));
+            }
             for l in &model.locks {
                 let name = format!("{} {}", l.lock, l.ticket);
                 named.push((l.namespace.to_string(), Class::Lock, name));
@@ -408,6 +418,12 @@ impl Model {
             Op::NotePost { name, transition, error } => {
                 self.note_post(name, transition, error, place)
             }
+            Op::BeginSaga(begin) => self.begin_saga(*begin, place),
+            Op::SubmitSaga { name } => self.submit_saga(&name, place),
+            Op::AbortSaga { name, reason } => self.abort_saga(&name, &reason, place),
+            Op::RegisterBranch { name, plan } => self.register_branch(&name, *plan, place),
+            Op::AdvanceSagas { epoch, steps } => self.advance_sagas(epoch, steps, place),
+            Op::OrderSaga { name, order } => self.order_saga(&name, order, place),
             Op::OpenSession { ttl_ms, client } => {
                 if self.sessions.len() == limits::SESSIONS {
                     let limit = "sessions of the cluster".into();
@@ -557,6 +573,7 @@ impl Model {
                     (counters, "counter"),
                     (self.lock_names(&name).len(), "lock"),
                     (self.alarms.iter().filter(|a| *a.namespace == *name).count(), "alarm"),
+                    (self.sagas_that(|s| *s.namespace == *name).len(), "global transaction"),
                 ] {
                     if count > 0 {
                         let by = format!("{count} {what}{}", if count > 1 { "s" } else { "" });

@@ -15,11 +15,12 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
 
 use super::memory::ServiceTable;
-use super::tests_model::{Model, name_of, name_of_item};
+use super::tests_model::{Model, name_of, name_of_item, status_of_saga};
 use super::*;
 
 mod center;
 mod rules;
+mod saga;
 mod wild;
 
 use self::center::{ALARMS, COUNTERS, Center, GROUPS, KEYS, LOCKS, center};
@@ -159,6 +160,7 @@ enum OpSketch {
         node: u64,
     },
     Center(Center),
+    Saga(saga::Sketch),
     Bytes(Vec<u8>),
 }
 
@@ -358,6 +360,7 @@ fn command() -> BoxedStrategy<CommandSketch> {
         2 => (1..4u64).prop_map(|node| OpSketch::Retire { node }),
         1 => vec(any::<u8>(), 0..20).prop_map(OpSketch::Bytes),
         80 => center().prop_map(OpSketch::Center),
+        40 => saga::sketch().prop_map(OpSketch::Saga),
     ];
     let sequence = prop_oneof![
         4 => Just(Sequence::Next(1)),
@@ -536,6 +539,7 @@ impl OpSketch {
             OpSketch::Admit { node, store } => Op::AdmitMember { node, store },
             OpSketch::Retire { node } => Op::RetireMember { node },
             OpSketch::Center(center) => center.fill_in(ground),
+            OpSketch::Saga(saga) => saga.fill_in(ground.model, ground.term),
             OpSketch::Bytes(bytes) => panic!("{bytes:?} are no command"),
         }
     }
@@ -704,6 +708,7 @@ fn assert_reads_alike(state: &State, model: &Model) {
         counters: model.counters.len() as u64,
         lock_requests: model.locks.len() as u64,
         alarms: model.alarms.len() as u64,
+        sagas: model.sagas.len() as u64,
     };
     assert_eq!(state.counts(), counts);
     for namespace in NAMESPACES {
@@ -711,6 +716,7 @@ fn assert_reads_alike(state: &State, model: &Model) {
         assert_counters_alike(state, model, namespace);
         assert_locks_alike(state, model, namespace);
         assert_alarms_alike(state, model, namespace);
+        saga::assert_alike(state, model, namespace);
     }
     assert_indexes_alike(state, model);
 }
@@ -894,6 +900,7 @@ fn assert_indexes_alike(state: &State, model: &Model) {
         let due = state.due_alarms(now_ms);
         assert!(due.iter().map(|alarm| &**alarm).eq(model.due_alarms(now_ms)), "at {now_ms}");
     }
+    saga::assert_timers_alike(state, model);
     let untold = state.untold_alarms();
     assert!(untold.iter().map(|alarm| &**alarm).eq(model.untold_alarms()), "{untold:?}");
     // Whatever a restored state knows, this one knows, and nothing more.
@@ -1012,7 +1019,7 @@ fn histories_reach_every_answer() {
     let config = Config { rng_seed: RngSeed::Fixed(SEED), ..Config::default() };
     let mut runner = TestRunner::new(config);
     let mut seen = BTreeMap::<String, usize>::new();
-    for _ in 0..2_000 {
+    for _ in 0..3_000 {
         let sketch = history(40).new_tree(&mut runner).unwrap().current();
         for (_, outcomes, model) in fill_in(&sketch) {
             for outcome in outcomes {
@@ -1021,6 +1028,16 @@ fn histories_reach_every_answer() {
                     Ok(Reply::InstanceUpdated(_)) => "InstanceUpdated".to_owned(),
                     Ok(Reply::GrayJudged { ending }) => format!("GrayJudged {ending:?}"),
                     Ok(Reply::AlarmJudged { status }) => format!("AlarmJudged {status:?}"),
+                    Ok(Reply::SagaBegun { status, created, .. }) => {
+                        format!("SagaBegun {status:?} {created}")
+                    }
+                    Ok(Reply::SagaTurned { status, changed, .. }) => {
+                        format!("SagaTurned {status:?} {changed}")
+                    }
+                    Ok(Reply::SagasAdvanced { taken }) => {
+                        format!("SagasAdvanced {}", taken.min(&2))
+                    }
+                    Err(Refusal::SagaIs { status }) => format!("SagaIs {status:?}"),
                     Ok(Reply::Txn { succeeded, replies }) => {
                         let wrote = |reply: &StepReply| matches!(reply, StepReply::Written(_));
                         let writes = replies.iter().filter(|reply| wrote(reply)).count().min(3);
@@ -1047,6 +1064,10 @@ fn histories_reach_every_answer() {
             *seen.entry(format!("{orphans} orphans")).or_default() += 1;
             let due = model.due_alarms(model.now_ms).len();
             *seen.entry(format!("{due} due alarms")).or_default() += 1;
+            for saga in &model.sagas {
+                *seen.entry(format!("{:?} {:?}", saga.mode, status_of_saga(saga))).or_default() +=
+                    1;
+            }
             let untold = model.untold_alarms().len();
             *seen.entry(format!("{untold} untold alarms")).or_default() += 1;
         }
@@ -1065,6 +1086,8 @@ fn histories_reach_every_answer() {
         "AlarmJudged Some(Raised)",
         "AlarmPut",
         "AlarmPut (nothing)",
+        "BranchRegistered",
+        "BranchRegistered (nothing)",
         "CompareFailed",
         "ConfigDeleted",
         "ConfigDeleted (nothing)",
@@ -1116,6 +1139,30 @@ fn histories_reach_every_answer() {
         "Reaped (nothing)",
         "Registered",
         "Registered (nothing)",
+        "Message Failed",
+        "Message Prepared",
+        "Message Submitted",
+        "Message Succeeded",
+        "Message Suspended",
+        "Saga Aborting",
+        "Saga Failed",
+        "Saga Prepared",
+        "Saga Submitted",
+        "Saga Succeeded",
+        "Saga Suspended",
+        "SagaBegun Prepared false",
+        "SagaBegun Prepared true",
+        "SagaBegun Submitted true",
+        "SagaIs Aborting",
+        "SagaIs Failed",
+        "SagaIs Submitted",
+        "SagaIs Succeeded",
+        "SagaIs Suspended",
+        "SagaTurned Submitted true",
+        "SagaTurned Suspended true",
+        "SagasAdvanced 0",
+        "SagasAdvanced 1",
+        "SagasAdvanced 2",
         "SchemaChanged",
         "SchemaDeleted",
         "SchemaPut",
@@ -1132,6 +1179,12 @@ fn histories_reach_every_answer() {
         "SessionsExpired",
         "SessionsExpired (nothing)",
         "StaleTerm",
+        "Tcc Aborting",
+        "Tcc Failed",
+        "Tcc Prepared",
+        "Tcc Submitted",
+        "Tcc Succeeded",
+        "Tcc Suspended",
         "Txn false, 1 writes",
         "Txn true, 1 writes",
         "Txn true, 2 writes",

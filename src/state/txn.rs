@@ -238,6 +238,11 @@ impl Tables {
                 let within = alarms.take_while(|alarm| first.matches(&alarm.name));
                 Box::new(within.cloned().map(Record::Alarm))
             }
+            Class::Saga => {
+                let sagas = space.sagas.range(first.from());
+                let within = sagas.take_while(|saga| first.matches(&saga.gid));
+                Box::new(within.cloned().map(Record::Saga))
+            }
             Class::Lock => {
                 let locks = space.locks.range(first.from());
                 let within = locks.take_while(|lock| first.matches(lock.name()));

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use super::Capacity;
 use super::range::Range;
 use crate::state::{
-    Change, Endpoint, Gray, HealthCheck, Key, Measure, Pairs, Picks, Probe, Record, Release, State,
+    BranchPlan, Change, Endpoint, Gray, HealthCheck, Key, Measure, Pairs, Picks, Probe, Record,
+    Release, SagaBranch, State,
 };
 
 /// One message to a watcher, shared by all who get it.
@@ -104,6 +105,7 @@ pub(super) fn weigh(change: &Change) -> usize {
             namespace.len() + name.len() + pairs(labels) + 2 * TEXT
         }
         Key::Alarm { namespace, name } => namespace.len() + name.len() + 2 * TEXT,
+        Key::Saga { namespace, gid } => namespace.len() + gid.len() + 2 * TEXT,
         Key::Lock { namespace, lock, ticket: _ } => {
             namespace.len() + lock.len() + 2 * TEXT + NUMBER
         }
@@ -151,6 +153,14 @@ pub(super) fn weigh(change: &Change) -> usize {
                 + 14 * NUMBER
         }
         Some(Record::Counter(_)) => 7 * NUMBER,
+        Some(Record::Saga(saga)) => {
+            let texts = saga.suspended.iter().chain([&saga.error]).map(|text| text.len() + TEXT);
+            texts.sum::<usize>()
+                + saga.terms.query.len()
+                + TEXT
+                + saga.branches.iter().map(weigh_branch).sum::<usize>()
+                + 28 * NUMBER
+        }
         Some(Record::Lock(request)) => {
             request.holder.len() + request.value.len() + 2 * TEXT + 6 * NUMBER
         }
@@ -175,6 +185,16 @@ fn weigh_release(release: &Release) -> usize {
     const REST: usize = 512;
     let end = release.end.as_ref().map_or(0, |end| end.by.len());
     release.len() + release.author.len() + release.comment.len() + end + REST
+}
+
+/// Its payload is left out.
+fn weigh_branch(branch: &SagaBranch) -> usize {
+    const TEXT: usize = 5;
+    const NUMBER: usize = 12;
+    let BranchPlan { id, trial, action, compensation, payload: _, after, policy: _ } =
+        &*branch.plan;
+    let texts = [id, trial, action, compensation].map(|text| text.len() + TEXT);
+    texts.iter().sum::<usize>() + branch.result.len() + TEXT + (after.len() + 14) * NUMBER
 }
 
 fn weigh_check(check: &HealthCheck) -> usize {

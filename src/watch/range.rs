@@ -126,7 +126,7 @@ impl Range {
                         }
                     });
                 }
-                Class::Config | Class::Counter | Class::Lock | Class::Alarm => {
+                Class::Config | Class::Counter | Class::Lock | Class::Alarm | Class::Saga => {
                     for record in parts.iter().flat_map(|part| state.scope(part)) {
                         let key = record.key().expect("records of these classes tell their keys");
                         // A part may hold more than the range.
@@ -230,7 +230,7 @@ fn normal(one: Match) -> Match {
 fn has_second(class: Class) -> bool {
     match class {
         Class::Config => true,
-        Class::Service | Class::Counter | Class::Lock | Class::Alarm => false,
+        Class::Service | Class::Counter | Class::Lock | Class::Alarm | Class::Saga => false,
     }
 }
 
@@ -243,6 +243,7 @@ pub(super) fn names(key: &Key) -> Option<Names<'_>> {
         Key::Counter { namespace, name, labels: _ } => Some(Names::of_counter(namespace, name)),
         Key::Lock { namespace, lock, ticket: _ } => Some(Names::of_lock(namespace, lock)),
         Key::Alarm { namespace, name } => Some(Names::of_alarm(namespace, name)),
+        Key::Saga { namespace, gid } => Some(Names::of_saga(namespace, gid)),
         Key::Meta
         | Key::Namespace { .. }
         | Key::Session { .. }
@@ -270,6 +271,10 @@ impl<'a> Names<'a> {
 
     pub(super) fn of_alarm(namespace: &'a str, name: &'a str) -> Names<'a> {
         Names { class: Class::Alarm, namespace, first: name, second: "" }
+    }
+
+    pub(super) fn of_saga(namespace: &'a str, gid: &'a str) -> Names<'a> {
+        Names { class: Class::Saga, namespace, first: gid, second: "" }
     }
 
     pub(super) fn of_lock(namespace: &'a str, lock: &'a str) -> Names<'a> {

@@ -9,7 +9,7 @@ use super::message::{Kind, Message, weigh};
 use super::range::{Names, Range, names};
 use super::{Capacity, Match, Selector};
 use crate::state::{
-    Alarm, Change, ConfigItem, Counter, Instance, Key, LockRequest, Record, Service,
+    Alarm, Change, ConfigItem, Counter, Instance, Key, LockRequest, Record, Saga, Service,
 };
 
 #[derive(Debug)]
@@ -46,6 +46,7 @@ enum Kept {
     Counter(Arc<Counter>),
     Lock(Arc<LockRequest>),
     Alarm(Arc<Alarm>),
+    Saga(Arc<Saga>),
     Gone(Box<Key>),
 }
 
@@ -154,6 +155,7 @@ impl Kept {
             Some(Record::Counter(counter)) => Some(Kept::Counter(counter.clone())),
             Some(Record::Lock(request)) => Some(Kept::Lock(request.clone())),
             Some(Record::Alarm(alarm)) => Some(Kept::Alarm(alarm.clone())),
+            Some(Record::Saga(saga)) => Some(Kept::Saga(saga.clone())),
             Some(
                 Record::Meta(_)
                 | Record::Namespace(_)
@@ -177,6 +179,7 @@ impl Kept {
             Kept::Counter(counter) => Names::of_counter(&counter.namespace, &counter.name),
             Kept::Lock(request) => Names::of_lock(&request.namespace, &request.lock),
             Kept::Alarm(alarm) => Names::of_alarm(&alarm.namespace, &alarm.name),
+            Kept::Saga(saga) => Names::of_saga(&saga.namespace, &saga.gid),
             Kept::Gone(key) => names(key).expect("only what can be watched is kept"),
         }
     }
@@ -195,6 +198,7 @@ impl Kept {
             }
             Kept::Lock(request) => Change::new(request.key(), Some(Record::Lock(request.clone()))),
             Kept::Alarm(alarm) => Change::new(alarm.key(), Some(Record::Alarm(alarm.clone()))),
+            Kept::Saga(saga) => Change::new(saga.key(), Some(Record::Saga(saga.clone()))),
             Kept::Gone(key) => Change::new(Key::clone(key), None),
         }
     }

@@ -119,7 +119,8 @@ fn holds(range: &Range, key: &Key) -> bool {
         | Key::Counter { .. }
         | Key::Lock { .. }
         | Key::Removal { .. }
-        | Key::Alarm { .. } => return false,
+        | Key::Alarm { .. }
+        | Key::Saga { .. } => return false,
     };
     let names = Names { class: Class::Service, namespace, first: service, second: "" };
     range.selectors().iter().any(|selector| selects(selector, names))

@@ -407,6 +407,7 @@ fn a_mixed_transaction_is_one_message() {
             Record::Counter(_) => "counter",
             Record::Lock(_) => "lock",
             Record::Alarm(_) => "alarm",
+            Record::Saga(_) => "saga",
         });
         assert_eq!(kinds.collect::<Vec<_>>(), ["lock", "config", "counter", "instance"]);
     });

@@ -272,6 +272,10 @@ fn written(reply: state::Reply) -> Option<v1::txn_result::Result> {
         | Reply::AlarmJudged { .. }
         | Reply::PostNoted { .. }
         | Reply::HealthJudged { .. }
+        | Reply::SagaBegun { .. }
+        | Reply::SagaTurned { .. }
+        | Reply::BranchRegistered { .. }
+        | Reply::SagasAdvanced { .. }
         | Reply::Txn { .. } => return None,
     })
 }
@@ -293,6 +297,7 @@ fn found_record(record: &Record) -> Option<v1::found_record::Record> {
         | Record::Schema(_)
         | Record::Report(_)
         | Record::Alarm(_)
+        | Record::Saga(_)
         | Record::Removal(_) => return None,
     })
 }

@@ -135,7 +135,8 @@ fn item(event: v1::WatchEvent) -> Option<(bool, v1::ConfigItem)> {
         | v1::watch_event::Record::Service(_)
         | v1::watch_event::Record::Counter(_)
         | v1::watch_event::Record::Lock(_)
-        | v1::watch_event::Record::Alarm(_) => None,
+        | v1::watch_event::Record::Alarm(_)
+        | v1::watch_event::Record::Saga(_) => None,
     }
 }
 

@@ -143,7 +143,8 @@ fn item(event: v1::WatchEvent) -> Option<(bool, Item)> {
             v1::watch_event::Record::Config(_)
             | v1::watch_event::Record::Counter(_)
             | v1::watch_event::Record::Lock(_)
-            | v1::watch_event::Record::Alarm(_) => return None,
+            | v1::watch_event::Record::Alarm(_)
+            | v1::watch_event::Record::Saga(_) => return None,
         },
     ))
 }

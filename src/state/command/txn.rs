@@ -267,6 +267,12 @@ pub(in crate::state) fn check_allowed<T>(op: &Op<T>, prefix: &str) -> Result<(),
         | Op::DeleteAlarm { .. }
         | Op::JudgeAlarm { .. }
         | Op::NotePost { .. } => "an alarm",
+        Op::BeginSaga(_)
+        | Op::SubmitSaga { .. }
+        | Op::AbortSaga { .. }
+        | Op::RegisterBranch { .. }
+        | Op::AdvanceSagas { .. }
+        | Op::OrderSaga { .. } => "a global transaction",
     };
     let allowed = "registrations, releases and rollbacks of configuration, counters, and locks \
                    that are not waited for";

@@ -91,7 +91,7 @@ pub(super) fn parse(verb: &str, words: &mut Words, term: u64) -> Option<Op> {
             value: words.text("value"),
         },
         "txn" => Op::Txn(Box::new(transaction(words, term))),
-        other => return alarm::parse(other, words),
+        other => return alarm::parse(other, words).or_else(|| saga::parse(other, words, term)),
     })
 }
 
@@ -228,6 +228,7 @@ fn scope(words: &mut Words) -> Scope {
         "counters" => Class::Counter,
         "locks" => Class::Lock,
         "alarms" => Class::Alarm,
+        "sagas" => Class::Saga,
         other => panic!("{other} is no class"),
     };
     let namespace = words.next();
@@ -363,7 +364,10 @@ impl Teller {
                     None => writeln!(out, "the current one, v{}", item.version()).unwrap(),
                 }
             }
-            other => return self.look_at_alarms(other, words, out),
+            other => {
+                return self.look_at_alarms(other, words, out)
+                    || self.look_at_sagas(other, words, out);
+            }
         }
         true
     }
@@ -454,6 +458,7 @@ pub(super) fn show(record: &Record, part: &mut dyn FnMut(&str, String)) {
             part("modified", l.mod_revision.to_string());
         }
         Record::Alarm(a) => alarm::show(a, part),
+        Record::Saga(s) => saga::show(s, part),
         other => panic!("{other:?} is shown elsewhere"),
     }
 }

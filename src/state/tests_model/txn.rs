@@ -169,6 +169,9 @@ impl Model {
         for a in &self.alarms {
             put(Class::Alarm, &a.namespace, &a.name, vec![], Record::Alarm(a.clone().into()));
         }
+        for s in &self.sagas {
+            put(Class::Saga, &s.namespace, &s.gid, vec![], Record::Saga(s.clone().into()));
+        }
         for l in &self.locks {
             let order = vec![format!("{:020}", l.ticket)];
             put(Class::Lock, &l.namespace, &l.lock, order, Record::Lock(l.clone().into()));
@@ -189,6 +192,7 @@ fn revisions(record: &Record) -> (u64, u64) {
         Record::Counter(r) => (r.create_revision, r.mod_revision),
         Record::Lock(r) => (r.ticket, r.mod_revision),
         Record::Alarm(r) => (r.create_revision, r.mod_revision),
+        Record::Saga(r) => (r.create_revision, r.mod_revision),
         other => panic!("{other:?} is in no scope and has no name"),
     }
 }
@@ -210,6 +214,12 @@ fn may_be_a_step(op: &Op) -> Result<(), Refusal> {
         | Op::DeleteAlarm { .. }
         | Op::JudgeAlarm { .. }
         | Op::NotePost { .. } => "an alarm",
+        Op::BeginSaga(_)
+        | Op::SubmitSaga { .. }
+        | Op::AbortSaga { .. }
+        | Op::RegisterBranch { .. }
+        | Op::AdvanceSagas { .. }
+        | Op::OrderSaga { .. } => "a global transaction",
         _ => return Ok(()),
     };
     let allowed = "registrations, releases and rollbacks of configuration, counters, and locks \

@@ -150,6 +150,7 @@ fn class_of(key: &Key) -> Option<(Class, String)> {
         Key::Counter { namespace, .. } => (Class::Counter, namespace),
         Key::Lock { namespace, .. } => (Class::Lock, namespace),
         Key::Alarm { namespace, .. } => (Class::Alarm, namespace),
+        Key::Saga { namespace, .. } => (Class::Saga, namespace),
         Key::Removal { namespace, class } => (*class, namespace),
         Key::Meta
         | Key::Namespace { .. }
@@ -184,6 +185,7 @@ fn unchanged_means_that_nothing_happened() {
                                 Class::Counter,
                                 Class::Lock,
                                 Class::Alarm,
+                                Class::Saga,
                             ];
                             now.extend(all.map(|class| (class, name.to_string())));
                         }

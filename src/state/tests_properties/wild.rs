@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn wild_text() -> impl Strategy<Value = String> {
+pub(super) fn wild_text() -> impl Strategy<Value = String> {
     prop_oneof![
         6 => text(&["default", "", "a", "a\0", "a\0b", "\u{10FFFF}"]),
         1 => any::<String>(),
@@ -339,8 +339,14 @@ fn wild_record() -> impl Strategy<Value = RecordName> {
 }
 
 fn wild_scope() -> impl Strategy<Value = Scope> {
-    let class =
-        select(vec![Class::Service, Class::Config, Class::Counter, Class::Lock, Class::Alarm]);
+    let class = select(vec![
+        Class::Service,
+        Class::Config,
+        Class::Counter,
+        Class::Lock,
+        Class::Alarm,
+        Class::Saga,
+    ]);
     let wild_match = || {
         prop_oneof![
             Just(Match::Any),
@@ -388,7 +394,7 @@ fn wild_compare() -> BoxedStrategy<Compare> {
 }
 
 fn wild_op() -> BoxedStrategy<Op> {
-    let flat = || prop_oneof![2 => wild_registry(), 3 => wild_center()].boxed();
+    let flat = || prop_oneof![2 => wild_registry(), 3 => wild_center(), 2 => saga::wild()].boxed();
     let step = |op: BoxedStrategy<Op>| {
         prop_oneof![
             4 => op.prop_map(Step::Write),

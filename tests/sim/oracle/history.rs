@@ -60,7 +60,8 @@ pub fn tag_of(record: &Record) -> Option<&str> {
         | Record::Report(_)
         | Record::Counter(_)
         | Record::Removal(_)
-        | Record::Alarm(_) => {
+        | Record::Alarm(_)
+        | Record::Saga(_) => {
             return None;
         }
     };
@@ -112,7 +113,8 @@ impl History {
                     | Key::Counter { .. }
                     | Key::Lock { .. }
                     | Key::Removal { .. }
-                    | Key::Alarm { .. } => {}
+                    | Key::Alarm { .. }
+                    | Key::Saga { .. } => {}
                 }
                 if let Some(tag) = record.as_ref().and_then(tag_of)
                     && old.and_then(tag_of) != Some(tag)
@@ -221,6 +223,7 @@ fn holds(range: &Range, key: &Key) -> bool {
         Key::Counter { namespace, name, labels: _ } => (Class::Counter, namespace, &**name, ""),
         Key::Lock { namespace, lock, ticket: _ } => (Class::Lock, namespace, &**lock, ""),
         Key::Alarm { namespace, name } => (Class::Alarm, namespace, &**name, ""),
+        Key::Saga { namespace, gid } => (Class::Saga, namespace, &**gid, ""),
         Key::Meta
         | Key::Namespace { .. }
         | Key::Session { .. }

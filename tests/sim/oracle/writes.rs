@@ -63,7 +63,8 @@ fn mod_revision(record: Option<&Record>) -> u64 {
             | Record::Counter(_)
             | Record::Lock(_)
             | Record::Removal(_)
-            | Record::Alarm(_),
+            | Record::Alarm(_)
+            | Record::Saga(_),
         )
         | None => 0,
     }
@@ -143,6 +144,12 @@ impl Oracle {
             | Op::PutAlarm { .. }
             | Op::DeleteAlarm { .. }
             | Op::JudgeAlarm { .. }
+            | Op::BeginSaga(_)
+            | Op::SubmitSaga { .. }
+            | Op::AbortSaga { .. }
+            | Op::RegisterBranch { .. }
+            | Op::AdvanceSagas { .. }
+            | Op::OrderSaga { .. }
             | Op::NotePost { .. }
             | Op::JudgeHealth { .. }
             | Op::Txn(_) => None,
@@ -212,6 +219,10 @@ impl Oracle {
                 | Reply::AlarmPut { .. }
                 | Reply::AlarmDeleted { .. }
                 | Reply::AlarmJudged { .. }
+                | Reply::SagaBegun { .. }
+                | Reply::SagaTurned { .. }
+                | Reply::BranchRegistered { .. }
+                | Reply::SagasAdvanced { .. }
                 | Reply::PostNoted { .. }
                 | Reply::HealthJudged { .. },
             ) => Err("no client asked for anything of the kind".to_owned()),
@@ -241,6 +252,7 @@ impl Oracle {
                 | Refusal::ValueDiffers { .. }
                 | Refusal::OutOfBounds { .. }
                 | Refusal::LockHeld { .. }
+                | Refusal::SagaIs { .. }
                 | Refusal::InStep { .. },
             ) => Err("no client asked for anything of the kind".to_owned()),
         }
