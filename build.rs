@@ -17,6 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "quorate/v1/counter.proto",
             "quorate/v1/lock.proto",
             "quorate/v1/alarm.proto",
+            "quorate/v1/saga.proto",
             "quorate/v1/txn.proto",
             "quorate/v1/session.proto",
             "quorate/v1/cluster.proto",

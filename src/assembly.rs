@@ -13,6 +13,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::limits::WAL_SEGMENT_BYTES;
 use crate::node::{self, Node, OnFatal, Parts, Storage};
 use crate::options::{Config, Durability};
+use crate::participants::RemoteParticipants;
 use crate::prober::SocketProber;
 use crate::raft::log::Log;
 use crate::raft::machine::{Replica, Silent, StoreCheckpoints, raft_meta};
@@ -59,6 +60,8 @@ pub enum Error {
     Join { address: String, why: String },
     #[error("consensus did not start: {0}")]
     Consensus(crate::error::Error),
+    #[error("the client for participants in transactions: {0}")]
+    Participants(crate::error::Error),
 }
 
 impl Error {
@@ -67,7 +70,8 @@ impl Error {
         match self {
             Error::DataDir(_) | Error::Wiped { .. } => 3,
             Error::Log(_) | Error::Gap(_) => 4,
-            Error::State(_) | Error::Io { .. } | Error::Join { .. } | Error::Consensus(_) => 1,
+            Error::State(_) | Error::Io { .. } | Error::Join { .. } => 1,
+            Error::Consensus(_) | Error::Participants(_) => 1,
         }
     }
 }
@@ -234,6 +238,8 @@ pub async fn assemble(config: &Config, progress: &Progress) -> Result<Assembly, 
             (*id, Member { peer_address, client_address: String::new() })
         })
         .collect();
+    let participants =
+        RemoteParticipants::new(config.listen.client).map_err(Error::Participants)?;
     let node_config = node::Config {
         id: config.id,
         cluster_id,
@@ -246,6 +252,7 @@ pub async fn assemble(config: &Config, progress: &Progress) -> Result<Assembly, 
         snapshot_entries: config.snapshot_entries,
         snapshot_keep_entries: config.snapshot_keep_entries,
         webhook_allow: config.webhook_allow.clone(),
+        participant_allow: config.participant_allow.clone(),
     };
     let parts = Parts {
         log,
@@ -262,6 +269,7 @@ pub async fn assemble(config: &Config, progress: &Progress) -> Result<Assembly, 
         }),
         webhooks: Arc::new(HttpWebhooks::default()),
         prober: Arc::new(SocketProber::new(config.health_check_allow.clone())),
+        participants: Arc::new(participants),
         rebuilt: mark.is_some_and(|mark| mark.right.is_some()),
         on_fatal: OnFatal(Box::new(|why| consensus_ended(why))),
     };

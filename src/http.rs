@@ -138,6 +138,15 @@ fn describe() {
     counter!("quorate_health_checks_total", "Health checks that this node carried out.");
     counter!("quorate_health_check_failures_total", "Those of them that failed.");
     counter!("quorate_health_transitions_total", "Instances that its checks have turned.");
+    gauge!("quorate_saga_running", "Global transactions neither finished nor suspended.");
+    gauge!("quorate_saga_suspended", "Global transactions that wait for an operator.");
+    gauge!("quorate_saga_calls_under_way", "Calls of participants under way; on the leader.");
+    counter!("quorate_saga_calls_total", "Calls of participants that this node has begun.");
+    counter!("quorate_saga_call_failures_total", "Those of them that came to nothing.");
+    metrics::describe_histogram!(
+        "quorate_saga_duration_seconds",
+        "From the beginning of a global transaction to its end; on the leader."
+    );
     gauge!("quorate_rebuilding", "Whether this node fetches its state from another one.");
     gauge!("quorate_raft_term", "Current term.");
     gauge!("quorate_log_last_index", "Index of the last log entry.");
@@ -178,6 +187,11 @@ fn record(status: &Status) {
     counter("quorate_health_checks_total", status.health.checks);
     counter("quorate_health_check_failures_total", status.health.failures);
     counter("quorate_health_transitions_total", status.health.turned);
+    gauge("quorate_saga_running", status.sagas.running);
+    gauge("quorate_saga_suspended", status.sagas.suspended);
+    gauge("quorate_saga_calls_under_way", status.sagas.under_way);
+    counter("quorate_saga_calls_total", status.sagas.calls);
+    counter("quorate_saga_call_failures_total", status.sagas.failures);
     counter("quorate_leader_changes_seen_total", status.leader_changes);
     counter("quorate_proposals_committed_total", status.committed_index);
     counter("quorate_proposals_applied_total", status.applied_index);

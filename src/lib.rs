@@ -29,6 +29,8 @@ pub mod node;
 pub mod options;
 #[cfg(feature = "server")]
 pub mod panic;
+#[cfg(feature = "server")]
+pub mod participants;
 mod policy;
 #[cfg(feature = "server")]
 pub mod prober;

@@ -151,7 +151,7 @@ pub const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(5);
 pub const WEBHOOK_ATTEMPTS: u32 = 10;
 pub const WEBHOOK_AGAIN: Duration = Duration::from_secs(1);
 pub const WEBHOOK_AGAIN_MAX: Duration = Duration::from_secs(60);
-/// Posts under way on the leader, and URLs that `--webhook-allow` may name.
+/// Posts under way on the leader, and URLs that `--webhook-allow` and `--participant-allow` may name.
 pub const WEBHOOKS_UNDER_WAY: usize = 16;
 pub const WEBHOOKS_ALLOWED: usize = 64;
 
@@ -187,6 +187,18 @@ pub const SAGA_BRANCH_BYTES: usize = 256;
 /// Bytes of a target, and of what an action answers.
 pub const SAGA_TARGET_BYTES: usize = 1024;
 pub const SAGA_RESULT_BYTES: usize = 4 * 1024;
+/// Bytes of all the answers that one call brings along: with base64 they fit the headers that a server takes.
+pub const SAGA_RESULTS_BYTES: usize = 8 * 1024;
+/// Calls under way of a node, and of those to one participant; more wait their turn.
+pub const SAGA_CALLS: usize = 4_096;
+pub const SAGA_PARTICIPANT_CALLS: usize = 1_024;
+/// Bytes of a participant's answer, of which the first limit above is kept; services whose channels a node
+/// keeps open, and for how long after the last call.
+pub const PARTICIPANT_ANSWER_BYTES: usize = 1024 * 1024;
+pub const PARTICIPANT_CHANNELS: usize = 1_024;
+pub const PARTICIPANT_IDLE: Duration = Duration::from_secs(600);
+/// Calls that wait on one node until a transaction is finished.
+pub const SAGA_WAITS: usize = 100_000;
 /// Things that happened to transactions in one command.
 pub const SAGA_STEPS: usize = 1_000;
 /// How long a transaction may be prepared, and submitted; the latter may be 0, for ever.

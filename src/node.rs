@@ -4,6 +4,7 @@
 
 mod audit;
 mod batcher;
+mod coordinator;
 mod health;
 mod judge;
 mod keeper;
@@ -34,6 +35,7 @@ use openraft::{Raft, RaftState, ServerState};
 use tokio::sync::oneshot;
 
 use self::batcher::Batcher;
+pub use self::coordinator::{Call, Participants, SagaStatus};
 use self::health::Health;
 pub use self::health::{HealthStatus, Prober, Saw, Target};
 use self::keeper::Keeper;
@@ -93,6 +95,8 @@ pub struct Config {
     pub snapshot_keep_entries: u64,
     /// How URLs of webhooks may begin.
     pub webhook_allow: Vec<String>,
+    /// How URLs of participants in global transactions may begin.
+    pub participant_allow: Vec<String>,
 }
 
 /// What a node is made of.
@@ -107,6 +111,7 @@ pub struct Parts {
     pub disk: Arc<dyn Storage>,
     pub webhooks: Arc<dyn Webhooks>,
     pub prober: Arc<dyn Prober>,
+    pub participants: Arc<dyn Participants>,
     /// This start has fetched the state from another member.
     pub rebuilt: bool,
     pub on_fatal: OnFatal,
@@ -185,6 +190,7 @@ pub struct Status {
     /// Replicas that differ from the others, as the leader found them.
     pub corrupt_replicas: u64,
     pub health: HealthStatus,
+    pub sagas: SagaStatus,
     /// What an operator should look at, in words.
     pub errors: Vec<String>,
 }
@@ -233,6 +239,13 @@ impl From<Refusal> for Error {
     }
 }
 
+/// Whether a URL is one that a prefix allows, by whole parts only: `http://hooks` is no beginning of
+/// `http://hooks.example.com`.
+fn is_below(prefix: &str, url: &str) -> bool {
+    let Some(rest) = url.strip_prefix(prefix) else { return false };
+    prefix.ends_with('/') || rest.is_empty() || rest.starts_with(['/', '?'])
+}
+
 fn kind_name(kind: Kind) -> &'static str {
     match kind {
         Kind::Namespace => "namespace",
@@ -265,6 +278,8 @@ struct Inner {
     disk: Arc<dyn Storage>,
     webhooks: Arc<dyn Webhooks>,
     prober: Arc<dyn Prober>,
+    participants: Arc<dyn Participants>,
+    saga_figures: coordinator::Figures,
     health: Health,
     /// One membership change at a time: each is more than one entry of the log.
     administration: tokio::sync::Mutex<()>,
@@ -326,6 +341,7 @@ impl Node {
             disk,
             webhooks,
             prober,
+            participants,
             rebuilt,
             on_fatal,
         } = parts;
@@ -356,6 +372,8 @@ impl Node {
             disk,
             webhooks,
             prober,
+            participants,
+            saga_figures: coordinator::Figures::default(),
             health: Health::default(),
             administration: tokio::sync::Mutex::new(()),
             on_fatal,
@@ -384,6 +402,7 @@ impl Node {
         runtime::spawn(judge::run(node.clone()));
         runtime::spawn(webhook::run(node.clone()));
         runtime::spawn(health::run(node.clone()));
+        runtime::spawn(coordinator::run(node.clone()));
         runtime::spawn(node.clone().run_housekeeping());
         runtime::spawn(node.clone().run_directory());
         runtime::spawn(audit::run(node.clone()));
@@ -835,6 +854,7 @@ impl Node {
             leader_changes: self.0.leader_changes.load(Ordering::Relaxed),
             corrupt_replicas,
             health: self.0.health.status(),
+            sagas: self.saga_status(),
             errors,
         }
     }

@@ -161,6 +161,10 @@ raw_options! {
         /// https://hooks.example.com/; the same on all nodes [default: none]
         #[arg(long, env = "QUORATE_WEBHOOK_ALLOW", value_name = "URL,...")]
         webhook_allow,
+        /// How URLs begin to which branches of global transactions may be posted, separated by commas; the
+        /// same on all nodes. Services of the registry are always allowed [default: none]
+        #[arg(long, env = "QUORATE_PARTICIPANT_ALLOW", value_name = "URL,...")]
+        participant_allow,
         /// Where this node may connect to for health checks: networks, addresses, names of hosts and,
         /// with a dot before them, all names below, separated by commas, for instance
         /// 10.0.0.0/8,.example.com; the same on all nodes [default: nowhere]

@@ -26,6 +26,7 @@ mod index;
 mod message;
 mod range;
 mod ring;
+mod sagas;
 #[cfg(test)]
 mod tests;
 
@@ -41,6 +42,7 @@ pub use message::{Kind, Message};
 pub use range::Range;
 use range::names;
 use ring::Ring;
+pub use sagas::{SagaBoard, SagaWait, SagaWakeUps};
 
 use crate::error::Error;
 use crate::limits;

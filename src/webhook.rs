@@ -11,7 +11,7 @@ use tonic::codegen::{Bytes, http};
 
 use crate::node::Webhooks;
 
-/// Certificates are checked against the roots that Mozilla trusts. Redirects are not followed: what they
+/// Redirects are not followed: what they
 /// name is not what an operator has allowed.
 #[derive(Debug, Clone)]
 pub struct HttpWebhooks {
@@ -20,14 +20,18 @@ pub struct HttpWebhooks {
 
 impl Default for HttpWebhooks {
     fn default() -> Self {
-        let connector = HttpsConnectorBuilder::new()
-            .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
-            .expect("ring has the ciphers of TLS 1.2 and 1.3")
-            .https_or_http()
-            .enable_http1()
-            .build();
-        HttpWebhooks { client: Client::builder(TokioExecutor::new()).build(connector) }
+        HttpWebhooks { client: Client::builder(TokioExecutor::new()).build(https_connector()) }
     }
+}
+
+/// Certificates are checked against the roots that Mozilla trusts.
+pub fn https_connector() -> HttpsConnector<HttpConnector> {
+    HttpsConnectorBuilder::new()
+        .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
+        .expect("ring has the ciphers of TLS 1.2 and 1.3")
+        .https_or_http()
+        .enable_http1()
+        .build()
 }
 
 impl Webhooks for HttpWebhooks {

@@ -14,8 +14,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("server", &["api", "assembly", "cli", "http", "listeners", "options", "raft"]),
     ("http", &["api", "node", "state"]),
     ("listeners", &[]),
-    ("assembly", &["node", "options", "prober", "raft", "store", "watch", "webhook"]),
+    (
+        "assembly",
+        &["node", "options", "participants", "prober", "raft", "store", "watch", "webhook"],
+    ),
     ("webhook", &["node"]),
+    ("participants", &["client", "node", "state", "webhook"]),
     ("prober", &["allow", "node", "state"]),
     ("restore", &["options", "raft", "state", "store"]),
     ("api", &["content", "node", "policy", "state", "watch"]),

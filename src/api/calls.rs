@@ -6,6 +6,7 @@ pub mod alarm;
 pub mod config;
 pub mod counter;
 pub mod lock;
+pub mod saga;
 pub mod txn;
 
 use std::sync::Arc;

@@ -10,6 +10,7 @@ pub mod convert;
 pub mod counter;
 pub mod lock;
 pub mod registry;
+pub mod saga;
 pub mod sessions;
 pub mod stream;
 #[cfg(test)]
@@ -38,6 +39,7 @@ use crate::proto::v1::config_server::ConfigServer;
 use crate::proto::v1::counters_server::CountersServer;
 use crate::proto::v1::locks_server::LocksServer;
 use crate::proto::v1::registry_server::RegistryServer;
+use crate::proto::v1::sagas_server::SagasServer;
 use crate::proto::v1::sessions_server::SessionsServer;
 use crate::proto::v1::txn_server::TxnServer;
 use crate::proto::v1::watches_server::WatchesServer;
@@ -111,6 +113,7 @@ impl Api {
             .add_service(limited!(CountersServer::new(counter::Counters(self.clone()))))
             .add_service(limited!(AlarmsServer::new(alarm::Alarms(self.clone()))))
             .add_service(limited!(LocksServer::new(lock::Locks(self.clone()))))
+            .add_service(limited!(SagasServer::new(saga::Sagas(self.clone()))))
             .add_service(limited!(TxnServer::new(txn::Txn(self.clone()))))
             .into_axum_router();
         let router = watch::route::<WatchRequest>(router, self);

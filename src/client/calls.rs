@@ -58,6 +58,13 @@ writes! {
     update_lock(UpdateLockRequest) -> UpdateLockResponse;
     put_alarm(PutAlarmRequest) -> PutAlarmResponse;
     delete_alarm(DeleteAlarmRequest) -> DeleteAlarmResponse;
+    /// Begins a global transaction: see [`Client::saga`] for how to make one.
+    begin_saga(BeginSagaRequest) -> BeginSagaResponse;
+    submit_saga(SubmitSagaRequest) -> SubmitSagaResponse;
+    abort_saga(AbortSagaRequest) -> AbortSagaResponse;
+    register_branch(RegisterBranchRequest) -> RegisterBranchResponse;
+    /// Suspends, resumes or settles a global transaction by hand.
+    order_saga(OrderSagaRequest) -> OrderSagaResponse;
     /// An atomic transaction; one that writes nothing is a read and needs no session.
     txn(TxnRequest) -> TxnResponse;
 }
@@ -77,6 +84,11 @@ reads! {
     get_lock(GetLockRequest) -> GetLockResponse;
     /// One page.
     list_locks(ListLocksRequest) -> ListLocksResponse;
+    get_saga(GetSagaRequest) -> GetSagaResponse;
+    /// One page.
+    list_sagas(ListSagasRequest) -> ListSagasResponse;
+    /// Waits until a global transaction is finished or suspended, or the time is over.
+    wait_saga(WaitSagaRequest) -> WaitSagaResponse;
     /// One page.
     list_alarms(ListAlarmsRequest) -> ListAlarmsResponse;
 }

@@ -65,7 +65,14 @@ macro_rules! reads {
 }
 
 macro_rules! writes {
-    ($($request:ident => $response:ident, $path:literal;)*) => {$(
+    ($($request:ident => $response:ident, $path:literal;)*) => {
+        settled_writes! { $($request => $response, $path, |_| false;)* }
+    };
+}
+
+/// Writes, some of which have the same effect however often they are sent, also without an id.
+macro_rules! settled_writes {
+    ($($request:ident => $response:ident, $path:literal, $settled:expr;)*) => {$(
         impl Request for v1::$request {
             type Response = v1::$response;
             const PATH: &'static str = concat!("/quorate.v1.", $path);
@@ -73,7 +80,8 @@ macro_rules! writes {
                 Route::Leader
             }
             fn is_repeatable(&self) -> bool {
-                carries_id(&self.request_id)
+                let settled: fn(&Self) -> bool = $settled;
+                carries_id(&self.request_id) || settled(self)
             }
             fn request_id(&mut self) -> Option<&mut Option<v1::RequestId>> {
                 Some(&mut self.request_id)
@@ -120,6 +128,8 @@ reads! {
     GetLockRequest => GetLockResponse, "Locks/Get";
     ListLocksRequest => ListLocksResponse, "Locks/List";
     ListAlarmsRequest => ListAlarmsResponse, "Alarms/List";
+    GetSagaRequest => GetSagaResponse, "Sagas/Get";
+    ListSagasRequest => ListSagasResponse, "Sagas/List";
 }
 
 writes! {
@@ -146,6 +156,7 @@ writes! {
     UpdateLockRequest => UpdateLockResponse, "Locks/Update";
     PutAlarmRequest => PutAlarmResponse, "Alarms/Put";
     DeleteAlarmRequest => DeleteAlarmResponse, "Alarms/Delete";
+    OrderSagaRequest => OrderSagaResponse, "Sagas/Order";
 }
 
 impl Request for v1::TxnRequest {
@@ -173,9 +184,17 @@ impl Request for v1::TxnRequest {
     }
 }
 
+settled_writes! {
+    SubmitSagaRequest => SubmitSagaResponse, "Sagas/Submit", |_| true;
+    AbortSagaRequest => AbortSagaResponse, "Sagas/Abort", |_| true;
+    RegisterBranchRequest => RegisterBranchResponse, "Sagas/RegisterBranch", |_| true;
+    BeginSagaRequest => BeginSagaResponse, "Sagas/Begin", |begin| !begin.gid.is_empty();
+}
+
 others! {
     WatchRequest => WatchResponse, "Registry/Watch", Anywhere, true, true;
     WatchRangesRequest => WatchResponse, "Watches/Watch", Anywhere, true, true;
+    WaitSagaRequest => WaitSagaResponse, "Sagas/Wait", Fresh, true, true;
     // Opening twice leaves a session that nobody keeps alive: it ends by itself.
     OpenSessionRequest => OpenSessionResponse, "Sessions/Open", Leader, false, true;
     KeepAliveRequest => KeepAliveResponse, "Sessions/KeepAlive", Leader, true, true;

@@ -37,12 +37,13 @@ struct Tasks {
 }
 
 impl Node {
-    /// Checks what a command publishes and tells it the revision of the schema, and whether a webhook is
-    /// allowed; does nothing to other commands.
+    /// Checks what a command publishes and tells it the revision of the schema, and whether what it names
+    /// may be called; does nothing to other commands.
     pub async fn prepare(&self, command: &mut Command, timeout: Duration) -> Result<(), Error> {
         if let Op::PutAlarm { name: _, rule } = &command.op {
             return self.check_webhook(&rule.webhook);
         }
+        self.check_participants(&command.op)?;
         if needs_the_present(&command.op) {
             // The release that is meant, or the item, may have been made on another node just now.
             self.barrier(Consistency::Linearizable, timeout).await?;

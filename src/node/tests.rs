@@ -48,6 +48,7 @@ impl TestNode {
             snapshot_keep_entries: limits::SNAPSHOT_KEEP_ENTRIES,
             digest_entries: limits::DIGEST_ENTRIES,
             webhook_allow: Vec::new(),
+            participant_allow: Vec::new(),
             health_check_allow: Default::default(),
             worker_threads: 1,
             log: options::Log { filter: "warn".into(), format: LogFormat::Text },

@@ -14,7 +14,7 @@ use futures::future::BoxFuture;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
-use super::{Leadership, Node};
+use super::{Leadership, Node, is_below};
 use crate::error::Error;
 use crate::limits::{
     TEXT_BYTES, WEBHOOK_AGAIN, WEBHOOK_AGAIN_MAX, WEBHOOK_ATTEMPTS, WEBHOOK_TIMEOUT,
@@ -169,12 +169,6 @@ impl Node {
         };
         Err(Error::invalid("alarm.webhook", url, allowed))
     }
-}
-
-/// Whole parts only: `http://hooks` is no beginning of `http://hooks.example.com`.
-fn is_below(prefix: &str, url: &str) -> bool {
-    let Some(rest) = url.strip_prefix(prefix) else { return false };
-    prefix.ends_with('/') || rest.is_empty() || rest.starts_with(['/', '?'])
 }
 
 #[cfg(test)]

@@ -36,6 +36,8 @@ pub struct Config {
     pub digest_entries: u64,
     /// How URLs of webhooks may begin.
     pub webhook_allow: Vec<String>,
+    /// How URLs of participants in global transactions may begin.
+    pub participant_allow: Vec<String>,
     /// Where health checks may connect to.
     pub health_check_allow: AllowList,
     /// 1 = everything on the main thread.
@@ -93,7 +95,8 @@ impl Durability {
     }
 }
 
-fn webhook_allow(given: &str) -> Result<Vec<String>, Error> {
+/// How URLs may begin, separated by commas.
+fn urls(option: &str, given: &str) -> Result<Vec<String>, Error> {
     let all: Vec<String> =
         given.split(',').map(str::trim).filter(|url| !url.is_empty()).map(str::to_owned).collect();
     let is_url = |url: &String| {
@@ -101,10 +104,10 @@ fn webhook_allow(given: &str) -> Result<Vec<String>, Error> {
         url.len() <= limits::WEBHOOK_BYTES && host.is_some_and(|host| !host.is_empty())
     };
     match all.iter().find(|url| !is_url(url)) {
-        Some(wrong) => Err(invalid("webhook-allow", wrong, "URLs with http:// or https://")),
+        Some(wrong) => Err(invalid(option, wrong, "URLs with http:// or https://")),
         None if all.len() > limits::WEBHOOKS_ALLOWED => {
             let allowed = format!("at most {} URLs", limits::WEBHOOKS_ALLOWED);
-            Err(invalid("webhook-allow", &format!("{} URLs", all.len()), &allowed))
+            Err(invalid(option, &format!("{} URLs", all.len()), &allowed))
         }
         None => Ok(all),
     }
@@ -211,7 +214,11 @@ impl Config {
             snapshot_entries,
             snapshot_keep_entries: limits::SNAPSHOT_KEEP_ENTRIES.min(snapshot_entries / 5),
             digest_entries,
-            webhook_allow: webhook_allow(text(&raw.webhook_allow).unwrap_or_default())?,
+            webhook_allow: urls("webhook-allow", text(&raw.webhook_allow).unwrap_or_default())?,
+            participant_allow: urls(
+                "participant-allow",
+                text(&raw.participant_allow).unwrap_or_default(),
+            )?,
             health_check_allow: health_check_allow(
                 text(&raw.health_check_allow).unwrap_or_default(),
             )?,

@@ -62,6 +62,7 @@ fn defaults() {
             snapshot_keep_entries: 20_000,
             digest_entries: 10_000,
             webhook_allow: Vec::new(),
+            participant_allow: Vec::new(),
             health_check_allow: Default::default(),
             worker_threads: 1,
             log: Log { filter: "warn,openraft=error,quorate=info".into(), format: LogFormat::Text },

@@ -28,7 +28,7 @@ use crate::store::driver::{Handle, Reply};
 use crate::store::image::Point;
 use crate::store::pending::AppliedEntry;
 use crate::store::snapshot;
-use crate::watch::{Hub, WakeUps};
+use crate::watch::{Hub, SagaBoard, SagaWakeUps, WakeUps};
 
 /// The checkpointer, as the state machine sees it.
 pub trait Checkpoints: Send + Sync + Debug + 'static {
@@ -130,6 +130,7 @@ impl Observer for Silent {}
 pub struct Replica {
     state: RwLock<State>,
     pub hub: Hub,
+    pub sagas: SagaBoard,
     progress: Mutex<Progress>,
     applied: WatchSender<u64>,
     slow_applies: AtomicU64,
@@ -160,6 +161,7 @@ impl Replica {
         Arc::new(Replica {
             state: RwLock::new(state),
             hub,
+            sagas: SagaBoard::default(),
             progress: Mutex::new(Progress { last, membership, membership_bytes }),
             applied,
             slow_applies: AtomicU64::new(0),
@@ -231,7 +233,7 @@ impl Machine {
         entries: Vec<EntryResponder<Types>>,
     ) -> Vec<(openraft::storage::ApplyResponder<Types>, Outcomes)> {
         let started = runtime::Instant::now();
-        let mut wake_ups: Vec<WakeUps> = Vec::new();
+        let mut wake_ups: Vec<(WakeUps, SagaWakeUps)> = Vec::new();
         let mut answers = Vec::with_capacity(entries.len());
         let mut state = self.replica.state.write().unwrap_or_else(PoisonError::into_inner);
         let mut progress = self.replica.progress().clone();
@@ -257,7 +259,9 @@ impl Machine {
                     let applied = state.apply(&entry);
                     self.observer.applied(&log_id, &applied);
                     self.replica.commands.fetch_add(u64::from(batch.count), Ordering::Relaxed);
-                    wake_ups.push(self.replica.hub.publish(state.revision(), &applied.events));
+                    let Replica { hub, sagas, .. } = &*self.replica;
+                    let watchers = hub.publish(state.revision(), &applied.events);
+                    wake_ups.push((watchers, sagas.publish(&applied.events)));
                     events = applied.events;
                     outcomes = Outcomes(applied.outcomes);
                 }
@@ -327,7 +331,7 @@ impl RaftStateMachine<Types> for Machine {
             progress.membership = meta.last_membership.clone();
             progress.membership_bytes = codec::to_bytes(&meta.last_membership);
         }
-        let wake_ups = self.replica.hub.reset(&state);
+        let wake_ups = (self.replica.hub.reset(&state), self.replica.sagas.reset());
         drop(state);
         drop(wake_ups);
         self.replica.applied.send_if_greater(meta.last_log_id.map_or(0, |last| last.index + 1));

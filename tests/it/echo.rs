@@ -27,7 +27,7 @@ use tonic::{Request, Response, Status};
 
 /// Messages as they are.
 #[derive(Default)]
-struct Raw;
+pub struct Raw;
 
 impl Codec for Raw {
     type Encode = Vec<u8>;

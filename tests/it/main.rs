@@ -13,6 +13,7 @@
 mod echo;
 mod harness;
 mod load;
+mod participant;
 
 mod basics;
 mod channel;
@@ -37,6 +38,7 @@ mod policy;
 mod rebuild;
 mod refusals;
 mod registration;
+mod sagas;
 mod sessions;
 mod stop;
 mod transactions;

@@ -12,7 +12,8 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use quorate::clock::Clock;
 use quorate::node::{
-    Config, Leadership, Node, OnFatal, Parts, Prober, Saw, Storage, Target, Webhooks,
+    Call, Config, Leadership, Node, OnFatal, Participants, Parts, Prober, Saw, Storage, Target,
+    Webhooks,
 };
 use quorate::raft::log::Log;
 use quorate::raft::machine::{
@@ -20,7 +21,7 @@ use quorate::raft::machine::{
 };
 use quorate::raft::types::{LogId, Member, NodeId, StoredMembership};
 use quorate::runtime::{self, Instant, Scope};
-use quorate::state::{Applied, Record, State};
+use quorate::state::{Applied, CallAnswer, Record, State};
 use quorate::store::checkpoint::{self, Checkpointer, Digest, Settings};
 use quorate::store::disk::Disk;
 use quorate::store::driver::{Driver, Handle, Pace};
@@ -498,6 +499,7 @@ impl World {
             snapshot_entries: 60,
             snapshot_keep_entries: 20,
             webhook_allow: vec![HOOK.to_owned()],
+            participant_allow: Vec::new(),
         };
         let checkpoints = StoreCheckpoints { handle: handle.clone(), disk: snapshots.clone() };
         let parts = Parts {
@@ -510,6 +512,7 @@ impl World {
             disk: Arc::new(SimStorage { world: self.clone(), id, snapshots }),
             webhooks: Arc::new(SimWebhooks { world: self.clone() }),
             prober: Arc::new(SimProber { world: self.clone(), id }),
+            participants: Arc::new(Deaf),
             rebuilt: false,
             on_fatal: OnFatal(Box::new({
                 let world = self.clone();
@@ -746,6 +749,16 @@ struct SimProber {
 impl fmt::Debug for SimProber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SimProber").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// No workload has global transactions yet.
+#[derive(Debug)]
+struct Deaf;
+
+impl Participants for Deaf {
+    fn call(&self, _: Call) -> BoxFuture<'static, CallAnswer> {
+        async { CallAnswer::Unknown { error: "nobody listens".to_owned() } }.boxed()
     }
 }
 

@@ -1,7 +1,144 @@
 //! Global transactions, between messages and the state's types.
 
+use super::{namespace, unknown};
+use crate::error::Error;
+use crate::limits;
 use crate::proto::v1;
-use crate::state::{self, CallState, SagaLeg, SagaMode, SagaPhase, SagaRecovery, SagaStatus};
+use crate::state::{
+    self, Blob, BranchPlan, CallState, SagaBegin, SagaLeg, SagaMode, SagaName, SagaOrder,
+    SagaPhase, SagaRecovery, SagaStatus, SagaTerms,
+};
+
+// ---- from the wire ----
+
+pub fn saga_name(namespace: String, gid: String) -> SagaName {
+    SagaName { namespace: self::namespace(namespace), gid }
+}
+
+pub fn begin(request: v1::BeginSagaRequest) -> Result<(Option<v1::RequestId>, SagaBegin), Error> {
+    let v1::BeginSagaRequest {
+        namespace,
+        gid,
+        mode,
+        recovery,
+        prepared_timeout_ms,
+        timeout_ms,
+        suspend_after_ms,
+        retention_ms,
+        delay_ms,
+        query,
+        query_policy,
+        branches,
+        concurrent,
+        submit,
+        request_id,
+    } = request;
+    let terms = SagaTerms {
+        recovery: self::recovery(recovery)?,
+        prepared_timeout_ms: or_default(prepared_timeout_ms, limits::DEFAULT_SAGA_PREPARED_MS),
+        timeout_ms,
+        suspend_after_ms: or_default(suspend_after_ms, limits::DEFAULT_SAGA_SUSPEND_AFTER_MS),
+        retention_ms: retention_ms.unwrap_or(limits::DEFAULT_SAGA_RETENTION_MS),
+        delay_ms,
+        query,
+        query_policy: call_policy(query_policy),
+    };
+    let branches = branches.into_iter().enumerate().map(|(number, branch)| {
+        let mut plan = plan(branch, number);
+        if !concurrent && plan.after.is_empty() && number > 0 {
+            plan.after = vec![number as u32 - 1];
+        }
+        plan
+    });
+    let begin = SagaBegin {
+        name: saga_name(namespace, gid),
+        mode: self::mode(mode)?,
+        terms,
+        branches: branches.collect(),
+        submit,
+    };
+    Ok((request_id, begin))
+}
+
+/// `number` is its place, which is its id when it has none.
+pub fn plan(branch: v1::NewSagaBranch, number: usize) -> BranchPlan {
+    let v1::NewSagaBranch { id, trial, action, compensation, payload, after, policy } = branch;
+    BranchPlan {
+        id: if id.is_empty() { number.to_string() } else { id },
+        trial,
+        action,
+        compensation,
+        payload: Blob::from(payload),
+        after,
+        policy: call_policy(policy),
+    }
+}
+
+/// None = of any.
+pub fn wanted_status(value: i32) -> Result<Option<SagaStatus>, Error> {
+    match v1::SagaStatus::try_from(value) {
+        Ok(v1::SagaStatus::Unspecified) => Ok(None),
+        Ok(v1::SagaStatus::Prepared) => Ok(Some(SagaStatus::Prepared)),
+        Ok(v1::SagaStatus::Submitted) => Ok(Some(SagaStatus::Submitted)),
+        Ok(v1::SagaStatus::Aborting) => Ok(Some(SagaStatus::Aborting)),
+        Ok(v1::SagaStatus::Succeeded) => Ok(Some(SagaStatus::Succeeded)),
+        Ok(v1::SagaStatus::Failed) => Ok(Some(SagaStatus::Failed)),
+        Ok(v1::SagaStatus::Suspended) => Ok(Some(SagaStatus::Suspended)),
+        Err(_) => Err(unknown("status", value, "a SagaStatus")),
+    }
+}
+
+pub fn order(order: Option<v1::order_saga_request::Order>) -> Result<SagaOrder, Error> {
+    use v1::order_saga_request::Order;
+    match order {
+        Some(Order::Suspend(v1::SuspendSaga { reason })) => Ok(SagaOrder::Suspend { reason }),
+        Some(Order::Resume(v1::ResumeSaga {})) => Ok(SagaOrder::Resume),
+        Some(Order::Skip(v1::SkipSagaBranch { branch })) => Ok(SagaOrder::Skip { branch }),
+        Some(Order::Finish(v1::FinishSaga {})) => Ok(SagaOrder::Finish),
+        Some(Order::Retry(v1::RetrySaga {})) => Ok(SagaOrder::Retry),
+        None => Err(Error::invalid("order", "", "suspend, resume, skip, finish or retry")),
+    }
+}
+
+fn mode(value: i32) -> Result<SagaMode, Error> {
+    match v1::SagaMode::try_from(value) {
+        Ok(v1::SagaMode::Saga) => Ok(SagaMode::Saga),
+        Ok(v1::SagaMode::Message) => Ok(SagaMode::Message),
+        Ok(v1::SagaMode::Tcc) => Ok(SagaMode::Tcc),
+        Ok(v1::SagaMode::Unspecified) | Err(_) => {
+            Err(unknown("mode", value, "SAGA_MODE_SAGA, SAGA_MODE_MESSAGE, SAGA_MODE_TCC"))
+        }
+    }
+}
+
+fn recovery(value: i32) -> Result<SagaRecovery, Error> {
+    match v1::SagaRecovery::try_from(value) {
+        Ok(v1::SagaRecovery::Unspecified | v1::SagaRecovery::Backward) => {
+            Ok(SagaRecovery::Backward)
+        }
+        Ok(v1::SagaRecovery::Forward) => Ok(SagaRecovery::Forward),
+        Err(_) => Err(unknown("recovery", value, "SAGA_RECOVERY_BACKWARD, SAGA_RECOVERY_FORWARD")),
+    }
+}
+
+fn call_policy(policy: Option<v1::SagaPolicy>) -> state::CallPolicy {
+    let v1::SagaPolicy { timeout_ms, attempts, pause_ms, pause_max_ms } =
+        policy.unwrap_or_default();
+    let pause_ms = or_default(pause_ms, limits::DEFAULT_SAGA_PAUSE_MS);
+    let longest_ms = limits::DEFAULT_SAGA_PAUSE_MAX_MS.max(pause_ms);
+    state::CallPolicy {
+        timeout_ms: or_default(timeout_ms, limits::DEFAULT_SAGA_CALL_MS),
+        attempts: if attempts == 0 { limits::DEFAULT_SAGA_ATTEMPTS } else { attempts },
+        pause_ms,
+        pause_max_ms: or_default(pause_max_ms, longest_ms),
+    }
+}
+
+fn or_default(value: u64, default: u64) -> u64 {
+    if value == 0 { default } else { value }
+}
+
+// ---- to the wire ----
 
 /// A watch leaves payloads out: they would come again with every transition.
 pub fn saga(saga: &state::Saga, payloads: bool) -> v1::Saga {
@@ -73,7 +210,7 @@ pub fn names(namespace: &str, gid: &str) -> v1::Saga {
     v1::Saga { namespace: namespace.to_owned(), gid: gid.to_owned(), ..v1::Saga::default() }
 }
 
-fn status(status: SagaStatus) -> v1::SagaStatus {
+pub fn status(status: SagaStatus) -> v1::SagaStatus {
     match status {
         SagaStatus::Prepared => v1::SagaStatus::Prepared,
         SagaStatus::Submitted => v1::SagaStatus::Submitted,

@@ -65,6 +65,20 @@ impl State {
         all.filter(|saga| saga.is_left_behind(term)).collect()
     }
 
+    /// Those with calls under way that the leader of a term began.
+    pub fn sagas_begun(&self, term: u64) -> Vec<Arc<Saga>> {
+        let all = self.tables.ledger.saga_timers.running.iter();
+        let all = all.map(|(_, place)| self.saga_at(place));
+        all.filter(|saga| saga.epochs().any(|epoch| epoch == term)).collect()
+    }
+
+    /// How many are neither finished nor suspended, and how many are suspended.
+    pub fn saga_counts(&self) -> (u64, u64) {
+        let timers = &self.tables.ledger.saga_timers;
+        let (running, finished) = (timers.running.len() as u64, timers.finished.len() as u64);
+        (running, timers.sagas - running - finished)
+    }
+
     fn saga_at(&self, (namespace, gid): &SagaPlace) -> Arc<Saga> {
         self.saga(namespace, gid).expect("a timer is of what there is").clone()
     }

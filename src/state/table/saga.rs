@@ -136,7 +136,7 @@ pub struct CallPolicy {
     pub pause_max_ms: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum SagaLeg {
     Forward,
     /// Compensation or cancellation.
@@ -154,7 +154,7 @@ pub struct SagaCall {
 }
 
 /// Which of a transaction's calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum CallName {
     Query,
     Branch { number: u32, leg: SagaLeg },
@@ -266,6 +266,11 @@ impl Saga {
         }
     }
 
+    /// Nothing goes on by itself any more: it is finished, or suspended.
+    pub fn rests(&self) -> bool {
+        self.suspended.is_some() || self.phase.is_finished()
+    }
+
     /// In which direction branches are called now; None = in neither.
     pub fn leg(&self) -> Option<SagaLeg> {
         match self.phase {
@@ -328,9 +333,14 @@ impl Saga {
 
     /// Whether a call is under way that a leader of an earlier term began.
     pub fn is_left_behind(&self, term: u64) -> bool {
-        self.live_calls().any(|(_, call)| match call.state {
-            CallState::Running { deadline_ms: _, epoch } => epoch < term,
-            _ => false,
+        self.epochs().any(|epoch| epoch < term)
+    }
+
+    /// Terms of the leaders that began the calls under way.
+    pub fn epochs(&self) -> impl Iterator<Item = u64> {
+        self.live_calls().filter_map(|(_, call)| match call.state {
+            CallState::Running { deadline_ms: _, epoch } => Some(epoch),
+            _ => None,
         })
     }
 
