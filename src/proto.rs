@@ -10,6 +10,9 @@ impl v1::TxnRequest {
     /// True when it writes nothing, whichever way it goes: nodes answer it as a read, and clients send it as
     /// one.
     pub fn only_reads(&self) -> bool {
+        if self.barrier.is_some() {
+            return false;
+        }
         use v1::txn_step::Step;
         let mut steps = self.then.iter().chain(&self.or_else);
         steps.all(|step| matches!(step.step, Some(Step::Get(_) | Step::Range(_)) | None))

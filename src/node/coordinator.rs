@@ -10,6 +10,7 @@
 
 mod call;
 mod lines;
+mod native;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Debug;
@@ -25,12 +26,12 @@ pub use self::call::Call;
 use self::lines::Lines;
 use super::{Answer, Leadership, Node, is_below};
 use crate::error::Error;
-use crate::limits::{COMMAND_BYTES, SAGA_STEPS};
+use crate::limits::{COMMAND_BYTES, SAGA_STEPS, TEXT_BYTES};
 use crate::proto::v1::Consistency;
 use crate::runtime::{self, Instant};
 use crate::state::{
     BranchPlan, CallAnswer, CallName, CallState, Command, Op, Reply, Saga, SagaName, SagaNews,
-    SagaStep, State,
+    SagaStep, State, Target,
 };
 
 /// How often it is looked whether this node leads.
@@ -127,8 +128,10 @@ impl Node {
     }
 
     fn check_participant(&self, field: &str, target: &str) -> Result<(), Error> {
-        if !is_url(target) || self.may_call(target) {
-            return Ok(());
+        match Target::parse(target) {
+            Ok(Target::Url(url)) if !self.may_call(url) => {}
+            // What is no target at all, the state refuses.
+            _ => return Ok(()),
         }
         let allowed = &self.0.config.participant_allow;
         let allowed = match allowed.is_empty() {
@@ -151,10 +154,6 @@ impl Node {
             [calls, failures, under_way].map(|figure| figure.load(Ordering::Relaxed));
         SagaStatus { running, suspended, calls, failures, under_way }
     }
-}
-
-fn is_url(target: &str) -> bool {
-    target.starts_with("http://") || target.starts_with("https://")
 }
 
 /// Runs until the node is dropped.
@@ -313,14 +312,7 @@ impl<'a> Leading<'a> {
             }
             call.timeout = left;
             self.node.0.saga_figures.calls.fetch_add(1, Ordering::Relaxed);
-            let allowed = !is_url(call.target()) || self.node.may_call(call.target());
-            let answer = match allowed {
-                true => self.node.0.participants.call(call),
-                false => {
-                    let error = "--participant-allow of the leader does not allow it".to_owned();
-                    Box::pin(std::future::ready(CallAnswer::Unknown { error }))
-                }
-            };
+            let answer = self.call(call);
             self.calls.push(Box::pin(async move {
                 let answer = runtime::timeout_at(deadline, answer).await.ok();
                 Done { key, participant, answer }
@@ -328,6 +320,23 @@ impl<'a> Leading<'a> {
         }
         let under_way = self.calls.len() as u64;
         self.node.0.saga_figures.under_way.store(under_way, Ordering::Relaxed);
+    }
+
+    fn call(&self, call: Call) -> BoxFuture<'static, CallAnswer> {
+        let unknown = |error: String| -> BoxFuture<'static, CallAnswer> {
+            Box::pin(std::future::ready(CallAnswer::Unknown { error: cut(error) }))
+        };
+        match Target::parse(call.target()) {
+            Ok(Target::Counter(addition)) => {
+                Box::pin(native::call(self.node.clone(), call, *addition))
+            }
+            // The list may be another one than when the transaction began.
+            Ok(Target::Url(url)) if !self.node.may_call(url) => {
+                unknown("--participant-allow of the leader does not allow it".to_owned())
+            }
+            Ok(Target::Service { .. } | Target::Url(_)) => self.node.0.participants.call(call),
+            Err(allowed) => unknown(format!("the target is not {allowed}")),
+        }
     }
 
     fn hear(&mut self, done: Done) {
@@ -448,6 +457,12 @@ fn bytes_of(answer: &CallAnswer) -> usize {
         CallAnswer::Failed { error } | CallAnswer::Unknown { error } => error.len(),
         CallAnswer::Ongoing { pause_ms: _ } => 0,
     }
+}
+
+/// What is kept of what somebody said.
+fn cut(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(TEXT_BYTES));
+    text
 }
 
 fn name_of(saga: &Saga) -> SagaName {

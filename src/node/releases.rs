@@ -79,7 +79,7 @@ impl Node {
         command.check()?;
         let mut tasks = Tasks::default();
         self.read(|state| match &mut command.op {
-            Op::Txn(txn) => {
+            Op::Txn(txn) | Op::GuardedTxn { barrier: _, txn } => {
                 for (list, steps) in [("then", &mut txn.then), ("or_else", &mut txn.otherwise)] {
                     for (i, step) in steps.iter_mut().enumerate() {
                         if let Step::Write(op) = step {
@@ -189,7 +189,7 @@ fn publishes(op: &Op) -> bool {
     match op {
         Op::PublishConfig(_) | Op::RollbackConfig(_) | Op::PutSchema(_) => true,
         Op::EndGray(decision) => decision.promote,
-        Op::Txn(txn) => any_write(txn, publishes),
+        Op::Txn(txn) | Op::GuardedTxn { barrier: _, txn } => any_write(txn, publishes),
         _ => false,
     }
 }
@@ -200,7 +200,7 @@ fn needs_the_present(op: &Op) -> bool {
     match op {
         Op::RollbackConfig(_) | Op::PutSchema(_) => true,
         Op::EndGray(decision) => decision.promote,
-        Op::Txn(txn) => any_write(txn, needs_the_present),
+        Op::Txn(txn) | Op::GuardedTxn { barrier: _, txn } => any_write(txn, needs_the_present),
         _ => false,
     }
 }

@@ -14,6 +14,7 @@ mod config;
 mod counter;
 mod lock;
 mod saga;
+mod target;
 pub(super) mod txn;
 
 pub use self::alarm::*;
@@ -22,6 +23,7 @@ pub use self::config::*;
 pub use self::counter::*;
 pub use self::lock::*;
 pub use self::saga::*;
+pub use self::target::Target;
 pub use self::txn::*;
 use super::table::{
     Admin, AlarmRule, AlarmStatus, BranchPlan, Corrupt, Endpoint, Endpoints, Health, HealthCheck,
@@ -188,6 +190,12 @@ pub enum Op<T = String> {
     OrderSaga {
         name: SagaName<T>,
         order: SagaOrder<T>,
+    },
+    /// A transaction that is a participant's part of a global one.
+    GuardedTxn {
+        barrier: Barrier<T>,
+        #[serde(deserialize_with = "txn::not_nested")]
+        txn: Box<Txn<T>>,
     },
 }
 
@@ -380,6 +388,11 @@ pub enum Reply {
     /// Of how many steps something came.
     SagasAdvanced {
         taken: u64,
+    },
+    /// The transaction's reply when it was carried out.
+    Guarded {
+        outcome: BarrierOutcome,
+        txn: Option<Box<Reply>>,
     },
 }
 
@@ -640,6 +653,10 @@ impl Command {
             Op::OrderSaga { name, order } => {
                 name.check()?;
                 order.check()
+            }
+            Op::GuardedTxn { barrier, txn } => {
+                barrier.check()?;
+                txn.check()
             }
         }
     }

@@ -226,6 +226,7 @@ impl Tables {
             | Record::Counter(_)
             | Record::Lock(_)
             | Record::Report(_)
+            | Record::Saga(_)
             | Record::Removal(_) => self.restore(key, record),
             Record::Meta(_)
             | Record::Namespace(_)
@@ -233,7 +234,6 @@ impl Tables {
             | Record::Reply(_)
             | Record::Member(_)
             | Record::Alarm(_)
-            | Record::Saga(_)
             | Record::Schema(_) => unreachable!("no transaction writes {key:?}"),
         }
     }

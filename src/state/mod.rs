@@ -11,6 +11,7 @@
 //! - a refused command has written nothing but, for exactly-once, its stored reply.
 
 mod alarm;
+mod barrier;
 mod blob;
 mod catalog;
 pub mod command;
@@ -176,6 +177,9 @@ impl State {
         let at = At { term, now_ms, revision: revision + 1 };
         let result = match op {
             Op::Txn(txn) => self.tables.txn(*txn, &at, journal),
+            Op::GuardedTxn { barrier, txn } => {
+                self.tables.guarded_txn(&barrier, *txn, &at, journal)
+            }
             op => self.tables.carry_out(op, &at, journal),
         };
         assert!(
@@ -260,7 +264,7 @@ impl Tables {
             Op::RegisterBranch { name, plan } => self.register_branch(&name, *plan, at, journal),
             Op::AdvanceSagas { epoch, steps } => self.advance_sagas(epoch, &steps, at, journal),
             Op::OrderSaga { name, order } => self.order_saga(&name, &order, at, journal),
-            Op::Txn(_) => unreachable!("transactions are not nested"),
+            Op::Txn(_) | Op::GuardedTxn { .. } => unreachable!("transactions are not nested"),
         }
     }
 }

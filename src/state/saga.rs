@@ -285,7 +285,7 @@ fn cut(text: &str) -> &str {
 }
 
 impl Saga {
-    fn stamp(&mut self, at: &At) {
+    pub(super) fn stamp(&mut self, at: &At) {
         self.epoch = at.term;
         self.mod_revision = at.revision;
         self.modified_at_ms = at.now_ms;

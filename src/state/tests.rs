@@ -112,6 +112,11 @@ fn tcc() {
 }
 
 #[test]
+fn barrier() {
+    check("barrier");
+}
+
+#[test]
 fn txn() {
     check("txn");
 }

@@ -424,6 +424,7 @@ impl Model {
             Op::RegisterBranch { name, plan } => self.register_branch(&name, *plan, place),
             Op::AdvanceSagas { epoch, steps } => self.advance_sagas(epoch, steps, place),
             Op::OrderSaga { name, order } => self.order_saga(&name, order, place),
+            Op::GuardedTxn { barrier, txn } => self.guarded(&barrier, *txn, place),
             Op::OpenSession { ttl_ms, client } => {
                 if self.sessions.len() == limits::SESSIONS {
                     let limit = "sessions of the cluster".into();

@@ -360,7 +360,7 @@ fn command() -> BoxedStrategy<CommandSketch> {
         2 => (1..4u64).prop_map(|node| OpSketch::Retire { node }),
         1 => vec(any::<u8>(), 0..20).prop_map(OpSketch::Bytes),
         80 => center().prop_map(OpSketch::Center),
-        40 => saga::sketch().prop_map(OpSketch::Saga),
+        48 => saga::sketch().prop_map(OpSketch::Saga),
     ];
     let sequence = prop_oneof![
         4 => Just(Sequence::Next(1)),
@@ -1038,6 +1038,7 @@ fn histories_reach_every_answer() {
                         format!("SagasAdvanced {}", taken.min(&2))
                     }
                     Err(Refusal::SagaIs { status }) => format!("SagaIs {status:?}"),
+                    Ok(Reply::Guarded { outcome, .. }) => format!("Guarded {outcome:?}"),
                     Ok(Reply::Txn { succeeded, replies }) => {
                         let wrote = |reply: &StepReply| matches!(reply, StepReply::Written(_));
                         let writes = replies.iter().filter(|reply| wrote(reply)).count().min(3);
@@ -1104,6 +1105,10 @@ fn histories_reach_every_answer() {
         "GrayJudged None",
         "GrayJudged Some(Promoted)",
         "GrayJudged Some(RolledBack)",
+        "Guarded Duplicate",
+        "Guarded EmptyCompensation",
+        "Guarded Executed",
+        "Guarded Hanging",
         "HealthJudged",
         "HealthJudged (nothing)",
         "InStep 0 NotFound",

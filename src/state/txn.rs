@@ -30,7 +30,8 @@ impl Tables {
         result
     }
 
-    fn carry_out_txn(
+    /// To be taken back when it is refused.
+    pub(super) fn carry_out_txn(
         &mut self,
         txn: Txn<&str>,
         at: &At,

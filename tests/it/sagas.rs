@@ -314,3 +314,172 @@ fn tcc_confirms_all_or_cancels_what_may_have_been_tried() {
         assert!(matches!(refused, Error::SagaIs { .. }), "{refused:?}");
     });
 }
+
+/// Counters of the cluster are participants without a service: stock that is not there refuses the order, and
+/// what was reserved before comes back.
+#[test]
+fn counters_take_part_by_themselves() {
+    run(async {
+        let mut cluster = Cluster::three().await;
+        let client = cluster.client();
+        let set = v1::SetCounterRequest { name: "stock".into(), value: 5, ..Default::default() };
+        client.set_counter(set, None).await.unwrap();
+        let counter = |id: &str, name: &str, delta: i64| v1::NewSagaBranch {
+            id: id.into(),
+            action: format!("counter:///{name}?delta={delta}&floor=0"),
+            compensation: format!("counter:///{name}?delta={}", -delta),
+            ..Default::default()
+        };
+        let order = |gid: String, count: i64| v1::BeginSagaRequest {
+            gid,
+            mode: v1::SagaMode::Saga.into(),
+            branches: vec![counter("sold", "sold", count), counter("stock", "stock", -count)],
+            submit: true,
+            ..Default::default()
+        };
+        let leader = cluster.leader().await;
+        let mut statuses = Vec::new();
+        for number in 0..8 {
+            client.begin_saga(order(format!("o-{number}"), 1), None).await.unwrap();
+            if number == 3 {
+                cluster.kill(leader);
+            }
+        }
+        for number in 0..8 {
+            statuses.push(ended(&client, &format!("o-{number}")).await.status());
+        }
+        let succeeded = statuses.iter().filter(|it| **it == v1::SagaStatus::Succeeded).count();
+        assert_eq!(succeeded, 5, "{statuses:?}");
+        let value = async |name: &str| {
+            let get = v1::GetCounterRequest { name: name.into(), ..Default::default() };
+            client.get_counter(get).await.unwrap().counter.unwrap().value
+        };
+        assert_eq!((value("stock").await, value("sold").await), (0, 5));
+    });
+}
+
+/// A participant whose data are in the cluster: what it does and that it was done is one transaction.
+#[test]
+fn a_transaction_in_the_cluster_passes_the_barrier_once() {
+    run(async {
+        let cluster = Cluster::three().await;
+        let client = cluster.client();
+        let begin = v1::BeginSagaRequest {
+            gid: "t-1".into(),
+            mode: v1::SagaMode::Tcc.into(),
+            ..Default::default()
+        };
+        client.begin_saga(begin, None).await.unwrap();
+        let register = v1::RegisterBranchRequest {
+            gid: "t-1".into(),
+            branch: Some(v1::NewSagaBranch {
+                id: "a".into(),
+                action: "counter:///sold?delta=2".into(),
+                compensation: "counter:///stock?delta=2".into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        client.register_branch(register, None).await.unwrap();
+        let attempt = |op: &str, gid: &str| v1::TxnRequest {
+            then: vec![v1::TxnStep {
+                step: Some(v1::txn_step::Step::SetCounter(v1::SetCounterRequest {
+                    name: "stock".into(),
+                    value: 8,
+                    ..Default::default()
+                })),
+            }],
+            barrier: Some(v1::SagaBarrier {
+                gid: gid.into(),
+                branch: "a".into(),
+                op: op.into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let first = client.txn(attempt("try", "t-1"), None).await.unwrap();
+        assert_eq!((first.barrier(), first.succeeded), (v1::BarrierOutcome::Executed, true));
+        let again = client.txn(attempt("try", "t-1"), None).await.unwrap();
+        assert_eq!(again.barrier(), v1::BarrierOutcome::Duplicate);
+        let abort = v1::AbortSagaRequest { gid: "t-1".into(), ..Default::default() };
+        client.abort_saga(abort, None).await.unwrap();
+        assert_eq!(ended(&client, "t-1").await.status(), v1::SagaStatus::Failed);
+        let late = client.txn(attempt("try", "t-1"), None).await.unwrap();
+        assert_eq!((late.barrier(), late.results.len()), (v1::BarrierOutcome::Hanging, 0));
+        let get = v1::GetCounterRequest { name: "stock".into(), ..Default::default() };
+        let stock = client.get_counter(get).await.unwrap().counter.unwrap().value;
+        assert_eq!(stock, 10);
+        // What there is not is told apart from what may not be done.
+        let unknown = client.txn(attempt("try", "t-2"), None).await.unwrap_err();
+        assert!(matches!(unknown, Error::NotFound { .. }), "{unknown:?}");
+        let wrong = client.txn(attempt("do", "t-1"), None).await.unwrap_err();
+        assert!(
+            matches!(&wrong, Error::Invalid { field, .. } if field == "barrier.op"),
+            "{wrong:?}"
+        );
+    });
+}
+
+/// Targets that no `--participant-allow` names are refused where they come in; those that one names are posted.
+#[test]
+fn urls_are_called_only_where_it_is_allowed() {
+    run(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let requests = std::sync::Arc::<std::sync::Mutex<Vec<String>>>::default();
+        let seen = requests.clone();
+        // Refuses the action of the second branch; says no more than that.
+        tokio::spawn(async move {
+            loop {
+                let (socket, _) = listener.accept().await.unwrap();
+                let seen = seen.clone();
+                tokio::spawn(async move {
+                    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+                    let mut socket = socket;
+                    let mut text = String::new();
+                    let mut bytes = [0; 4096];
+                    while let Ok(read @ 1..) = socket.read(&mut bytes).await {
+                        text.push_str(&String::from_utf8_lossy(&bytes[..read]));
+                        if !text.ends_with("payload of a") && !text.ends_with("payload of b") {
+                            continue;
+                        }
+                        let answer = match text.contains("/b/do ") {
+                            true => "409 Conflict\r\ncontent-length: 4\r\n\r\nfull",
+                            false => "200 OK\r\ncontent-length: 2\r\n\r\nok",
+                        };
+                        seen.lock().unwrap().push(std::mem::take(&mut text));
+                        socket.write_all(format!("HTTP/1.1 {answer}").as_bytes()).await.unwrap();
+                    }
+                });
+            }
+        });
+        let allowed = format!("{url}/saga");
+        let cluster = super::harness::Setup::default();
+        let cluster = cluster.option("--participant-allow", &allowed).start(3).await;
+        let client = cluster.client();
+        let mut request = transfer("t-1");
+        for (branch, id) in request.branches.iter_mut().zip(["a", "b"]) {
+            branch.action = format!("{allowed}/{id}/do");
+            branch.compensation = format!("{allowed}/{id}/undo");
+        }
+        let mut other = request.clone();
+        other.branches[1].compensation = format!("{url}/other");
+        let refused = client.begin_saga(other, None).await.unwrap_err();
+        let Error::Invalid { field, allowed, .. } = &refused else { panic!("{refused:?}") };
+        assert_eq!(field, "branches[1].compensation");
+        assert_eq!(*allowed, format!("a URL that begins with {url}/saga"));
+        client.begin_saga(request, None).await.unwrap();
+        let saga = ended(&client, "t-1").await;
+        assert_eq!((saga.status(), saga.error.as_str()), (v1::SagaStatus::Failed, "full"));
+        let requests = requests.lock().unwrap();
+        let lines: Vec<&str> = requests.iter().filter_map(|text| text.lines().next()).collect();
+        assert_eq!(
+            lines,
+            ["POST /saga/a/do HTTP/1.1", "POST /saga/b/do HTTP/1.1", "POST /saga/a/undo HTTP/1.1"]
+        );
+        assert!(requests[2].contains("quorate-op: compensate\r\n"), "{}", requests[2]);
+        assert!(requests[2].contains("quorate-gid: t-1\r\n"), "{}", requests[2]);
+        // What the action answered comes with its compensation.
+        assert!(requests[2].contains("quorate-results-bin: "), "{}", requests[2]);
+    });
+}

@@ -10,14 +10,29 @@ impl Write for v1::TxnRequest {
     type Response = v1::TxnResponse;
 
     fn command(self) -> Result<Command, Error> {
-        let convert::txn::Txn { txn, consistency: _, request_id } = convert::txn::txn(self)?;
-        Ok(command(request_id, Op::Txn(Box::new(txn))))
+        let convert::txn::Txn { txn, barrier, consistency: _, request_id } =
+            convert::txn::txn(self)?;
+        let txn = Box::new(txn);
+        let op = match barrier {
+            Some(barrier) => Op::GuardedTxn { barrier, txn },
+            None => Op::Txn(txn),
+        };
+        Ok(command(request_id, op))
     }
 
     fn respond(header: Header, reply: Reply) -> Option<Self::Response> {
-        let Reply::Txn { succeeded, replies } = reply else { return None };
+        let (outcome, txn) = match reply {
+            Reply::Guarded { outcome, txn } => (Some(outcome), txn.map(|txn| *txn)),
+            other => (None, Some(other)),
+        };
+        let barrier = outcome.map_or(0, |it| convert::saga::barrier_outcome(it).into());
+        let (succeeded, replies) = match txn {
+            Some(Reply::Txn { succeeded, replies }) => (succeeded, replies),
+            Some(_) => return None,
+            None => (false, Vec::new()),
+        };
         let results = replies.into_iter().map(convert::txn::result).collect::<Option<_>>()?;
-        Some(v1::TxnResponse { header: Some(header), succeeded, results })
+        Some(v1::TxnResponse { header: Some(header), succeeded, results, barrier })
     }
 }
 
@@ -27,7 +42,8 @@ impl Read for v1::TxnRequest {
     type Response = v1::TxnResponse;
 
     fn query(self) -> Result<(Consistency, Txn), Error> {
-        let convert::txn::Txn { txn, consistency, request_id: _ } = convert::txn::txn(self)?;
+        let convert::txn::Txn { txn, barrier: _, consistency, request_id: _ } =
+            convert::txn::txn(self)?;
         txn.check()?;
         Ok((consistency, txn))
     }

@@ -5,8 +5,8 @@ use crate::error::Error;
 use crate::limits;
 use crate::proto::v1;
 use crate::state::{
-    self, Blob, BranchPlan, CallState, SagaBegin, SagaLeg, SagaMode, SagaName, SagaOrder,
-    SagaPhase, SagaRecovery, SagaStatus, SagaTerms,
+    self, Barrier, BarrierOutcome, Blob, BranchPlan, CallState, SagaBegin, SagaLeg, SagaMode,
+    SagaName, SagaOp, SagaOrder, SagaPhase, SagaRecovery, SagaStatus, SagaTerms,
 };
 
 // ---- from the wire ----
@@ -100,6 +100,18 @@ pub fn order(order: Option<v1::order_saga_request::Order>) -> Result<SagaOrder, 
     }
 }
 
+pub fn barrier(barrier: v1::SagaBarrier) -> Result<Barrier, Error> {
+    let v1::SagaBarrier { namespace, gid, branch, op } = barrier;
+    const OPS: [SagaOp; 5] =
+        [SagaOp::Try, SagaOp::Action, SagaOp::Compensate, SagaOp::Confirm, SagaOp::Cancel];
+    let found = OPS.into_iter().find(|known| known.name() == op);
+    let op = found.ok_or_else(|| {
+        let allowed = OPS.map(SagaOp::name).join(", ");
+        Error::invalid("barrier.op", op, allowed)
+    })?;
+    Ok(Barrier { name: saga_name(namespace, gid), branch, op })
+}
+
 fn mode(value: i32) -> Result<SagaMode, Error> {
     match v1::SagaMode::try_from(value) {
         Ok(v1::SagaMode::Saga) => Ok(SagaMode::Saga),
@@ -139,6 +151,15 @@ fn or_default(value: u64, default: u64) -> u64 {
 }
 
 // ---- to the wire ----
+
+pub fn barrier_outcome(outcome: BarrierOutcome) -> v1::BarrierOutcome {
+    match outcome {
+        BarrierOutcome::Executed => v1::BarrierOutcome::Executed,
+        BarrierOutcome::Duplicate => v1::BarrierOutcome::Duplicate,
+        BarrierOutcome::EmptyCompensation => v1::BarrierOutcome::EmptyCompensation,
+        BarrierOutcome::Hanging => v1::BarrierOutcome::Hanging,
+    }
+}
 
 /// A watch leaves payloads out: they would come again with every transition.
 pub fn saga(saga: &state::Saga, payloads: bool) -> v1::Saga {
@@ -243,7 +264,8 @@ fn call(call: &state::SagaCall) -> v1::SagaCall {
 }
 
 fn branch(branch: &state::SagaBranch, payloads: bool) -> v1::SagaBranch {
-    let state::SagaBranch { plan, leg, call, result } = branch;
+    // What was done in the cluster is told to whoever does it.
+    let state::SagaBranch { plan, leg, call, result, marks: _ } = branch;
     v1::SagaBranch {
         id: plan.id.clone(),
         trial: plan.trial.clone(),

@@ -14,19 +14,21 @@ use crate::state::{
 #[derive(Debug)]
 pub struct Txn {
     pub txn: state::Txn,
+    pub barrier: Option<state::Barrier>,
     pub consistency: v1::Consistency,
     pub request_id: Option<v1::RequestId>,
 }
 
 pub fn txn(request: v1::TxnRequest) -> Result<Txn, Error> {
-    let v1::TxnRequest { when, then, or_else, consistency, request_id } = request;
+    let v1::TxnRequest { when, then, or_else, consistency, barrier, request_id } = request;
     let when = when.into_iter().enumerate().map(|(i, it)| compare(&format!("when[{i}]"), it));
     let txn = state::Txn {
         when: when.collect::<Result<_, _>>()?,
         then: steps("then", then)?,
         otherwise: steps("or_else", or_else)?,
     };
-    Ok(Txn { txn, consistency: self::consistency(consistency)?, request_id })
+    let barrier = barrier.map(super::saga::barrier).transpose()?;
+    Ok(Txn { txn, barrier, consistency: self::consistency(consistency)?, request_id })
 }
 
 fn steps(list: &str, steps: Vec<v1::TxnStep>) -> Result<Vec<Step>, Error> {
@@ -276,6 +278,7 @@ fn written(reply: state::Reply) -> Option<v1::txn_result::Result> {
         | Reply::SagaTurned { .. }
         | Reply::BranchRegistered { .. }
         | Reply::SagasAdvanced { .. }
+        | Reply::Guarded { .. }
         | Reply::Txn { .. } => return None,
     })
 }

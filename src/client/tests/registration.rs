@@ -156,7 +156,7 @@ impl Model {
             };
             results.push(TxnResult { result: Some(result) });
         }
-        Ok(Answer::Txn(TxnResponse { header: self.header(), succeeded, results }))
+        Ok(Answer::Txn(TxnResponse { header: self.header(), succeeded, results, barrier: 0 }))
     }
 
     fn register(&mut self, request: &RegisterRequest) -> Result<Done, Error> {

@@ -64,7 +64,7 @@ impl Store {
         let steps = if succeeded { &request.then } else { &request.or_else };
         let results = steps.iter().map(|step| self.step(step.step.as_ref().unwrap())).collect();
         let header = Some(Header { revision: self.revision, ..Default::default() });
-        TxnResponse { header, succeeded, results }
+        TxnResponse { header, succeeded, results, barrier: 0 }
     }
 
     fn step(&mut self, step: &Step) -> TxnResult {

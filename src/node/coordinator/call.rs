@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::limits::SAGA_RESULTS_BYTES;
-use crate::state::{Blob, BranchPlan, CallName, Saga, SagaLeg, SagaMode};
+use crate::state::{Blob, BranchPlan, CallName, Saga, SagaLeg, SagaMode, SagaName, SagaOp, Target};
 
 /// What a participant is asked for.
 #[derive(Debug, Clone)]
@@ -45,13 +45,22 @@ impl Call {
 
     /// What the metadata `quorate-op` says.
     pub fn op(&self) -> &'static str {
-        match (self.name, self.saga.mode) {
-            (CallName::Query, _) => "query",
-            (CallName::Branch { leg: SagaLeg::Forward, .. }, SagaMode::Tcc) => "confirm",
-            (CallName::Branch { leg: SagaLeg::Backward, .. }, SagaMode::Tcc) => "cancel",
-            (CallName::Branch { leg: SagaLeg::Forward, .. }, _) => "action",
-            (CallName::Branch { leg: SagaLeg::Backward, .. }, _) => "compensate",
-        }
+        self.saga_op().map_or("query", SagaOp::name)
+    }
+
+    /// None = a query.
+    pub(super) fn saga_op(&self) -> Option<SagaOp> {
+        let CallName::Branch { number: _, leg } = self.name else { return None };
+        Some(match (leg, self.saga.mode) {
+            (SagaLeg::Forward, SagaMode::Tcc) => SagaOp::Confirm,
+            (SagaLeg::Backward, SagaMode::Tcc) => SagaOp::Cancel,
+            (SagaLeg::Forward, SagaMode::Saga | SagaMode::Message) => SagaOp::Action,
+            (SagaLeg::Backward, SagaMode::Saga | SagaMode::Message) => SagaOp::Compensate,
+        })
+    }
+
+    pub(super) fn saga_name(&self) -> SagaName {
+        SagaName { namespace: self.namespace().to_owned(), gid: self.gid().to_owned() }
     }
 
     pub fn target(&self) -> &str {
@@ -89,19 +98,17 @@ impl Call {
         Ok(results)
     }
 
-    /// Whose calls are limited together: a service, or a host.
+    /// Whose calls are limited together: a service, a host, or the counters of the cluster.
     pub(super) fn participant(&self) -> Arc<str> {
-        let target = self.target();
-        let end = match target.strip_prefix("quorate:///") {
-            Some(path) => {
-                target.len() - path.rsplitn(3, '/').take(2).map(|p| p.len() + 1).sum::<usize>()
+        match Target::parse(self.target()) {
+            Ok(Target::Service { service, path: _ }) => service.into(),
+            Ok(Target::Url(url)) => {
+                let host = url.find("://").map_or(0, |at| at + 3);
+                let end = url[host..].find(['/', '?']).map_or(url.len(), |at| host + at);
+                url[..end].into()
             }
-            None => {
-                let host = target.find("://").map_or(0, |at| at + 3);
-                target[host..].find(['/', '?']).map_or(target.len(), |at| host + at)
-            }
-        };
-        target[..end].into()
+            Ok(Target::Counter(_)) | Err(_) => "counter://".into(),
+        }
     }
 
     fn plan(&self) -> Option<&BranchPlan> {

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::super::table::{Blob, BranchPlan, CallName, CallPolicy, SagaMode, SagaTerms};
+use super::super::table::{Blob, BranchPlan, CallName, CallPolicy, SagaMode, SagaOp, SagaTerms};
+use super::target::Target;
 use super::{Refusal, check_name, check_range, check_text, invalid};
 use crate::limits;
 
@@ -58,6 +59,27 @@ pub enum CallAnswer<T = String> {
     },
 }
 
+/// Which part of which branch a transaction in this cluster carries out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Barrier<T = String> {
+    pub name: SagaName<T>,
+    /// Id of the branch.
+    pub branch: T,
+    pub op: SagaOp,
+}
+
+/// What became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BarrierOutcome {
+    Executed,
+    /// It was done before.
+    Duplicate,
+    /// There was nothing to take back, and there will never be.
+    EmptyCompensation,
+    /// It came too late: it was taken back before, or settled without it.
+    Hanging,
+}
+
 /// What an operator wants.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SagaOrder<T = String> {
@@ -84,6 +106,13 @@ impl SagaName {
     fn check_in(&self, prefix: &str) -> Result<(), Refusal> {
         check_name(prefix, "namespace", &self.namespace)?;
         check_name(prefix, "gid", &self.gid)
+    }
+}
+
+impl Barrier {
+    pub(super) fn check(&self) -> Result<(), Refusal> {
+        self.name.check_in("barrier.")?;
+        check_name("barrier.", "branch", &self.branch)
     }
 }
 
@@ -241,27 +270,15 @@ pub(in crate::state) fn check_after(
 
 /// Where a call goes.
 fn check_target(field: &str, target: &str, may_be_empty: bool) -> Result<(), Refusal> {
-    let known = match target.strip_prefix("quorate:///") {
-        // A service's name may have slashes in it.
-        Some(path) => {
-            let mut parts = path.rsplitn(3, '/');
-            let all = [parts.next(), parts.next(), parts.next()];
-            all.iter().all(|part| part.is_some_and(|part| !part.is_empty()))
-        }
-        None => {
-            let after = target.strip_prefix("http://").or_else(|| target.strip_prefix("https://"));
-            after.is_some_and(|after| !after.is_empty() && !after.starts_with('/'))
-        }
-    };
-    let visible = target.bytes().all(|byte| byte.is_ascii_graphic());
-    let short = target.len() <= limits::SAGA_TARGET_BYTES;
-    if (known && visible && short) || (may_be_empty && target.is_empty()) {
+    if target.is_empty() && may_be_empty {
         return Ok(());
     }
-    let bytes = limits::SAGA_TARGET_BYTES;
-    let allowed = format!(
-        "quorate:///service/package.Service/Method, http://… or https://…, at most {bytes} bytes of \
-         visible ASCII"
-    );
-    Err(invalid(field, target, allowed))
+    if target.len() > limits::SAGA_TARGET_BYTES {
+        let allowed = format!("at most {} bytes", limits::SAGA_TARGET_BYTES);
+        return Err(invalid(field, target, allowed));
+    }
+    match Target::parse(target).map_err(|allowed| invalid(field, target, allowed))? {
+        Target::Counter(addition) => addition.check(),
+        Target::Service { .. } | Target::Url(_) => Ok(()),
+    }
 }

@@ -106,6 +106,8 @@ pub struct SagaBranch {
     pub call: SagaCall,
     /// What the action answered.
     pub result: Blob,
+    /// What was done for it in this very cluster, as [`SagaOp::mark`]s.
+    pub marks: u8,
 }
 
 /// What a branch does. Targets are URIs: `quorate:///service/package.Service/Method`, `http:` or `https:`.
@@ -134,6 +136,16 @@ pub struct CallPolicy {
     /// The pause after the first failure, which doubles up to the second.
     pub pause_ms: u64,
     pub pause_max_ms: u64,
+}
+
+/// What a participant is asked to do for a branch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SagaOp {
+    Try,
+    Action,
+    Compensate,
+    Confirm,
+    Cancel,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -226,6 +238,54 @@ impl SagaBranch {
             leg: SagaLeg::Forward,
             call: SagaCall::default(),
             result: Blob::default(),
+            marks: 0,
+        }
+    }
+}
+
+impl SagaOp {
+    /// As calls name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            SagaOp::Try => "try",
+            SagaOp::Action => "action",
+            SagaOp::Compensate => "compensate",
+            SagaOp::Confirm => "confirm",
+            SagaOp::Cancel => "cancel",
+        }
+    }
+
+    /// What it takes back.
+    pub fn origin(self) -> Option<SagaOp> {
+        match self {
+            SagaOp::Compensate => Some(SagaOp::Action),
+            SagaOp::Cancel => Some(SagaOp::Try),
+            SagaOp::Try | SagaOp::Action | SagaOp::Confirm => None,
+        }
+    }
+
+    /// What takes it back.
+    pub fn undone_by(self) -> Option<SagaOp> {
+        match self {
+            SagaOp::Action => Some(SagaOp::Compensate),
+            SagaOp::Try => Some(SagaOp::Cancel),
+            SagaOp::Compensate | SagaOp::Confirm | SagaOp::Cancel => None,
+        }
+    }
+
+    /// One bit.
+    pub fn mark(self) -> u8 {
+        1 << self as u8
+    }
+}
+
+impl SagaMode {
+    /// What its participants are asked for.
+    pub fn ops(self) -> &'static [SagaOp] {
+        match self {
+            SagaMode::Saga => &[SagaOp::Action, SagaOp::Compensate],
+            SagaMode::Message => &[SagaOp::Action],
+            SagaMode::Tcc => &[SagaOp::Try, SagaOp::Confirm, SagaOp::Cancel],
         }
     }
 }

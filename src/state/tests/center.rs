@@ -380,6 +380,10 @@ pub(super) fn show_result(result: &Result<Reply, Refusal>) -> String {
             let record = show_record(&Record::Instance(instance.clone()));
             format!("InstanceUpdated {record}")
         }
+        Ok(Reply::Guarded { outcome, txn }) => {
+            let txn = txn.as_ref().map(|txn| format!(": {}", show_result(&Ok(Reply::clone(txn)))));
+            format!("{outcome:?}{}", txn.unwrap_or_default())
+        }
         Ok(Reply::Txn { succeeded, replies }) => {
             let mut shown = format!("Txn {}", if *succeeded { "then" } else { "else" });
             for reply in replies {

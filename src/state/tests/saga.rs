@@ -1,5 +1,6 @@
 //! The words of stories about global transactions.
 
+use super::center::transaction;
 use super::*;
 
 pub(super) fn parse(verb: &str, words: &mut Words, term: u64) -> Option<Op> {
@@ -29,6 +30,18 @@ pub(super) fn parse(verb: &str, words: &mut Words, term: u64) -> Option<Op> {
                 _ => SagaOrder::Retry,
             };
             Op::OrderSaga { name, order }
+        }
+        "try" | "action" | "compensate" | "confirm" | "cancel" => {
+            let (name, branch) = (name(&words.next()), words.next());
+            let op = match verb {
+                "try" => SagaOp::Try,
+                "action" => SagaOp::Action,
+                "compensate" => SagaOp::Compensate,
+                "confirm" => SagaOp::Confirm,
+                _ => SagaOp::Cancel,
+            };
+            let txn = Box::new(transaction(words, term));
+            Op::GuardedTxn { barrier: Barrier { name, branch, op }, txn }
         }
         _ => return None,
     })
@@ -203,7 +216,12 @@ pub(super) fn show(saga: &Saga, part: &mut dyn FnMut(&str, String)) {
         let back = if branch.leg == SagaLeg::Backward { "undo " } else { "" };
         let result = String::from_utf8_lossy(branch.result.as_bytes()).into_owned();
         let result = if result.is_empty() { result } else { format!(" with {result}") };
-        part("", format!("{}: {back}{}{result}", branch.plan.id, show_call(&branch.call)));
+        let marks = match branch.marks {
+            0 => String::new(),
+            marks => format!(", marks {marks:05b}"),
+        };
+        let call = show_call(&branch.call);
+        part("", format!("{}: {back}{call}{result}{marks}", branch.plan.id));
     }
     part("error", saga.error.to_string());
     part("fires at", saga.fire_at_ms().map(|at_ms| at_ms.to_string()).unwrap_or_default());

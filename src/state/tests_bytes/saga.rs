@@ -87,6 +87,11 @@ pub(super) fn commands() -> Vec<(String, Command)> {
     for (sampled, order) in orders {
         sample(&format!("order-{sampled}"), Op::OrderSaga { name: name(), order });
     }
+    for op in [SagaOp::Try, SagaOp::Action, SagaOp::Compensate, SagaOp::Confirm, SagaOp::Cancel] {
+        let barrier = Barrier { name: name(), branch: "1".into(), op };
+        let txn = Box::new(Txn { when: vec![], then: vec![], otherwise: vec![] });
+        sample(&format!("guarded-{}", op.name()), Op::GuardedTxn { barrier, txn });
+    }
     all
 }
 
@@ -108,6 +113,7 @@ fn a_saga(mode: SagaMode, phase: SagaPhase) -> Saga {
         leg: SagaLeg::Backward,
         call: call(state),
         result: b"\xFE".to_vec().into(),
+        marks: 3,
     };
     let mut branches: Vec<SagaBranch> = STATES.map(branch).into();
     branches[0].leg = SagaLeg::Forward;
@@ -166,6 +172,16 @@ pub(super) fn records() -> Vec<(String, Key, Record)> {
     reply("saga-turned".into(), Ok(Reply::SagaTurned { status, changed: true, mod_revision }));
     reply("branch-registered".into(), Ok(Reply::BranchRegistered { number: 300, created: true }));
     reply("sagas-advanced".into(), Ok(Reply::SagasAdvanced { taken: 300 }));
+    for (name, outcome) in [
+        ("executed", BarrierOutcome::Executed),
+        ("duplicate", BarrierOutcome::Duplicate),
+        ("empty", BarrierOutcome::EmptyCompensation),
+        ("hanging", BarrierOutcome::Hanging),
+    ] {
+        let carried_out = outcome == BarrierOutcome::Executed;
+        let txn = carried_out.then(|| Reply::Txn { succeeded: true, replies: vec![] }.into());
+        reply(format!("guarded-{name}"), Ok(Reply::Guarded { outcome, txn }));
+    }
     let name = "default/order-7".into();
     reply("not-found-saga".into(), Err(Refusal::NotFound { kind: Kind::Saga, name }));
     all

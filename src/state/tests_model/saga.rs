@@ -140,6 +140,58 @@ impl Model {
         Ok(Reply::BranchRegistered { number: number as u32, created: true })
     }
 
+    /// The table of marks that a participant would keep, looked up as it is described to them.
+    pub(super) fn guarded(&mut self, barrier: &Barrier, txn: Txn, place: &Place) -> Answer {
+        let Barrier { name, branch, op } = barrier;
+        let saga = self.known_saga(name)?;
+        let (allowed, its) = match saga.mode {
+            SagaMode::Saga => ("action or compensate, of a saga", "action compensate"),
+            SagaMode::Message => ("action, of a message", "action"),
+            SagaMode::Tcc => ("try, confirm or cancel, of TCC", "try confirm cancel"),
+        };
+        if !its.split(' ').any(|its| its == op.name()) {
+            return Err(Refusal::Invalid {
+                field: "barrier.op".into(),
+                value: op.name().into(),
+                allowed: allowed.into(),
+            });
+        }
+        let finished = matches!(saga.phase, SagaPhase::Succeeded | SagaPhase::Failed);
+        let Some(found) = saga.branches.iter_mut().find(|it| it.plan.id == *branch) else {
+            let name = format!("{}/{}/{branch}", name.namespace, name.gid);
+            return Err(Refusal::NotFound { kind: Kind::Saga, name });
+        };
+        let has = |marks: u8, op: SagaOp| marks & op.mark() != 0;
+        let undo = match op {
+            SagaOp::Action => Some(SagaOp::Compensate),
+            SagaOp::Try => Some(SagaOp::Cancel),
+            _ => None,
+        };
+        let undoes = match op {
+            SagaOp::Compensate => Some(SagaOp::Action),
+            SagaOp::Cancel => Some(SagaOp::Try),
+            _ => None,
+        };
+        let before = found.marks;
+        let nothing_to_undo = undoes.is_some_and(|undoes| !has(before, undoes));
+        let outcome = match has(before, *op) {
+            true if undo.is_some_and(|undo| has(before, undo)) => BarrierOutcome::Hanging,
+            true => BarrierOutcome::Duplicate,
+            false if finished => BarrierOutcome::Hanging,
+            false if nothing_to_undo => BarrierOutcome::EmptyCompensation,
+            false => BarrierOutcome::Executed,
+        };
+        if matches!(outcome, BarrierOutcome::Executed | BarrierOutcome::EmptyCompensation) {
+            found.marks |= op.mark() | undoes.map_or(0, SagaOp::mark);
+            touch(saga, place);
+        }
+        let txn = match outcome {
+            BarrierOutcome::Executed => Some(Box::new(self.txn(txn, place)?)),
+            _ => None,
+        };
+        Ok(Reply::Guarded { outcome, txn })
+    }
+
     pub(super) fn advance_sagas(
         &mut self,
         epoch: u64,

@@ -201,7 +201,7 @@ fn may_be_a_step(op: &Op) -> Result<(), Refusal> {
     let what = match op {
         Op::DeleteConfig(deletion) if deletion.purge => "a purge",
         Op::AcquireLock(claim) if claim.wait => "waiting for a lock",
-        Op::Txn(_) => "a transaction",
+        Op::Txn(_) | Op::GuardedTxn { .. } => "a transaction",
         Op::OpenSession { .. } | Op::CloseSession { .. } | Op::ExpireSessions { .. } => "a session",
         Op::Reap { .. } => "the removal of orphans",
         Op::JudgeHealth { .. } => "a verdict of health checks",

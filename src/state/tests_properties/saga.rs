@@ -19,6 +19,8 @@ pub(super) enum Sketch {
     Answers(Vec<(usize, usize, CallAnswer, bool)>),
     /// Those that are due, or any.
     Due(usize),
+    /// A part of a branch, by a gauge that may refuse.
+    Guarded(usize, usize, usize, i64),
 }
 
 fn name() -> impl Strategy<Value = SagaName> {
@@ -102,6 +104,27 @@ fn begin() -> BoxedStrategy<Sketch> {
         .boxed()
 }
 
+fn op() -> impl Strategy<Value = SagaOp> {
+    use SagaOp::{Action, Cancel, Compensate, Confirm, Try};
+    select(vec![Action, Action, Action, Compensate, Compensate, Try, Try, Cancel, Confirm])
+}
+
+/// What a participant does whose data is a gauge that is never below 0.
+fn guarded(name: SagaName, branch: String, op: SagaOp, delta: i64) -> Op {
+    let counter =
+        CounterName { namespace: "default".into(), name: "stock".into(), labels: Pairs::default() };
+    let addition = Addition {
+        name: counter,
+        kind: Some(CounterKind::Gauge),
+        delta,
+        floor: Some(0),
+        ceil: None,
+    };
+    let then = vec![Step::Write(Op::AddCounter(Box::new(addition)))];
+    let txn = Box::new(Txn { when: vec![], then, otherwise: vec![] });
+    Op::GuardedTxn { barrier: Barrier { name, branch, op }, txn }
+}
+
 fn answer() -> impl Strategy<Value = CallAnswer> {
     let error = || text(&["no", "gone"]);
     prop_oneof![
@@ -136,6 +159,8 @@ pub(super) fn sketch() -> BoxedStrategy<Sketch> {
         6 => (name(), order()).prop_map(|(name, order)| Sketch::Order(name, order)),
         24 => answers.prop_map(Sketch::Answers),
         12 => (0..3usize).prop_map(Sketch::Due),
+        7 => (0..2usize, 0..2usize, 0..4usize, -1..3i64)
+            .prop_map(|(which, branch, op, delta)| Sketch::Guarded(which, branch, op, delta)),
     ]
     .boxed()
 }
@@ -201,6 +226,16 @@ impl Sketch {
                     steps.push(SagaStep { name: name_of(saga), news });
                 }
                 Op::AdvanceSagas { epoch: term, steps }
+            }
+            Sketch::Guarded(which, number, nth, delta) => {
+                let unknown = || SagaName { namespace: "default".into(), gid: "a".into() };
+                let saga = model.sagas.iter().rev().nth(which);
+                // Some are none of its mode.
+                let ops = saga.map_or(&[SagaOp::Action][..], |saga| saga.mode.ops());
+                let op = ops.get(nth).copied().unwrap_or(SagaOp::Action);
+                let branch = saga.and_then(|saga| saga.branches.get(number));
+                let branch = branch.map_or("1".to_owned(), |branch| branch.plan.id.clone());
+                guarded(saga.map_or_else(unknown, name_of), branch, op, delta)
             }
             Sketch::Due(count) => {
                 let due = model.due_sagas(model.now_ms);
@@ -342,4 +377,11 @@ pub(super) fn wild() -> BoxedStrategy<Op> {
         3 => (name(), order()).prop_map(|(name, order)| Op::OrderSaga { name, order }),
     ]
     .boxed()
+}
+
+pub(super) fn wild_guarded() -> impl Strategy<Value = Op> {
+    let name = (wild_text(), wild_text());
+    (name, wild_text(), op(), any::<i64>()).prop_map(|((namespace, gid), branch, op, delta)| {
+        guarded(SagaName { namespace, gid }, branch, op, delta)
+    })
 }

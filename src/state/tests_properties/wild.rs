@@ -406,7 +406,7 @@ fn wild_op() -> BoxedStrategy<Op> {
     let steps = || vec(step(flat().boxed()), 0..4);
     let txn = (vec(wild_compare(), 0..3), steps(), steps())
         .prop_map(|(when, then, otherwise)| Op::Txn(Box::new(Txn { when, then, otherwise })));
-    prop_oneof![4 => flat(), 1 => txn].boxed()
+    prop_oneof![8 => flat(), 2 => txn, 1 => saga::wild_guarded()].boxed()
 }
 
 pub(in crate::state) fn wild_command() -> BoxedStrategy<Command> {

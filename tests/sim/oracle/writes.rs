@@ -152,6 +152,7 @@ impl Oracle {
             | Op::OrderSaga { .. }
             | Op::NotePost { .. }
             | Op::JudgeHealth { .. }
+            | Op::GuardedTxn { .. }
             | Op::Txn(_) => None,
         };
         if let Some(result) = self.is_true_of_center(write, outcome) {
@@ -216,6 +217,7 @@ impl Oracle {
                 | Reply::LockReleased { .. }
                 | Reply::LockUpdated { .. }
                 | Reply::Txn { .. }
+                | Reply::Guarded { .. }
                 | Reply::AlarmPut { .. }
                 | Reply::AlarmDeleted { .. }
                 | Reply::AlarmJudged { .. }
