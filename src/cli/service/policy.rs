@@ -107,9 +107,7 @@ fn named(namespace: &str, name: &str) -> v1::Service {
 }
 
 fn of(service: &v1::Service) -> Result<Option<Policy>, error::Error> {
-    let parameters = &service.policy_parameters;
-    let parameters = parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    Policy::of_service(&service.policy, parameters)
+    Policy::of_service(&service.policy, &service.policy_parameters)
 }
 
 fn found(answer: v1::TxnResponse) -> Option<v1::Service> {
