@@ -112,6 +112,11 @@ impl Error {
         Error::Internal { message: message.to_string() }
     }
 
+    /// Of a transaction of one step: what was wrong is wrong with that step.
+    pub fn without_step(self) -> Self {
+        if let Error::InStep { error, .. } = self { *error } else { self }
+    }
+
     /// True when a write that got this error certainly did not take place. It speaks of the copy of the
     /// write that it answers: who has sent the write before and got no answer, or an answer that is
     /// not definite, still does not know. The client library keeps count of that for each call.
