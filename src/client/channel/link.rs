@@ -17,6 +17,7 @@ use super::super::remote::{lock, root, spawn};
 use super::body::{Kept, Replay};
 use super::tls::Tls;
 use crate::limits;
+use crate::proto::host_port;
 
 type Sender = SendRequest<Replay>;
 type Dial = Shared<BoxFuture<'static, Result<Connection, Failure>>>;
@@ -82,10 +83,7 @@ pub(super) struct Failure {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.host.contains(':') && !self.host.starts_with('[') {
-            true => write!(f, "[{}]:{}", self.host, self.port),
-            false => write!(f, "{}:{}", self.host, self.port),
-        }
+        f.write_str(&host_port(&self.host, self.port))
     }
 }
 
@@ -306,7 +304,7 @@ impl Refusal {
 }
 
 async fn dial(address: Address, tls: Option<Tls>) -> Result<Sender, Failure> {
-    let host = address.host.trim_start_matches('[').trim_end_matches(']');
+    let host = address.host.as_str();
     let connect = async {
         let stream = TcpStream::connect((host, address.port)).await;
         let stream = stream.map_err(|error| error.to_string())?;

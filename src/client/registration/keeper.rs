@@ -189,8 +189,7 @@ impl Keeper {
     fn session_name(&self) -> String {
         let v1::InstanceName { service, id, .. } = &self.name;
         let mut name = format!("{} {service}/{id}", self.shared.client.options().client_name);
-        let fits = (0..=limits::TEXT_BYTES).rev().find(|end| name.is_char_boundary(*end));
-        name.truncate(fits.unwrap_or(0));
+        name.truncate(name.floor_char_boundary(limits::TEXT_BYTES));
         name
     }
 
