@@ -101,8 +101,7 @@ impl Error {
         let mut value = value.into();
         // An error message is no place for a megabyte of input.
         if value.len() > 64 {
-            let cut = (0..=64).rev().find(|i| value.is_char_boundary(*i)).unwrap_or(0);
-            value.truncate(cut);
+            value.truncate(value.floor_char_boundary(64));
             value.push('…');
         }
         Error::Invalid { field: field.into(), value, allowed: allowed.into() }
@@ -110,6 +109,11 @@ impl Error {
 
     pub fn internal(message: impl ToString) -> Self {
         Error::Internal { message: message.to_string() }
+    }
+
+    /// Of a transaction of one step: what was wrong is wrong with that step.
+    pub fn without_step(self) -> Self {
+        if let Error::InStep { error, .. } = self { *error } else { self }
     }
 
     /// True when a write that got this error certainly did not take place. It speaks of the copy of the

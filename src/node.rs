@@ -49,7 +49,7 @@ use crate::clock::Clock;
 use crate::error::Error;
 use crate::limits::{
     CLIENT_ADMIN_TIMEOUT, DISK_LOW_BYTES, DISK_OK_BYTES, MAX_CALL_TIMEOUT, PROPOSAL_QUEUE,
-    READ_QUEUE, SNAPSHOT_LOG_BYTES,
+    READ_QUEUE, SNAPSHOT_LOG_BYTES, TEXT_BYTES,
 };
 use crate::proto::v1::Consistency;
 use crate::raft::codec;
@@ -1090,6 +1090,12 @@ impl Node {
             tracing::warn!(%error, "consensus did not stop cleanly");
         }
     }
+}
+
+/// What is kept of what somebody said.
+fn shortened(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(TEXT_BYTES));
+    text
 }
 
 impl PeerHandler for Node {

@@ -2,7 +2,7 @@
 //! client balances by it, the API refuses what no client would understand. The policies themselves are in
 //! [`crate::client::balance`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
@@ -201,12 +201,12 @@ impl Policy {
 
     /// The policy that the record of a service holds; None = clients choose. Errors name the fields of the
     /// record.
-    pub fn of_service<'a>(
+    pub fn of_service(
         name: &str,
-        parameters: impl IntoIterator<Item = (&'a str, &'a str)>,
+        parameters: &BTreeMap<String, String>,
     ) -> Result<Option<Policy>, Error> {
         const PARAMETERS: &str = "service.policy_parameters";
-        let mut parameters = parameters.into_iter();
+        let mut parameters = parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         if name.is_empty() {
             return match parameters.next() {
                 None => Ok(None),

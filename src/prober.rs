@@ -25,6 +25,7 @@ use tonic_health::pb::health_client::HealthClient;
 use crate::allow::AllowList;
 use crate::limits::{HEALTH_ANSWER_BYTES, HEALTH_LOOKUPS};
 use crate::node::{Prober, Saw, Target};
+use crate::proto::host_port;
 use crate::runtime::{self, Instant};
 use crate::state::Probe;
 
@@ -157,14 +158,6 @@ fn io_text(error: &io::Error) -> String {
     }
 }
 
-/// `host:port`, IPv6 in brackets.
-fn authority(target: &Target) -> String {
-    match target.host.contains(':') {
-        true => format!("[{}]:{}", target.host, target.port),
-        false => format!("{}:{}", target.host, target.port),
-    }
-}
-
 /// One GET. The body is not read: the connection goes once the head is there.
 async fn http(
     stream: TcpStream,
@@ -173,7 +166,7 @@ async fn http(
     host: &str,
     (first, last): (u16, u16),
 ) -> Result<(), String> {
-    let host = if host.is_empty() { authority(target) } else { host.to_owned() };
+    let host = if host.is_empty() { host_port(&target.host, target.port) } else { host.to_owned() };
     let request = http::Request::get(path)
         .header(http::header::HOST, host)
         .header(http::header::USER_AGENT, concat!("quorate/", env!("CARGO_PKG_VERSION")))
@@ -205,7 +198,7 @@ async fn grpc(stream: TcpStream, target: &Target, service: &str) -> Result<(), S
     // A host that is no part of a URI, a link-local address with its zone for instance, is called by the
     // address that it has.
     let called = |authority: String| Endpoint::from_shared(format!("http://{authority}"));
-    let endpoint = match called(authority(target)) {
+    let endpoint = match called(host_port(&target.host, target.port)) {
         Ok(endpoint) => endpoint,
         Err(_) => {
             let address = stream.peer_addr().map_err(|error| io_text(&error))?;

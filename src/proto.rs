@@ -19,6 +19,12 @@ impl v1::TxnRequest {
     }
 }
 
+/// Host and port of an endpoint as text: an IPv6 address, which a record holds without brackets, gets them.
+pub(crate) fn host_port(host: &str, port: impl Into<u32>) -> String {
+    let port = port.into();
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
 /// What peers say to each other, on a port of their own.
 #[cfg(feature = "server")]
 #[allow(missing_docs, clippy::all, clippy::pedantic)]

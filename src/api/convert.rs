@@ -200,8 +200,7 @@ pub fn settings(
         unchecked_reason: _,
     } = service.ok_or_else(|| Error::invalid("service", "", "a service"))?;
     // Here and not in the state: a release that knows more policies, or fewer, must apply the same log.
-    let parameters = policy_parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    Policy::of_service(&policy, parameters)?;
+    Policy::of_service(&policy, &policy_parameters)?;
     Ok(ServiceSettings {
         namespace: self::namespace(namespace),
         name,

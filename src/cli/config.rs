@@ -16,9 +16,9 @@ use serde_json::json;
 
 use super::output::{self, Table};
 use super::view as answers;
-use super::{Context, Error, pair};
+use super::{Context, Error, milliseconds, pair};
+use crate::limits;
 use crate::proto::v1;
-use crate::{limits, options};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -306,7 +306,7 @@ mod tests {
         assert_eq!(name("g/a/b", None).unwrap(), "g a/b");
         assert_eq!(name("a/b", Some("g/h")).unwrap(), "g/h a/b");
         for (key, group) in [("", None), ("g/", None), ("/a", None), ("a", Some(""))] {
-            assert_eq!(name(key, group).unwrap_err().code(), options::exit::USAGE);
+            assert_eq!(name(key, group).unwrap_err().code(), crate::options::exit::USAGE);
         }
         for (group, key) in [("default", "a"), ("default", "a/b"), ("g", "a"), ("g", "a/b")] {
             let typed = Name { key: shown(group, key), group: None };

@@ -10,7 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 
 use super::output::{self, Table};
-use super::{Context, Error, view};
+use super::{Context, Error, milliseconds, view};
 use crate::client::{LockGuard, Lost, Session, SessionOptions};
 use crate::options::exit;
 use crate::proto::v1;
@@ -74,9 +74,7 @@ enum Look {
 }
 
 pub(super) fn ttl(given: &str) -> Result<Duration, String> {
-    let allowed = limits::SESSION_TTL_MS;
-    let allowed = Duration::from_millis(*allowed.start())..=Duration::from_millis(*allowed.end());
-    options::duration("ttl", given, allowed).map_err(|error| error.to_string())
+    milliseconds("ttl", given, &limits::SESSION_TTL_MS)
 }
 
 pub(super) fn wait(given: &str) -> Result<Duration, String> {

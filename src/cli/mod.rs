@@ -21,7 +21,9 @@ mod view;
 
 use std::fmt::Display;
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::client::{self, Client};
 use crate::error;
@@ -237,6 +239,16 @@ fn pair(given: &str) -> Result<(String, String), String> {
         return Err("the key is empty".to_owned());
     }
     Ok((key.to_owned(), value.to_owned()))
+}
+
+/// Parses a duration of which the limits are in milliseconds, for clap.
+fn milliseconds(
+    option: &str,
+    given: &str,
+    allowed: &RangeInclusive<u64>,
+) -> Result<Duration, String> {
+    let allowed = Duration::from_millis(*allowed.start())..=Duration::from_millis(*allowed.end());
+    options::duration(option, given, allowed).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

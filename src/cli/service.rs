@@ -6,6 +6,7 @@ mod consul;
 mod import;
 mod policy;
 mod register;
+mod settings;
 mod show;
 mod watch;
 
@@ -15,9 +16,9 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::output::{self, Table};
-use super::{Context, Error, pair, view};
+use super::{Context, Error, milliseconds, pair, view};
+use crate::limits;
 use crate::proto::v1;
-use crate::{limits, options};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -149,9 +150,7 @@ pub struct Import {
 }
 
 fn deregister_after(given: &str) -> Result<Duration, String> {
-    let allowed = limits::DEREGISTER_AFTER_MS;
-    let allowed = Duration::from_millis(*allowed.start())..=Duration::from_millis(*allowed.end());
-    options::duration("deregister-after", given, allowed).map_err(|error| error.to_string())
+    milliseconds("deregister-after", given, &limits::DEREGISTER_AFTER_MS)
 }
 
 impl Command {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::proto::v1;
+use crate::proto::{host_port, v1};
 
 mod check;
 
@@ -216,10 +216,7 @@ impl std::fmt::Display for Endpoint {
         if !self.name.is_empty() {
             write!(f, "{}=", self.name)?;
         }
-        match self.host.contains(':') {
-            true => write!(f, "[{}]:{}", self.host, self.port),
-            false => write!(f, "{}:{}", self.host, self.port),
-        }
+        f.write_str(&host_port(&self.host, self.port))
     }
 }
 

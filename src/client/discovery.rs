@@ -90,7 +90,7 @@ fn is_enabled(instance: &v1::Instance) -> bool {
     enabled && instance.weight != Some(0)
 }
 
-fn is_well(instance: &v1::Instance) -> bool {
+pub(super) fn is_well(instance: &v1::Instance) -> bool {
     instance.health() != v1::Health::Critical
 }
 

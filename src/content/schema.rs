@@ -156,8 +156,7 @@ fn refused(error: &ValidationError<'_>) -> Malformed {
 
 fn shortened(mut why: String) -> String {
     if why.len() > SCHEMA_MESSAGE_BYTES {
-        let cut = (0..=SCHEMA_MESSAGE_BYTES).rev().find(|at| why.is_char_boundary(*at));
-        why.truncate(cut.unwrap_or(0));
+        why.truncate(why.floor_char_boundary(SCHEMA_MESSAGE_BYTES));
         why.push('…');
     }
     why

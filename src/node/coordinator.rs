@@ -24,9 +24,9 @@ use futures::stream::FuturesUnordered;
 
 pub use self::call::Call;
 use self::lines::Lines;
-use super::{Answer, Leadership, Node, is_below};
+use super::{Answer, Leadership, Node, is_below, shortened};
 use crate::error::Error;
-use crate::limits::{COMMAND_BYTES, SAGA_STEPS, TEXT_BYTES};
+use crate::limits::{COMMAND_BYTES, SAGA_STEPS};
 use crate::proto::v1::Consistency;
 use crate::runtime::{self, Instant};
 use crate::state::{
@@ -324,7 +324,7 @@ impl<'a> Leading<'a> {
 
     fn call(&self, call: Call) -> BoxFuture<'static, CallAnswer> {
         let unknown = |error: String| -> BoxFuture<'static, CallAnswer> {
-            Box::pin(std::future::ready(CallAnswer::Unknown { error: cut(error) }))
+            Box::pin(std::future::ready(CallAnswer::Unknown { error: shortened(error) }))
         };
         match Target::parse(call.target()) {
             Ok(Target::Counter(addition)) => {
@@ -457,12 +457,6 @@ fn bytes_of(answer: &CallAnswer) -> usize {
         CallAnswer::Failed { error } | CallAnswer::Unknown { error } => error.len(),
         CallAnswer::Ongoing { pause_ms: _ } => 0,
     }
-}
-
-/// What is kept of what somebody said.
-fn cut(mut text: String) -> String {
-    text.truncate(text.floor_char_boundary(TEXT_BYTES));
-    text
 }
 
 fn name_of(saga: &Saga) -> SagaName {

@@ -14,11 +14,10 @@ use futures::future::BoxFuture;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
-use super::{Leadership, Node, is_below};
+use super::{Leadership, Node, is_below, shortened};
 use crate::error::Error;
 use crate::limits::{
-    TEXT_BYTES, WEBHOOK_AGAIN, WEBHOOK_AGAIN_MAX, WEBHOOK_ATTEMPTS, WEBHOOK_TIMEOUT,
-    WEBHOOKS_UNDER_WAY,
+    WEBHOOK_AGAIN, WEBHOOK_AGAIN_MAX, WEBHOOK_ATTEMPTS, WEBHOOK_TIMEOUT, WEBHOOKS_UNDER_WAY,
 };
 use crate::runtime;
 use crate::state::{Alarm, AlarmName, AlarmSide, AlarmStatus, Command, Op};
@@ -146,14 +145,6 @@ fn body(alarm: &Alarm) -> serde_json::Value {
         "transition": alarm.transitions,
         "description": rule.description,
     })
-}
-
-fn shortened(mut error: String) -> String {
-    if let Some(cut) = (0..=TEXT_BYTES.min(error.len())).rev().find(|i| error.is_char_boundary(*i))
-    {
-        error.truncate(cut);
-    }
-    error
 }
 
 impl Node {

@@ -757,8 +757,7 @@ pub(super) fn invalid(
 ) -> Refusal {
     let mut value = value.into();
     if value.len() > SHOWN_BYTES {
-        let cut = (0..=SHOWN_BYTES).rev().find(|i| value.is_char_boundary(*i)).unwrap_or(0);
-        value.truncate(cut);
+        value.truncate(value.floor_char_boundary(SHOWN_BYTES));
         value.push('…');
     }
     Refusal::Invalid { field: field.into(), value, allowed: allowed.into() }

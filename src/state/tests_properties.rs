@@ -166,6 +166,8 @@ enum OpSketch {
 
 const NAMESPACES: [&str; 3] = ["default", "n", "o"];
 const SERVICES: [&str; 3] = ["a", "ab", "b"];
+const CLASSES: [Class; 6] =
+    [Class::Service, Class::Config, Class::Counter, Class::Lock, Class::Alarm, Class::Saga];
 
 fn namespace() -> impl Strategy<Value = String> {
     prop_oneof![12 => Just("default"), 4 => Just("n"), 1 => Just("o")].prop_map(String::from)

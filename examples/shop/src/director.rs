@@ -127,11 +127,10 @@ impl Shop {
         Ok(())
     }
 
-    /// An instance as a process of its own: "cart-1" is one of the carts.
+    /// An instance as a process of its own.
     fn start(&mut self, id: &'static str) -> Result<(), Failed> {
-        let service = id.split('-').next().unwrap_or(id);
         let child = Command::new(std::env::current_exe()?)
-            .args([service, "--id", id, "--endpoints", &self.endpoints])
+            .args([service_of(id), "--id", id, "--endpoints", &self.endpoints])
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .spawn()?;
@@ -141,7 +140,7 @@ impl Shop {
 
     /// Waits until an instance is registered.
     async fn appears(&self, id: &str) -> Result<(), Failed> {
-        let service = format!("shop-{}", id.split('-').next().unwrap_or(id));
+        let service = format!("shop-{}", service_of(id));
         let discovery = self.client.discovery(DiscoveryOptions::new(service)).await?;
         let mut states = discovery.subscribe();
         let registered = async {
@@ -212,6 +211,11 @@ impl Shop {
         let label = |it: &v1::Counter| it.labels.get("instance").cloned().unwrap_or_default();
         Ok(counters.iter().map(|counter| (label(counter), counter.value)).collect())
     }
+}
+
+/// "cart-1" is one of the carts.
+fn service_of(id: &str) -> &str {
+    id.split('-').next().unwrap_or(id)
 }
 
 /// Waits until the channel balances over so many instances.

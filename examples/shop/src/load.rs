@@ -47,7 +47,6 @@ pub struct Load {
 
 impl Load {
     pub async fn start(client: &Client, users: u64) -> Result<Load, Failed> {
-        // To put something into a cart twice changes nothing: such calls may be repeated.
         let carts = client.channel("quorate:///shop-cart").await?;
         let orders = client.channel("quorate:///shop-order").await?;
         let (seen, stopping) = (Arc::<Seen>::default(), Arc::<AtomicBool>::default());
@@ -90,6 +89,7 @@ impl User {
         let put = PutRequest { user: user.clone(), item: item.to_owned(), quantity: 1 };
         let mut request = Request::new(put);
         request.extensions_mut().insert(HashKey::of(&user));
+        // To put something into a cart twice changes nothing: such calls may be repeated.
         request.extensions_mut().insert(Retry::Lost);
         let put = self.carts.put(request).await;
         if self.seen.is_well("shop-cart", &put) {

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::publish::{self, Content};
 use super::{
-    Context, Error, Name, Note, Table, answers, limits, options, output, pair, shown, view,
+    Context, Error, Name, Note, Table, answers, limits, milliseconds, output, pair, shown, view,
 };
 use crate::proto::v1;
 
@@ -128,9 +128,7 @@ fn counter(given: &str) -> Result<(String, Vec<(String, String)>), String> {
 }
 
 fn gate_for(given: &str) -> Result<Duration, String> {
-    let allowed = limits::CONFIG_GATE_MS;
-    let allowed = Duration::from_millis(*allowed.start())..=Duration::from_millis(*allowed.end());
-    options::duration("gate-for", given, allowed).map_err(|error| error.to_string())
+    milliseconds("gate-for", given, &limits::CONFIG_GATE_MS)
 }
 
 impl Picks {

@@ -8,10 +8,10 @@ use serde_json::json;
 
 use super::super::follow::follow;
 use super::super::output::{self, Table};
-use super::super::{Context, Error, pair, view};
+use super::super::{Context, Error, milliseconds, pair, view};
 use crate::client::{WatchRange, WatchUpdate};
+use crate::limits;
 use crate::proto::v1::{self, watch_event};
-use crate::{limits, options};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -73,9 +73,7 @@ struct Bound {
 }
 
 fn for_duration(given: &str) -> Result<Duration, String> {
-    let allowed = limits::ALARM_FOR_MS;
-    let allowed = Duration::from_millis(*allowed.start())..=Duration::from_millis(*allowed.end());
-    options::duration("for", given, allowed).map_err(|error| error.to_string())
+    milliseconds("for", given, &limits::ALARM_FOR_MS)
 }
 
 /// An alarm as JSON shows it.

@@ -1,18 +1,14 @@
 //! `quorate service check`: how the cluster checks the persistent instances of a service. What is not given
-//! stays as it is, and so do the other settings of the service: they are read, changed and written on the
-//! condition that nobody has written them meanwhile.
+//! stays as it is, and so do the other settings of the service.
 
-use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde_json::json;
 
-use super::{Context, Error, Table, show, view};
-use crate::client::Client;
-use crate::client::txn::{self, Txn};
+use super::{Context, Error, Table, milliseconds, settings, show, view};
+use crate::limits;
 use crate::proto::v1;
 use crate::proto::v1::health_check::Probe;
-use crate::{error, limits, options};
 
 #[derive(Debug, Default, Clone, PartialEq, clap::Args)]
 #[command(group(clap::ArgGroup::new("rest").multiple(true)))]
@@ -53,15 +49,6 @@ pub struct Args {
     successes: Option<u32>,
 }
 
-fn milliseconds(
-    option: &str,
-    given: &str,
-    allowed: &RangeInclusive<u64>,
-) -> Result<Duration, String> {
-    let allowed = Duration::from_millis(*allowed.start())..=Duration::from_millis(*allowed.end());
-    options::duration(option, given, allowed).map_err(|error| error.to_string())
-}
-
 fn interval(given: &str) -> Result<Duration, String> {
     milliseconds("interval", given, &limits::HEALTH_INTERVAL_MS)
 }
@@ -86,23 +73,18 @@ fn statuses(given: &str) -> Result<(u32, u32), String> {
     }
 }
 
-/// What the flags ask for.
-#[derive(Debug, PartialEq)]
-enum Change {
-    /// Nothing: show what there is.
-    Show,
-    Off,
-    To(v1::HealthCheck),
-}
-
 impl Args {
-    /// A new check begins with what is given and defaults; without a probe what is given changes the present
-    /// one.
-    fn change(self, present: Option<v1::HealthCheck>) -> Result<Change, Error> {
+    fn changes(&self) -> bool {
+        *self != Args { service: self.service.clone(), ..Args::default() }
+    }
+
+    /// What the check becomes. A new one begins with what is given and defaults; without a probe what is given
+    /// changes the present one.
+    fn wanted(self, present: Option<v1::HealthCheck>) -> Result<Option<v1::HealthCheck>, Error> {
         let Args { service, tcp, http, grpc, off, endpoint, host, status, .. } = self;
         let Args { interval, timeout, failures, successes, .. } = self;
         if off {
-            return Ok(Change::Off);
+            return Ok(None);
         }
         let probe = match (tcp, http, grpc) {
             (true, _, _) => Some(Probe::Tcp(v1::TcpProbe {})),
@@ -110,12 +92,8 @@ impl Args {
             (_, _, Some(service)) => Some(Probe::Grpc(v1::GrpcProbe { service })),
             (false, None, None) => None,
         };
-        let numbers = interval.is_some() || timeout.is_some();
-        let streaks = failures.is_some() || successes.is_some();
-        let texts = endpoint.is_some() || host.is_some() || status.is_some();
         let mut check = match (probe, present) {
             (Some(probe), _) => v1::HealthCheck { probe: Some(probe), ..Default::default() },
-            (None, _) if !numbers && !streaks && !texts => return Ok(Change::Show),
             (None, Some(present)) => present,
             (None, None) => {
                 let why = format!("{service} has no health check: say --tcp, --http or --grpc");
@@ -141,97 +119,34 @@ impl Args {
         check.timeout_ms = ms(timeout, check.timeout_ms);
         check.failures = failures.unwrap_or(check.failures);
         check.successes = successes.unwrap_or(check.successes);
-        Ok(Change::To(check))
+        Ok(Some(check))
     }
 }
 
 pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
     let (client, namespace) = (context.client()?, context.namespace());
-    let name = args.service.clone();
-    let mut attempt = 0;
-    loop {
-        let found = read(&client, &namespace, &name).await?;
-        let (header, service) = match found {
-            Some((header, service)) => (Some(header), service),
-            None => (
-                None,
-                v1::Service {
-                    namespace: namespace.clone(),
-                    name: name.clone(),
-                    ..Default::default()
-                },
-            ),
+    let name = &args.service;
+    if args.changes() {
+        let change = |service: &v1::Service| {
+            let present = service.health_check.as_deref();
+            let wanted = args.clone().wanted(present.cloned())?;
+            let stays = wanted.as_ref() == present;
+            let health_check = wanted.map(Box::new);
+            Ok((!stays).then(|| v1::Service { health_check, ..service.clone() }))
         };
-        let to = match args.clone().change(service.health_check.as_deref().cloned())? {
-            Change::Show if header.is_none() => {
-                return Err(error::Error::NotFound { kind: "service".to_owned(), name }.into());
-            }
-            Change::Show => return shown(context, &header, service.into()),
-            Change::Off if service.health_check.is_none() => None,
-            Change::Off => Some(None),
-            Change::To(check) => Some(Some(Box::new(check))),
-        };
-        let Some(health_check) = to else {
-            return shown(context, &header, service.into());
-        };
-        attempt += 1;
-        let seen = service.mod_revision;
-        // A settings record that does not exist is at 0, which a request alone cannot ask for.
-        let put = v1::PutServiceRequest {
-            service: Some(v1::Service { health_check, ..service }),
-            expected_mod_revision: 0,
-            request_id: None,
-        };
-        let record = txn::service(namespace.clone(), name.clone());
-        let commit = Txn::new().when(record.mod_revision().is(seen)).then(put);
-        let answer = commit.commit(&client, None).await.map_err(of_the_step)?;
-        if answer.succeeded {
-            let found = read(&client, &namespace, &name).await?;
-            let (header, service) = found.unwrap_or_default();
-            return shown(context, &Some(header), service.into());
-        }
-        if attempt == limits::SERVICE_ATTEMPTS {
-            let current = read(&client, &namespace, &name).await?;
-            let current = current.map_or(0, |(_, service)| service.mod_revision);
-            return Err(error::Error::CompareFailed { expected: seen, current }.into());
+        let (service, revision) = settings::change(&client, &namespace, name, change).await?;
+        if revision == 0 {
+            return shown(context, revision, service.into());
         }
     }
+    // What was written lacks the defaults, and does not say what is not checked.
+    let (service, revision) = settings::read(&client, &namespace, name).await?;
+    shown(context, revision, service.into())
 }
 
-/// There is only one step: what was refused is it.
-fn of_the_step(error: error::Error) -> error::Error {
-    match error {
-        error::Error::InStep { step: _, error } => *error,
-        error => error,
-    }
-}
-
-async fn read(
-    client: &Client,
-    namespace: &str,
-    name: &str,
-) -> Result<Option<(v1::Header, v1::Service)>, Error> {
-    let request = v1::GetServiceRequest {
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-        consistency: v1::Consistency::Linearizable.into(),
-    };
-    match client.get_service(request).await {
-        Ok(answer) => {
-            Ok(Some((answer.header.unwrap_or_default(), answer.service.unwrap_or_default())))
-        }
-        Err(error::Error::NotFound { .. }) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn shown(
-    context: &Context,
-    header: &Option<v1::Header>,
-    service: view::Service,
-) -> Result<(), Error> {
+fn shown(context: &Context, revision: u64, service: view::Service) -> Result<(), Error> {
     let value = json!({
-        "revision": view::revision(header),
+        "revision": revision,
         "service": service.name,
         "health_check": service.health_check,
         "unchecked_instances": service.unchecked_instances,
@@ -266,15 +181,20 @@ mod tests {
         Line::try_parse_from(line).map(|line| line.args).map_err(|error| error.to_string())
     }
 
-    fn change(line: &str, present: Option<v1::HealthCheck>) -> Result<Change, Error> {
-        parse(line).unwrap().change(present)
+    fn wanted(
+        line: &str,
+        present: Option<v1::HealthCheck>,
+    ) -> Result<Option<v1::HealthCheck>, Error> {
+        let args = parse(line).unwrap();
+        assert!(args.changes(), "{line}");
+        args.wanted(present)
     }
 
     #[test]
     fn flags_describe_a_check() {
         let check = |probe| v1::HealthCheck { probe: Some(probe), ..Default::default() };
         let tcp = check(Probe::Tcp(v1::TcpProbe {}));
-        assert_eq!(change("web --tcp", None).unwrap(), Change::To(tcp.clone()));
+        assert_eq!(wanted("web --tcp", None).unwrap(), Some(tcp.clone()));
         let line = "web --http /ready --host a.example --status 200-204 --endpoint http \
                     --interval 5s --timeout 500ms --failures 1 --successes 4";
         let http = v1::HttpProbe {
@@ -291,14 +211,14 @@ mod tests {
             failures: 1,
             successes: 4,
         };
-        assert_eq!(change(line, Some(tcp)).unwrap(), Change::To(http.clone()));
+        assert_eq!(wanted(line, Some(tcp)).unwrap(), Some(http.clone()));
         for (line, service) in [("web --grpc", ""), ("web --grpc shop.Cart", "shop.Cart")] {
             let grpc = check(Probe::Grpc(v1::GrpcProbe { service: service.into() }));
             // A new probe begins with defaults.
-            assert_eq!(change(line, Some(http.clone())).unwrap(), Change::To(grpc));
+            assert_eq!(wanted(line, Some(http.clone())).unwrap(), Some(grpc));
         }
-        assert_eq!(change("web", None).unwrap(), Change::Show);
-        assert_eq!(change("web --off", None).unwrap(), Change::Off);
+        assert_eq!(wanted("web --off", Some(http)).unwrap(), None);
+        assert!(!parse("web").unwrap().changes());
     }
 
     #[test]
@@ -311,14 +231,14 @@ mod tests {
             failures: 9,
             ..Default::default()
         };
-        let to = change("web --interval 1m --status 204", Some(present.clone())).unwrap();
+        let to = wanted("web --interval 1m --status 204", Some(present.clone())).unwrap();
         let probe = v1::HttpProbe { status_min: 204, status_max: 204, ..http };
         let expected =
             v1::HealthCheck { probe: Some(Probe::Http(probe)), interval_ms: 60_000, ..present };
-        assert_eq!(to, Change::To(expected));
-        let error = change("web --interval 1m", None).unwrap_err().to_string();
+        assert_eq!(to, Some(expected));
+        let error = wanted("web --interval 1m", None).unwrap_err().to_string();
         assert_eq!(error, "web has no health check: say --tcp, --http or --grpc");
-        let error = change("web --tcp --host a", None).unwrap_err().to_string();
+        let error = wanted("web --tcp --host a", None).unwrap_err().to_string();
         assert_eq!(error, "--host and --status go with --http");
     }
 

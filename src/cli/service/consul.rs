@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::limits;
 use crate::options;
-use crate::proto::v1;
+use crate::proto::{host_port, v1};
 
 /// `reason` of every imported instance.
 const REASON: &str = "imported from a Consul service definition";
@@ -264,10 +264,7 @@ fn check(instance: &v1::Instance) -> Result<(), String> {
         options::name(field, name).map_err(|error| error.to_string().replacen("--", "", 1))?;
     }
     for endpoint in &instance.endpoints {
-        let address = match endpoint.host.contains(':') {
-            true => format!("[{}]:{}", endpoint.host, endpoint.port),
-            false => format!("{}:{}", endpoint.host, endpoint.port),
-        };
+        let address = host_port(&endpoint.host, endpoint.port);
         if options::split_host_port(&address).is_none() {
             return Err(format!("`address` and `port`: {address:?} is not host:port"));
         }

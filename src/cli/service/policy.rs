@@ -3,13 +3,10 @@
 use serde_json::json;
 
 use super::output::Table;
-use super::{Context, Error, pair, view};
+use super::{Context, Error, pair, settings};
 use crate::client::balance::Policy;
-use crate::client::txn::{self, Txn};
-use crate::proto::v1::found_record::Record;
-use crate::proto::v1::txn_result::Result as Step;
-use crate::proto::v1::{self, Consistency};
-use crate::{error, limits};
+use crate::error;
+use crate::proto::v1;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -59,74 +56,26 @@ fn usage(error: error::Error) -> Error {
 }
 
 pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
-    let client = context.client()?;
-    let namespace = context.namespace();
-    let request = v1::GetServiceRequest {
-        namespace: namespace.clone(),
-        name: args.service.clone(),
-        consistency: Consistency::Linearizable.into(),
-    };
-    let (mut service, revision) = match client.get_service(request).await {
-        Ok(answer) => (answer.service.unwrap_or_default(), view::revision(&answer.header)),
-        // Its settings are made, as by `service put`.
-        Err(error::Error::NotFound { kind, .. }) if kind == "service" && args.changes() => {
-            (named(&namespace, &args.service), 0)
-        }
-        Err(error) => return Err(error.into()),
-    };
-    if !args.changes() {
-        return tell(&service, revision, context);
-    }
-    // Somebody else's change of another setting must not be lost.
-    let name = txn::service(&namespace, &args.service);
-    for _ in 0..limits::TRANSACTION_ATTEMPTS {
-        let policy = args.wanted(&service)?;
-        let parameters = policy.as_ref().map(Policy::parameters).unwrap_or_default();
-        let changed = v1::Service {
-            policy: policy.map_or("", |policy| policy.name()).to_owned(),
-            policy_parameters: parameters.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
-            ..service.clone()
+    let (client, namespace) = (context.client()?, context.namespace());
+    let (service, revision) = if args.changes() {
+        let change = |service: &v1::Service| {
+            let policy = args.wanted(service)?;
+            let parameters = policy.as_ref().map(Policy::parameters).unwrap_or_default();
+            Ok(Some(v1::Service {
+                policy: policy.map_or("", |policy| policy.name()).to_owned(),
+                policy_parameters: parameters.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
+                ..service.clone()
+            }))
         };
-        let request = Txn::new()
-            .when(name.mod_revision().is(service.mod_revision))
-            .then(changed.clone())
-            .or_else(name.get());
-        let answer = request.commit(&client, None).await.map_err(without_step)?;
-        if answer.succeeded {
-            return tell(&changed, view::revision(&answer.header), context);
-        }
-        service = found(answer).unwrap_or_else(|| named(&namespace, &args.service));
-    }
-    let what = format!("service {}", args.service);
-    Err(error::Error::Conflict { attempts: limits::TRANSACTION_ATTEMPTS, what }.into())
-}
-
-fn named(namespace: &str, name: &str) -> v1::Service {
-    let (namespace, name) = (namespace.to_owned(), name.to_owned());
-    v1::Service { namespace, name, ..v1::Service::default() }
+        settings::change(&client, &namespace, &args.service, change).await?
+    } else {
+        settings::read(&client, &namespace, &args.service).await?
+    };
+    tell(&service, revision, context)
 }
 
 fn of(service: &v1::Service) -> Result<Option<Policy>, error::Error> {
-    let parameters = &service.policy_parameters;
-    let parameters = parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    Policy::of_service(&service.policy, parameters)
-}
-
-fn found(answer: v1::TxnResponse) -> Option<v1::Service> {
-    match answer.results.into_iter().next()?.result {
-        Some(Step::Get(v1::FoundRecord { record: Some(Record::Service(service)) })) => {
-            Some(service)
-        }
-        _ => None,
-    }
-}
-
-/// The transaction has one step.
-fn without_step(error: error::Error) -> Error {
-    match error {
-        error::Error::InStep { error, .. } => (*error).into(),
-        error => error.into(),
-    }
+    Policy::of_service(&service.policy, &service.policy_parameters)
 }
 
 fn tell(service: &v1::Service, revision: u64, context: &Context) -> Result<(), Error> {

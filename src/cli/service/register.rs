@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::{Context, Error, output, pair, view};
+use super::{Context, Error, milliseconds, output, pair, view};
 use crate::cli::lock::Stop;
 use crate::client::{
     Client, Registration, RegistrationOptions, RegistrationState, RegistrationStatus,
@@ -59,9 +59,7 @@ fn weight(given: &str) -> Result<u32, String> {
 }
 
 fn session_ttl(given: &str) -> Result<Duration, String> {
-    let allowed = limits::SESSION_TTL_MS;
-    let allowed = Duration::from_millis(*allowed.start())..=Duration::from_millis(*allowed.end());
-    options::duration("session-ttl", given, allowed).map_err(|error| error.to_string())
+    milliseconds("session-ttl", given, &limits::SESSION_TTL_MS)
 }
 
 pub async fn run(args: Args, context: &Context) -> Result<(), Error> {

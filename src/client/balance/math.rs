@@ -34,7 +34,8 @@ pub(super) fn crc32_of(crc: u32, bytes: &[u8]) -> u32 {
     bytes.iter().fold(crc, |crc, byte| (crc >> 8) ^ CRC32[usize::from(crc as u8 ^ byte)])
 }
 
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+/// 2^64 divided by the golden ratio: its multiples are spread evenly.
+pub const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The finalizer of SplitMix64 (Stafford's variant 13): a permutation in which each bit of the input
 /// changes half of the output.

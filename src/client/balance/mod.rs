@@ -59,7 +59,7 @@ mod tests;
 pub use crate::policy::{Algorithm, Ejection, Policy};
 pub use ejection::Sweep;
 pub use load::{Flight, Outcome};
-pub(super) use math::mix;
+pub(super) use math::{GOLDEN, mix};
 pub use math::{crc32, hash};
 pub use pick::{Call, Pick, Unavailable};
 pub use snapshot::{Member, Snapshot};

@@ -163,12 +163,12 @@ impl<'a, T> Call<'a, T> {
         let tried = &self.places[..self.tried as usize];
         let first = below(self.random.next(), n);
         let mut places = (first..n).chain(0..first).filter(|place| !tried.contains(place));
-        let member = places.find_map(|place| {
-            let member = &chosen[place as usize];
-            (member.endpoint.healthy && is(&member.endpoint.target)).then_some(member)
+        let place = places.find(|place| {
+            let endpoint = &chosen[*place as usize].endpoint;
+            endpoint.healthy && is(&endpoint.target)
         })?;
-        let side = usize::from(!self.snapshot.group(0).iter().any(|it| std::ptr::eq(it, member)));
-        Some(Pick { member, side, counts: false })
+        let side = usize::from(place >= self.snapshot.groups[0].len);
+        Some(Pick { member: &chosen[place as usize], side, counts: false })
     }
 
     #[cold]

@@ -39,8 +39,17 @@ impl Core {
         let mut call = snapshot.call(self.hash(&parts), self.now(), self.random());
         let retry = parts.extensions.get::<Retry>().copied().unwrap_or(self.options.retry);
         let body = Kept::new(body);
-        let mut attempts =
-            Attempts { core: &self, parts, body, deadline, retry, made: 0, lost: 0, last: None };
+        let mut attempts = Attempts {
+            core: &self,
+            parts,
+            body,
+            deadline,
+            retry,
+            place,
+            made: 0,
+            lost: 0,
+            last: None,
+        };
         // Those that could not be reached lately.
         let mut away: Vec<Pick<'_, Arc<Link>>> = Vec::new();
         let unavailable = loop {
@@ -48,40 +57,35 @@ impl Core {
                 Ok(pick) => pick,
                 Err(unavailable) => break unavailable,
             };
-            let link = pick.endpoint().target.clone();
-            let start = link.start();
+            let start = pick.endpoint().target.start();
             if let Start::Down(failure) = start {
                 attempts.last.get_or_insert(failure);
                 away.push(pick);
                 continue;
             }
-            if let Some(taken) = attempts.make(&link, pick.start(self.now()), start).await? {
-                return Ok(taken.answer(&link, &attempts, place));
+            if let Some(taken) = attempts.make(pick, start).await? {
+                return Ok(attempts.answer(taken));
             }
         };
         // Many are away; there may be others that the policy had no turn for.
-        for _ in 0..limits::BALANCE_ATTEMPTS {
-            if !matches!(unavailable, Unavailable::Exhausted { tried: limits::BALANCE_ATTEMPTS }) {
-                break;
-            }
+        let exhausted = Unavailable::Exhausted { tried: limits::BALANCE_ATTEMPTS };
+        let more = if unavailable == exhausted { limits::BALANCE_ATTEMPTS } else { 0 };
+        for _ in 0..more {
             let connected = call.reachable(|link| link.is_connected());
             let Some(pick) = connected.or_else(|| call.reachable(|link| link.is_unknown())) else {
                 break;
             };
-            let link = pick.endpoint().target.clone();
-            let start = link.start();
-            if let Some(taken) = attempts.make(&link, pick.start(self.now()), start).await? {
-                return Ok(taken.answer(&link, &attempts, place));
+            let start = pick.endpoint().target.start();
+            if let Some(taken) = attempts.make(pick, start).await? {
+                return Ok(attempts.answer(taken));
             }
         }
         // Nobody else took it, and one of them may be back. All are tried at once: those that answer
         // nothing hold it up for the time of one.
         let starts: Vec<Start> = away.iter().map(|pick| pick.endpoint().target.insist()).collect();
         for (pick, start) in away.into_iter().zip(starts) {
-            let link = pick.endpoint().target.clone();
-            let flight = pick.start(self.now());
-            if let Some(taken) = attempts.make(&link, flight, start).await? {
-                return Ok(taken.answer(&link, &attempts, place));
+            if let Some(taken) = attempts.make(pick, start).await? {
+                return Ok(attempts.answer(taken));
             }
         }
         let service = &self.options.service;
@@ -115,14 +119,17 @@ struct Attempts<'a> {
     body: Kept,
     deadline: Deadline,
     retry: Retry,
+    /// Its place among the calls of the channel.
+    place: OwnedSemaphorePermit,
     made: u32,
     /// Attempts that may have taken place.
     lost: u32,
     last: Option<Failure>,
 }
 
-/// A call that was taken, and when the head of its answer came.
-struct Taken {
+/// A call that was taken, by whom, and when the head of its answer came.
+struct Taken<'a> {
+    link: &'a Link,
     response: Response<Incoming>,
     flight: Flight,
     head: Duration,
@@ -130,12 +137,13 @@ struct Taken {
 
 impl Attempts<'_> {
     /// One attempt. None: it is for the next candidate.
-    async fn make(
+    async fn make<'a>(
         &mut self,
-        link: &Arc<Link>,
-        flight: Flight,
+        pick: Pick<'a, Arc<Link>>,
         start: Start,
-    ) -> Result<Option<Taken>, Status> {
+    ) -> Result<Option<Taken<'a>>, Status> {
+        let link = &pick.endpoint().target;
+        let flight = pick.start(self.core.now());
         if self.deadline.has_passed() {
             // The flight says nothing of an instance that was not asked.
             return Err(self.judged(expired()));
@@ -151,7 +159,7 @@ impl Attempts<'_> {
         let now = self.core.now();
         let failure = match outcome {
             Some(Ok(response)) if !self.may_repeat(&response) => {
-                return Ok(Some(Taken { response, flight, head: now }));
+                return Ok(Some(Taken { link, response, flight, head: now }));
             }
             Some(Ok(response)) => link.failure(&told(&response)),
             Some(Err(failure)) => match self.body.failure() {
@@ -182,6 +190,13 @@ impl Attempts<'_> {
         }
         self.last = Some(failure);
         Ok(None)
+    }
+
+    fn answer(self, taken: Taken<'_>) -> Grpc {
+        let Taken { link, mut response, flight, head } = taken;
+        let served = ServedBy { instance: link.instance().clone(), attempts: self.made };
+        response.extensions_mut().insert(served);
+        Answer::of(response, flight, head, self.deadline.get(), self.place)
     }
 
     /// An error of the call as a whole: an attempt before may have taken place.
@@ -219,18 +234,4 @@ pub fn may_have_taken_place(status: &Status) -> bool {
 fn told(response: &Response<Incoming>) -> String {
     let status = Status::from_header_map(response.headers());
     status.map_or_else(String::new, |status| status.message().to_owned())
-}
-
-impl Taken {
-    fn answer(
-        self,
-        link: &Link,
-        attempts: &Attempts<'_>,
-        place: OwnedSemaphorePermit,
-    ) -> Response<tonic::body::Body> {
-        let served = ServedBy { instance: link.instance().clone(), attempts: attempts.made };
-        let Taken { mut response, flight, head } = self;
-        response.extensions_mut().insert(served);
-        Answer::of(response, flight, head, attempts.deadline.get(), place)
-    }
 }

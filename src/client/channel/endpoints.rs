@@ -1,7 +1,7 @@
 //! What balancing is told of a service: its instances as endpoints, and which policy is in force.
 
 use super::super::balance::{Admin, Endpoint, Policy};
-use super::super::discovery::ServiceState;
+use super::super::discovery::{ServiceState, is_well};
 use super::link::Address;
 use crate::error::Error;
 use crate::proto::v1;
@@ -21,7 +21,7 @@ pub fn endpoints(state: &ServiceState, port: Option<&str>) -> Vec<Endpoint<Addre
             hash_key: instance.hash_key.clone(),
             weight: instance.weight.unwrap_or(crate::limits::DEFAULT_WEIGHT),
             zone: instance.zone.clone(),
-            healthy: state.protected || instance.health() != v1::Health::Critical,
+            healthy: state.protected || is_well(instance),
             admin: match instance.admin() {
                 v1::Admin::Unspecified | v1::Admin::Enabled => Admin::Enabled,
                 v1::Admin::Draining => Admin::Draining,
@@ -33,12 +33,10 @@ pub fn endpoints(state: &ServiceState, port: Option<&str>) -> Vec<Endpoint<Addre
     state.instances.values().filter_map(|instance| endpoint(instance)).collect()
 }
 
-/// The policy that the service's record sets; None when it sets none.
+/// The policy that the service's record sets; None when it sets none, whatever parameters it has.
 pub fn policy(state: &ServiceState) -> Result<Option<Policy>, Error> {
     let Some(settings) = state.settings.as_ref().filter(|it| !it.policy.is_empty()) else {
         return Ok(None);
     };
-    let parameters = &settings.policy_parameters;
-    let pairs = parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    Policy::parse(&settings.policy, pairs).map(Some)
+    Policy::of_service(&settings.policy, &settings.policy_parameters)
 }

@@ -17,6 +17,7 @@ use super::super::remote::{lock, root, spawn};
 use super::body::{Kept, Replay};
 use super::tls::Tls;
 use crate::limits;
+use crate::proto::host_port;
 
 type Sender = SendRequest<Replay>;
 type Dial = Shared<BoxFuture<'static, Result<Connection, Failure>>>;
@@ -33,6 +34,8 @@ pub struct Address {
 pub struct Link {
     instance: Arc<str>,
     address: Address,
+    /// The address as the URIs of calls name it.
+    authority: Result<Authority, Failure>,
     tls: Option<Tls>,
     slot: Mutex<Slot>,
 }
@@ -80,10 +83,7 @@ pub(super) struct Failure {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.host.contains(':') && !self.host.starts_with('[') {
-            true => write!(f, "[{}]:{}", self.host, self.port),
-            false => write!(f, "{}:{}", self.host, self.port),
-        }
+        f.write_str(&host_port(&self.host, self.port))
     }
 }
 
@@ -112,8 +112,10 @@ impl Failure {
 impl Link {
     /// Connects when it is used. `tls` is how, for an address that wants it.
     pub(super) fn new(instance: &str, address: Address, tls: Option<Tls>) -> Link {
-        let slot = Slot { state: State::Idle, last: 0, failures: 0 };
-        Link { instance: instance.into(), address, tls, slot: Mutex::new(slot) }
+        let authority = address.to_string().parse::<Authority>();
+        let authority = authority.map_err(|error| Failure::new(&address, error, true));
+        let slot = Mutex::new(Slot { state: State::Idle, last: 0, failures: 0 });
+        Link { instance: instance.into(), address, authority, tls, slot }
     }
 
     /// The id of the instance.
@@ -217,16 +219,15 @@ impl Link {
     }
 
     fn request(&self, parts: &request::Parts, body: Replay) -> Result<Request<Replay>, Failure> {
-        let wrong = |why: &dyn fmt::Display| Failure::new(&self.address, why, true);
-        let authority = self.address.to_string().parse::<Authority>();
-        let authority = authority.map_err(|error| wrong(&error))?;
+        let authority = self.authority.clone()?;
         let scheme = if self.address.tls { Scheme::HTTPS } else { Scheme::HTTP };
         let path = parts.uri.path_and_query().cloned();
         let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
         let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query(path);
+        let uri = uri.build().map_err(|error| Failure::new(&self.address, error, true))?;
         let mut request = Request::new(body);
         *request.method_mut() = parts.method.clone();
-        *request.uri_mut() = uri.build().map_err(|error| wrong(&error))?;
+        *request.uri_mut() = uri;
         *request.version_mut() = http::Version::HTTP_2;
         *request.headers_mut() = parts.headers.clone();
         Ok(request)
@@ -303,7 +304,7 @@ impl Refusal {
 }
 
 async fn dial(address: Address, tls: Option<Tls>) -> Result<Sender, Failure> {
-    let host = address.host.trim_start_matches('[').trim_end_matches(']');
+    let host = address.host.as_str();
     let connect = async {
         let stream = TcpStream::connect((host, address.port)).await;
         let stream = stream.map_err(|error| error.to_string())?;

@@ -69,7 +69,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::balance::{Policy, Snapshot, hash, mix};
+use super::balance::{GOLDEN, Policy, Snapshot, hash, mix};
 use super::connection::Client;
 use super::discovery::{Discovery, DiscoveryOptions, ServiceState};
 use super::remote::spawn;
@@ -222,7 +222,7 @@ impl Core {
 
     /// The calls of one channel need different numbers, not secret ones.
     fn random(&self) -> u64 {
-        let drawn = self.drawn.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+        let drawn = self.drawn.fetch_add(GOLDEN, Ordering::Relaxed);
         mix(self.seed.wrapping_add(drawn))
     }
 
@@ -254,6 +254,7 @@ impl Core {
 
     /// Makes a snapshot of a state and puts it into place.
     async fn take(self: &Arc<Self>, state: Arc<ServiceState>, policy: Policy) {
+        let many = state.instances.len() >= limits::CHANNEL_APART;
         let core = self.clone();
         let build = move || {
             let before = core.snapshot.load_full();
@@ -271,7 +272,6 @@ impl Core {
             let after = before.successor(&policy, before.origin(), endpoints, core.now());
             core.snapshot.store(Arc::new(after));
         };
-        let many = self.discovery.state().instances.len() >= limits::CHANNEL_APART;
         if !many {
             build();
         } else if let Err(error) = tokio::task::spawn_blocking(build).await {

@@ -189,8 +189,7 @@ impl Keeper {
     fn session_name(&self) -> String {
         let v1::InstanceName { service, id, .. } = &self.name;
         let mut name = format!("{} {service}/{id}", self.shared.client.options().client_name);
-        let fits = (0..=limits::TEXT_BYTES).rev().find(|end| name.is_char_boundary(*end));
-        name.truncate(fits.unwrap_or(0));
+        name.truncate(name.floor_char_boundary(limits::TEXT_BYTES));
         name
     }
 
@@ -231,7 +230,8 @@ impl Keeper {
                 .then(instance.clone())
                 .or_else(self.name.get());
             let answer = request.commit(&self.shared.client, Some(session)).await;
-            let answer = answer.map_err(without_step)?;
+            // There is one step, here as in all transactions of a registration.
+            let answer = answer.map_err(Error::without_step)?;
             let Some(done) = registered(&answer) else {
                 self.known = found(answer);
                 continue;
@@ -468,7 +468,7 @@ impl Keeper {
                     sleep(client.backoff(attempt)).await;
                     continue;
                 }
-                Err(error) => return Err(without_step(error)),
+                Err(error) => return Err(error.without_step()),
             };
             let revision = answer.header.map_or(0, |header| header.revision);
             if answer.succeeded {
@@ -488,14 +488,6 @@ async fn changed(health: &mut Option<watch::Receiver<v1::Health>>) {
     match health {
         Some(health) => drop(health.changed().await),
         None => std::future::pending().await,
-    }
-}
-
-/// The transactions here have one step each.
-fn without_step(error: Error) -> Error {
-    match error {
-        Error::InStep { error, .. } => *error,
-        error => error,
     }
 }
 

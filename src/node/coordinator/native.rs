@@ -3,7 +3,7 @@
 
 use super::{Call, TIMEOUT};
 use crate::error::Error;
-use crate::node::Node;
+use crate::node::{Node, shortened};
 use crate::state::{
     Addition, Barrier, BarrierOutcome, CallAnswer, Command, Op, Refusal, Reply, Step, Txn,
 };
@@ -26,10 +26,10 @@ pub async fn call(node: Node, call: Call, addition: Addition) -> CallAnswer {
             Err(Refusal::InStep { step: _, refusal }) => refused(*refusal),
             Err(refusal) => refused(refusal),
         },
-        Err(error) => CallAnswer::Unknown { error: super::cut(error.to_string()) },
+        Err(error) => CallAnswer::Unknown { error: shortened(error.to_string()) },
     }
 }
 
 fn refused(refusal: Refusal) -> CallAnswer {
-    CallAnswer::Failed { error: super::cut(Error::from(refusal).to_string()) }
+    CallAnswer::Failed { error: shortened(Error::from(refusal).to_string()) }
 }

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use super::super::shortened;
 use super::Saw;
-use crate::limits::TEXT_BYTES;
 use crate::raft::types::NodeId;
 use crate::runtime::Instant;
 use crate::state::{Health, HealthVerdict, Instance, InstanceName, Service};
@@ -262,10 +262,4 @@ impl Schedule {
             first.map(|(namespace, service, id, why)| format!("{namespace}/{service}/{id}: {why}")),
         )
     }
-}
-
-fn shortened(mut text: String) -> String {
-    let cut = (0..=TEXT_BYTES.min(text.len())).rev().find(|i| text.is_char_boundary(*i));
-    text.truncate(cut.unwrap_or(0));
-    text
 }

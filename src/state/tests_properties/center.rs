@@ -418,14 +418,7 @@ fn write() -> BoxedStrategy<OpSketch> {
 }
 
 pub(super) fn scope() -> BoxedStrategy<Scope> {
-    let class = select(vec![
-        Class::Service,
-        Class::Config,
-        Class::Counter,
-        Class::Lock,
-        Class::Alarm,
-        Class::Saga,
-    ]);
+    let class = select(CLASSES.to_vec());
     let first = prop_oneof![
         3 => Just(Match::Any),
         1 => text(&["a", "g", "c", "l"]).prop_map(Match::Exact),

@@ -179,15 +179,7 @@ fn unchanged_means_that_nothing_happened() {
                         if let Key::Namespace { name } = &change.key
                             && before.has_namespace(name) != after.has_namespace(name)
                         {
-                            let all = [
-                                Class::Service,
-                                Class::Config,
-                                Class::Counter,
-                                Class::Lock,
-                                Class::Alarm,
-                                Class::Saga,
-                            ];
-                            now.extend(all.map(|class| (class, name.to_string())));
+                            now.extend(CLASSES.map(|class| (class, name.to_string())));
                         }
                     }
                     touched.push(now);

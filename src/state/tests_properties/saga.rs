@@ -49,6 +49,27 @@ fn plan(id: &'static str, after: Vec<u32>) -> impl Strategy<Value = BranchPlan> 
     })
 }
 
+fn terms(
+    recovery: impl Strategy<Value = SagaRecovery>,
+    times: impl Strategy<Value = (u64, u64, u64, u64, u64)>,
+    query: impl Strategy<Value = String>,
+    query_policy: impl Strategy<Value = CallPolicy>,
+) -> impl Strategy<Value = SagaTerms> {
+    (recovery, times, query, query_policy).prop_map(|(recovery, times, query, query_policy)| {
+        let (prepared_timeout_ms, timeout_ms, suspend_after_ms, retention_ms, delay_ms) = times;
+        SagaTerms {
+            recovery,
+            prepared_timeout_ms,
+            timeout_ms,
+            suspend_after_ms,
+            retention_ms,
+            delay_ms,
+            query,
+            query_policy,
+        }
+    })
+}
+
 fn begin() -> BoxedStrategy<Sketch> {
     let mode = select(vec![SagaMode::Saga, SagaMode::Saga, SagaMode::Message, SagaMode::Tcc]);
     let recovery =
@@ -60,21 +81,7 @@ fn begin() -> BoxedStrategy<Sketch> {
         select(vec![0u64, 60_000]),
         select(vec![0u64, 0, 3_000]),
     );
-    let terms = (recovery, times, text(&["", "http://q"]), policy()).prop_map(
-        |(recovery, times, query, query_policy)| {
-            let (prepared_timeout_ms, timeout_ms, suspend_after_ms, retention_ms, delay_ms) = times;
-            SagaTerms {
-                recovery,
-                prepared_timeout_ms,
-                timeout_ms,
-                suspend_after_ms,
-                retention_ms,
-                delay_ms,
-                query,
-                query_policy,
-            }
-        },
-    );
+    let terms = terms(recovery, times, text(&["", "http://q"]), policy());
     let plans = select(vec![vec![], vec![0u32]]).prop_flat_map(|after| {
         let third = if after.is_empty() { vec![0, 1] } else { vec![1] };
         (plan("1", vec![]), plan("2", after), plan("3", third))
@@ -329,21 +336,7 @@ pub(super) fn wild() -> BoxedStrategy<Op> {
     let mode = select(vec![SagaMode::Saga, SagaMode::Message, SagaMode::Tcc]);
     let recovery = select(vec![SagaRecovery::Backward, SagaRecovery::Forward]);
     let times = (wild_number(), wild_number(), wild_number(), wild_number(), wild_number());
-    let terms = (recovery, times, wild_text(), wild_policy()).prop_map(
-        |(recovery, times, query, query_policy)| {
-            let (prepared_timeout_ms, timeout_ms, suspend_after_ms, retention_ms, delay_ms) = times;
-            SagaTerms {
-                recovery,
-                prepared_timeout_ms,
-                timeout_ms,
-                suspend_after_ms,
-                retention_ms,
-                delay_ms,
-                query,
-                query_policy,
-            }
-        },
-    );
+    let terms = terms(recovery, times, wild_text(), wild_policy());
     let leg = select(vec![SagaLeg::Forward, SagaLeg::Backward]);
     let call = prop_oneof![
         1 => Just(CallName::Query),

@@ -339,14 +339,7 @@ fn wild_record() -> impl Strategy<Value = RecordName> {
 }
 
 fn wild_scope() -> impl Strategy<Value = Scope> {
-    let class = select(vec![
-        Class::Service,
-        Class::Config,
-        Class::Counter,
-        Class::Lock,
-        Class::Alarm,
-        Class::Saga,
-    ]);
+    let class = select(CLASSES.to_vec());
     let wild_match = || {
         prop_oneof![
             Just(Match::Any),

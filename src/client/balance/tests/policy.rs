@@ -98,8 +98,10 @@ fn what_is_refused() {
 /// As the record of a service holds it, with the record's names in errors.
 #[test]
 fn what_a_record_holds() {
-    let of = |name: &str, parameters: &[(&'static str, &'static str)]| {
-        Policy::of_service(name, parameters.iter().copied())
+    let of = |name: &str, parameters: &[(&str, &str)]| {
+        let parameters =
+            parameters.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+        Policy::of_service(name, &parameters.collect())
     };
     assert_eq!(of("", &[]), Ok(None));
     let policy = of("ring_hash", &[("bound", "1.25"), ("zone", "prefer")]).unwrap().unwrap();
