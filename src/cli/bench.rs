@@ -6,6 +6,7 @@ mod cpu;
 mod histogram;
 mod load;
 mod notice;
+mod saga;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -55,6 +56,8 @@ pub enum Workload {
     Txn,
     /// How long after a deregistration clients that follow the service do without the instance
     Deregister,
+    /// Sagas of two steps, from their beginning to their end, with a participant in this process
+    Saga,
 }
 
 /// How the calls of a workload are made.
@@ -73,7 +76,8 @@ impl Workload {
             | Workload::Get
             | Workload::Count
             | Workload::Txn
-            | Workload::Deregister => Way::Unary,
+            | Workload::Deregister
+            | Workload::Saga => Way::Unary,
             Workload::StreamRegister
             | Workload::StreamGet
             | Workload::Mix
@@ -92,6 +96,7 @@ impl Workload {
             Workload::Count | Workload::StreamCount | Workload::CountLocal => "count",
             Workload::Txn => "txn",
             Workload::Deregister => "deregister",
+            Workload::Saga => "saga",
         }
     }
 
@@ -109,6 +114,7 @@ impl Workload {
             Workload::ConfigCache => "config-cache",
             Workload::Txn => "txn",
             Workload::Deregister => "deregister",
+            Workload::Saga => "saga",
         }
     }
 }
@@ -213,7 +219,7 @@ pub struct Report {
     /// By kind of error.
     pub error_counts: BTreeMap<String, u64>,
     pub error_example: Option<String>,
-    /// By kind of call: `register`, `get`, `publish`, `count`, `txn`, `deregister`.
+    /// By kind of call: `register`, `get`, `publish`, `count`, `txn`, `deregister`, `saga`.
     pub calls: BTreeMap<&'static str, Figures>,
     /// Microseconds of processor time for each call, of this process.
     pub client_cpu_us_per_op: Option<f64>,

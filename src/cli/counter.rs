@@ -5,7 +5,7 @@ mod alarm;
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::follow::follow;
 use super::output::{self, Table};
@@ -333,47 +333,11 @@ fn series(name: &str, labels: &BTreeMap<String, String>) -> String {
 }
 
 fn show(context: &Context, update: WatchUpdate) -> Result<(), Error> {
-    show_events(context, update, |record| {
+    view::show_events(context, update, |record| {
         let watch_event::Record::Counter(counter) = record else { return None };
         let counter = Counter::from(counter);
         let series = counter.series();
         let text = format!("{series} {}", counter.value);
         Some(("counter", json!(counter), series, text))
     })
-}
-
-/// One line per event. `shown` tells the name of the record's kind, its JSON, its name and its text.
-fn show_events(
-    context: &Context,
-    update: WatchUpdate,
-    shown: impl Fn(watch_event::Record) -> Option<(&'static str, Value, String, String)>,
-) -> Result<(), Error> {
-    let revision = update.revision();
-    let printer = context.printer();
-    let events = match update {
-        WatchUpdate::Bookmark { .. } if printer.is_json() => {
-            return printer.json(&json!({"op": "bookmark", "revision": revision}));
-        }
-        WatchUpdate::Bookmark { .. } => return Ok(()),
-        WatchUpdate::Snapshot { events, .. } => {
-            if printer.is_json() {
-                let count = events.len();
-                printer.json(&json!({"op": "snapshot", "revision": revision, "events": count}))?;
-            }
-            events
-        }
-        WatchUpdate::Changes { events, .. } => events,
-    };
-    for event in events {
-        let Some((kind, value, name, text)) = event.record.and_then(&shown) else { continue };
-        match (printer.is_json(), event.deleted) {
-            (true, deleted) => {
-                let op = if deleted { "delete" } else { "put" };
-                printer.json(&json!({"op": op, "revision": revision, kind: value}))?;
-            }
-            (false, true) => output::line(&output::one_line(format!("{revision} - {name}")))?,
-            (false, false) => output::line(&output::one_line(format!("{revision} {text}")))?,
-        }
-    }
-    Ok(())
 }

@@ -13,6 +13,7 @@ mod follow;
 mod lock;
 mod namespace;
 pub mod output;
+mod saga;
 mod service;
 mod session;
 mod snapshot;
@@ -83,6 +84,9 @@ enum Command {
     Elect(Box<elect::Args>),
     /// Carry out an atomic transaction
     Txn(txn::Args),
+    /// Look at transactions across services, and settle what cannot go on
+    #[command(subcommand)]
+    Saga(Box<saga::Command>),
     /// Measure a cluster under load
     Bench(bench::BenchArgs),
     /// Print the version
@@ -139,6 +143,7 @@ impl Other {
             Command::Lock(args) => Box::pin(lock::run(*args, &context)).await,
             Command::Elect(args) => Box::pin(elect::run(*args, &context)).await,
             Command::Txn(args) => Box::pin(txn::run(args, &context)).await,
+            Command::Saga(command) => Box::pin(command.run(&context)).await,
             Command::Version => completion::version(&context),
             Command::Completion(args) => args.run(),
             Command::Bench(args) => Box::pin(bench::run(args, &context)).await,

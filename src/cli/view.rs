@@ -8,8 +8,11 @@ use serde::{Deserialize, Serialize};
 use crate::proto::{host_port, v1};
 
 mod check;
+mod events;
+pub mod saga;
 
 pub use self::check::HealthCheck;
+pub use self::events::show_events;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -40,6 +40,11 @@ static ROOM: Semaphore = Semaphore::const_new(2);
 
 /// Runs one test with processes: in its turn, and with a deadline for the whole.
 pub fn run(test: impl Future<Output = ()>) {
+    run_within(TEST_DEADLINE, test);
+}
+
+/// The same with a deadline of its own.
+pub fn run_within(deadline: Duration, test: impl Future<Output = ()>) {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mut test = Box::pin(test);
@@ -47,10 +52,7 @@ pub fn run(test: impl Future<Output = ()>) {
         let _room = ROOM.acquire().await.unwrap();
         let mut test = pin!(test.as_mut());
         // The test is dropped by the panic, so that its clusters know that it failed.
-        assert!(
-            timeout(TEST_DEADLINE, test.as_mut()).await.is_ok(),
-            "not done in {TEST_DEADLINE:?}"
-        );
+        assert!(timeout(deadline, test.as_mut()).await.is_ok(), "not done in {deadline:?}");
     });
     drop(test);
     runtime.shutdown_background();

@@ -51,6 +51,8 @@ pub struct Book {
     told: BTreeMap<String, VecDeque<Say>>,
     /// Effects by gid and branch: how often the action, and how often the compensation, took effect.
     pub effects: BTreeMap<(String, String), (u32, u32)>,
+    /// Refuses some, and loses some answers before and after it has done what was asked.
+    pub loses: bool,
     /// The marks of the barrier: gid, branch and op.
     marks: BTreeSet<(String, String, String)>,
 }
@@ -115,6 +117,7 @@ impl UnaryService<Vec<u8>> for Method {
         let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
         book.calls.push(seen.clone());
         let say = book.told.get_mut(&self.method).and_then(VecDeque::pop_front);
+        let say = say.or_else(|| book.loses.then(|| book.mishap(&seen)).flatten());
         let does = !matches!(say, Some(Say::Refuse(_) | Say::Nothing));
         if does && let Err(status) = book.carry_out(&seen) {
             return Box::pin(async { Err(status) });
@@ -136,6 +139,18 @@ impl UnaryService<Vec<u8>> for Method {
 }
 
 impl Book {
+    /// By the number of the call and what it is about: the same load has the same mishaps.
+    fn mishap(&self, seen: &Seen) -> Option<Say> {
+        let hash = xxhash_rust::xxh3::xxh3_64(format!("{}{:?}", self.calls.len(), seen).as_bytes());
+        match (hash % 100, seen.op.as_str()) {
+            (0..4, "action") if seen.attempt == 1 => Some(Say::Refuse(Code::Aborted)),
+            (4..8, _) => Some(Say::Refuse(Code::Unavailable)),
+            (8..10, _) => Some(Say::Late(Duration::from_millis(700))),
+            (10..11, _) => Some(Say::Nothing),
+            _ => None,
+        }
+    }
+
     /// As a barrier does: an action once and never after its compensation, a compensation once and only of
     /// what was done.
     fn carry_out(&mut self, seen: &Seen) -> Result<(), Status> {

@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use quorate::client::Client;
 use quorate::error::Error;
 use quorate::proto::v1;
 use tonic::Code;
 
-use super::harness::{Cluster, eventually, run, text};
+use super::harness::{Cluster, eventually, printed, run, run_within, text};
 use super::participant::{Participant, Say, target};
 
 fn branch(id: &str, action: &str, compensation: &str) -> v1::NewSagaBranch {
@@ -481,5 +482,154 @@ fn urls_are_called_only_where_it_is_allowed() {
         assert!(requests[2].contains("quorate-gid: t-1\r\n"), "{}", requests[2]);
         // What the action answered comes with its compensation.
         assert!(requests[2].contains("quorate-results-bin: "), "{}", requests[2]);
+    });
+}
+
+#[test]
+fn the_command_line_shows_one_and_settles_what_cannot_go_on() {
+    run(async {
+        let cluster = Cluster::three().await;
+        let endpoints = cluster.endpoints().join(",");
+        let say = async |words: &[&str]| {
+            let words = [&["--endpoints", &endpoints, "saga"], words].concat();
+            printed(words).await
+        };
+        let client = cluster.client();
+        let set = v1::SetCounterRequest { name: "stock".into(), value: 1, ..Default::default() };
+        client.set_counter(set, None).await.unwrap();
+        let order = [
+            "--step",
+            "counter:///sold?delta=1 counter:///sold?delta=-1",
+            "--step",
+            "counter:///stock?delta=-1&floor=0 counter:///stock?delta=1",
+            "--wait",
+        ];
+        let first = say(&[&["begin", "o-1"], &order[..]].concat()).await;
+        assert_eq!((first.code, first.stdout.as_str()), (0, "saga o-1 succeeded\n"), "{first:?}");
+        let second = say(&[&["begin", "o-2"], &order[..]].concat()).await;
+        assert_eq!(second.code, 1, "{second:?}");
+        assert!(second.stdout.starts_with("saga o-2 failed 0 and -1 would cross"), "{second:?}");
+        // Nobody is there to do it.
+        let begun = say(&["begin", "o-3", "--step", "quorate:///nobody/p.S/M"]).await;
+        assert!(begun.stdout.starts_with("saga o-3 begun at revision "), "{begun:?}");
+        let early = say(&["finish", "o-3"]).await;
+        assert_eq!(
+            (early.code, early.stderr.trim_end()),
+            (1, "error: the transaction is submitted")
+        );
+        say(&["suspend", "o-3", "--reason", "nobody is there"]).await;
+        let listed = say(&["list", "--status", "suspended", "-w", "json"]).await;
+        let listed: serde_json::Value = serde_json::from_str(&listed.stdout).unwrap();
+        assert_eq!(listed["sagas"].as_array().unwrap().len(), 1);
+        assert_eq!(listed["sagas"][0]["suspended"], "nobody is there");
+        let skipped = say(&["skip", "o-3", "0"]).await;
+        assert!(skipped.stdout.starts_with("saga o-3 is suspended at revision "), "{skipped:?}");
+        say(&["resume", "o-3"]).await;
+        let ended = say(&["wait", "o-3"]).await;
+        assert_eq!((ended.code, ended.stdout.as_str()), (0, "saga o-3 succeeded\n"), "{ended:?}");
+        let shown = say(&["get", "o-3"]).await;
+        assert!(shown.stdout.contains("quorate:///nobody/p.S/M   skipped"), "{shown:?}");
+        let missing = say(&["get", "o-4"]).await;
+        assert_eq!(missing.code, 1);
+        assert_eq!(missing.stderr, "error: global transaction \"default/o-4\" does not exist\n");
+    });
+}
+
+/// Transfers between accounts under a load of their own, while the leader is killed every two seconds and the
+/// participant loses answers before and after it has done its part: at the end the sums are what they were,
+/// each part was done once at most, and nothing runs any more.
+#[test]
+fn no_money_is_lost_or_made_while_leaders_die() {
+    const KILL_EVERY: Duration = Duration::from_secs(2);
+    let transfers: u32 = std::env::var("QUORATE_TEST_TRANSFERS")
+        .map_or(600, |text| text.parse().expect("a number of transfers"));
+    run_within(Duration::from_secs(240 + u64::from(transfers) / 10), async {
+        let mut cluster = Cluster::three().await;
+        let client = cluster.client();
+        let bank = Participant::start().await.register(&client).await;
+        bank.book(|book| book.loses = true);
+        let workers = 16;
+        let next = std::sync::Arc::<std::sync::atomic::AtomicU32>::default();
+        let mut running = futures::stream::FuturesUnordered::new();
+        for _ in 0..workers {
+            let (client, next) = (client.clone(), next.clone());
+            running.push(async move {
+                let mut ends = Vec::new();
+                loop {
+                    let number = next.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                    if number >= transfers {
+                        return ends;
+                    }
+                    let gid = format!("t-{number}");
+                    let mut request = transfer(&gid);
+                    for branch in &mut request.branches {
+                        branch.policy.as_mut().unwrap().timeout_ms = 500;
+                    }
+                    eventually("the beginning", async || {
+                        text(client.begin_saga(request.clone(), None).await).map(drop)
+                    })
+                    .await;
+                    let saga = ended(&client, &gid).await;
+                    ends.push((gid, saga.status()));
+                }
+            });
+        }
+        let mut ends = Vec::new();
+        let mut kill = tokio::time::interval(KILL_EVERY);
+        kill.tick().await;
+        let mut killed = 0;
+        loop {
+            tokio::select! {
+                part = running.next() => match part {
+                    Some(part) => ends.extend(part),
+                    None => break,
+                },
+                _ = kill.tick() => {
+                    let leader = cluster.leader().await;
+                    cluster.kill(leader);
+                    killed += 1;
+                    cluster.start(leader).await;
+                }
+            }
+        }
+        assert!(killed > 0, "no leader was killed in {transfers} transfers");
+        assert_eq!(ends.len(), transfers as usize);
+        let (mut debits, mut credits) = (0, 0);
+        let (mut succeeded, mut failed) = (0, 0);
+        bank.book(|book| {
+            for (gid, status) in &ends {
+                let of = |branch: &str| {
+                    let effects = book.effects.get(&(gid.clone(), branch.to_owned()));
+                    effects.copied().unwrap_or_default()
+                };
+                let (debit, credit) = (of("a"), of("b"));
+                match status {
+                    v1::SagaStatus::Succeeded => {
+                        succeeded += 1;
+                        assert_eq!((debit, credit), ((1, 0), (1, 0)), "{gid}");
+                    }
+                    v1::SagaStatus::Failed => {
+                        failed += 1;
+                        assert!(debit.0 == debit.1 && debit.0 <= 1, "{gid}: {debit:?}");
+                        assert!(credit.0 == credit.1 && credit.0 <= 1, "{gid}: {credit:?}");
+                    }
+                    other => panic!("{gid} is {other:?}"),
+                }
+                debits += debit.0 - debit.1;
+                credits += credit.0 - credit.1;
+            }
+        });
+        assert_eq!(debits, credits);
+        assert_eq!(debits, succeeded);
+        assert!(succeeded > 0 && failed > 0, "{succeeded} succeeded, {failed} failed");
+        println!(
+            "{transfers} transfers: {succeeded} succeeded, {failed} failed, {killed} leaders killed"
+        );
+        let status = v1::ListSagasRequest { limit: 10_000, ..Default::default() };
+        let all = client.list_sagas(status).await.unwrap().sagas;
+        let running = all.iter().filter(|saga| {
+            !matches!(saga.status(), v1::SagaStatus::Succeeded | v1::SagaStatus::Failed)
+        });
+        assert_eq!(running.count(), 0);
     });
 }

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::histogram::Histogram;
-use super::{BenchArgs, Way, Workload, notice};
+use super::{BenchArgs, Way, Workload, notice, saga};
 use crate::cli::Error;
 use crate::client::{
     Call, Client, ConfigCache, ConfigCacheOptions, Counter, CounterOptions, Counters, Options,
@@ -207,7 +207,8 @@ impl Plan {
             | Workload::Count
             | Workload::StreamCount
             | Workload::CountLocal
-            | Workload::Txn => None,
+            | Workload::Txn
+            | Workload::Saga => None,
         }
     }
 
@@ -256,7 +257,7 @@ impl Tally {
         histogram.record_many(took.as_nanos() as u64 / calls, calls);
     }
 
-    fn failure(&mut self, error: &error::Error) {
+    pub fn failure(&mut self, error: &error::Error) {
         let kind = error.reason().as_str_name().trim_start_matches("REASON_").to_owned();
         let kind = if kind == "UNSPECIFIED" { "CONNECTION".to_owned() } else { kind };
         *self.errors.entry(kind).or_default() += 1;
@@ -275,6 +276,9 @@ pub async fn run(
     let way = plan.args.workload.way();
     if plan.args.workload == Workload::Deregister {
         return notice::run(thread, plan, shared, options).await;
+    }
+    if plan.args.workload == Workload::Saga {
+        return saga::run(thread, plan, shared, options).await;
     }
     if way == Way::Local {
         return local(thread, &client, &plan, &shared).await;
@@ -352,7 +356,8 @@ impl Worker {
             | Workload::StreamCount
             | Workload::CountLocal
             | Workload::Txn
-            | Workload::Deregister => false,
+            | Workload::Deregister
+            | Workload::Saga => false,
             Workload::ConfigCache => true,
             Workload::Mix => self.draw(100) < self.plan.args.reads,
         }
@@ -578,6 +583,8 @@ pub async fn clean(
     mut progress: impl FnMut(u32),
 ) -> Result<(), Error> {
     let (counts, publishes) = match plan.args.workload {
+        // The participants are gone, the sagas go by themselves.
+        Workload::Saga => return Ok(()),
         Workload::Register
         | Workload::Get
         | Workload::StreamRegister

@@ -239,7 +239,7 @@ impl Command {
 }
 
 fn show(context: &Context, update: WatchUpdate) -> Result<(), Error> {
-    super::show_events(context, update, |record| {
+    view::show_events(context, update, |record| {
         let watch_event::Record::Alarm(alarm) = record else { return None };
         let alarm = Alarm::from(alarm);
         let text = format!("{} {} {}", alarm.name, alarm.status, alarm.condition());
