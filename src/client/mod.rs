@@ -48,6 +48,7 @@ mod election;
 mod kept;
 mod lock;
 mod options;
+pub mod participant;
 pub mod registration;
 mod registry;
 mod remote;
@@ -74,6 +75,7 @@ pub use discovery::{Discovery, DiscoveryOptions, DiscoveryStatus, ServiceState, 
 pub use election::{Election, Leader, Leadership};
 pub use lock::{Lock, LockGuard, Lost};
 pub use options::{Options, ReadFrom};
+pub use participant::{BranchContext, BranchOp, BranchResults, ParticipantLayer};
 pub use registration::{Registration, RegistrationOptions, RegistrationState, RegistrationStatus};
 pub use session::{Session, SessionOptions, SessionState, Ticket};
 pub use stream::{Answer, Call, Pipeline, Pipelined, StreamHandle, Submission};
