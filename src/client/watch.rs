@@ -39,6 +39,10 @@ pub enum WatchRange {
     Alarms { namespace: String, prefix: String },
     /// One lock: who holds it and who waits for it.
     Lock { namespace: String, lock: String },
+    /// One global transaction. Payloads are left out, here and below.
+    Saga { namespace: String, gid: String },
+    /// The global transactions whose gids start with the prefix.
+    Sagas { namespace: String, prefix: String },
     /// All of these in one stream: what several of them hold comes once, and all changes of one
     /// revision in one update. 1 to 32 single ranges, however they are nested.
     Many(Vec<WatchRange>),
@@ -67,16 +71,19 @@ impl WatchRange {
                 (namespace, What::Counters(prefixed(prefix)))
             }
             WatchRange::Alarms { namespace, prefix } => (namespace, What::Alarms(prefixed(prefix))),
-            WatchRange::Lock { namespace, lock } => {
-                let r#match = Some(name_selector::Match::Name(lock.clone()));
-                (namespace, What::Locks(NameSelector { r#match }))
-            }
+            WatchRange::Lock { namespace, lock } => (namespace, What::Locks(named(lock))),
+            WatchRange::Saga { namespace, gid } => (namespace, What::Sagas(named(gid))),
+            WatchRange::Sagas { namespace, prefix } => (namespace, What::Sagas(prefixed(prefix))),
             WatchRange::Many(ranges) => {
                 return ranges.iter().for_each(|range| range.flatten(into));
             }
         };
         into.push(WatchSelector { namespace: namespace.clone(), what: Some(what) });
     }
+}
+
+fn named(name: &str) -> NameSelector {
+    NameSelector { r#match: Some(name_selector::Match::Name(name.to_owned())) }
 }
 
 fn prefixed(prefix: &str) -> NameSelector {
