@@ -506,6 +506,9 @@ pub const REGISTRATION_CONFLICTS: u32 = 8;
 pub const LOCK_RECHECK: Duration = Duration::from_secs(10);
 /// How long a client that gives up waiting for a lock waits until its place is given up.
 pub const LOCK_LEAVING: Duration = Duration::from_secs(1);
+/// How long a client that waits for a global transaction lets one node tell it. A node that is cut off from the
+/// others would not know.
+pub const CLIENT_SAGA_WAIT: Duration = Duration::from_secs(5);
 /// How often an optimistic transaction is tried by default.
 pub const TRANSACTION_ATTEMPTS: u32 = 16;
 /// After a conflict a transaction waits for a random time of at most the first, doubled each time up to

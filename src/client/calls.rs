@@ -87,13 +87,25 @@ reads! {
     get_saga(GetSagaRequest) -> GetSagaResponse;
     /// One page.
     list_sagas(ListSagasRequest) -> ListSagasResponse;
-    /// Waits until a global transaction is finished or suspended, or the time is over.
-    wait_saga(WaitSagaRequest) -> WaitSagaResponse;
     /// One page.
     list_alarms(ListAlarmsRequest) -> ListAlarmsResponse;
 }
 
 impl Client {
+    /// Waits until a global transaction is finished or suspended, or the time is over: that of the request,
+    /// or, when it states none, most of that of the call. See [`SagaHandle::wait`](super::SagaHandle::wait)
+    /// for one that waits on.
+    pub async fn wait_saga(
+        &self,
+        mut request: v1::WaitSagaRequest,
+    ) -> Result<v1::WaitSagaResponse, Error> {
+        if request.timeout_ms == 0 {
+            // The answer must have arrived when the call's time is over.
+            request.timeout_ms = (self.timeout() * 3 / 4).as_millis().max(1) as u64;
+        }
+        self.call(request).await
+    }
+
     /// Every item that a listing asks for, page by page, each handed to `take`. The pages are read one
     /// after the other: what changes meanwhile may be as before or as after.
     pub async fn all_config(

@@ -173,7 +173,8 @@ impl Client {
             }
             let remote = self.pick(request.route(), avoid.as_ref());
             // A call that may not be repeated gains nothing from giving up early.
-            let patience = if repeatable { left.min(self.attempt_patience(attempt)) } else { left };
+            let patience = self.attempt_patience(attempt).saturating_add(request.held_back());
+            let patience = if repeatable { left.min(patience) } else { left };
             let failure = match remote.unary(&request, patience).await {
                 Ok(response) => return Ok(Answered { response, sent }),
                 Err(failure) => failure,

@@ -48,10 +48,12 @@ mod election;
 mod kept;
 mod lock;
 mod options;
+pub mod participant;
 pub mod registration;
 mod registry;
 mod remote;
 mod request;
+pub mod saga;
 mod session;
 mod stream;
 mod transaction;
@@ -74,7 +76,12 @@ pub use discovery::{Discovery, DiscoveryOptions, DiscoveryStatus, ServiceState, 
 pub use election::{Election, Leader, Leadership};
 pub use lock::{Lock, LockGuard, Lost};
 pub use options::{Options, ReadFrom};
+pub use participant::{BranchContext, BranchOp, BranchResults, ParticipantLayer};
 pub use registration::{Registration, RegistrationOptions, RegistrationState, RegistrationStatus};
+pub use saga::{
+    Branch, MessagePlan, PreparedMessage, SagaHandle, SagaOutcome, SagaPlan, SagaProgress, Tcc,
+    TccPlan,
+};
 pub use session::{Session, SessionOptions, SessionState, Ticket};
 pub use stream::{Answer, Call, Pipeline, Pipelined, StreamHandle, Submission};
 pub use transaction::{Committed, Transaction, TransactionOptions};

@@ -4,6 +4,7 @@
 
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::Duration;
 
 use prost::Message;
 use tonic::Status;
@@ -36,6 +37,11 @@ pub trait Request: Message + 'static {
 
     /// True when sending it twice has the effect of sending it once.
     fn is_repeatable(&self) -> bool;
+
+    /// How long a node may take to answer although all is well.
+    fn held_back(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Where the exactly-once id goes, in writes.
     fn request_id(&mut self) -> Option<&mut Option<v1::RequestId>> {
@@ -184,6 +190,27 @@ impl Request for v1::TxnRequest {
     }
 }
 
+impl Request for v1::WaitSagaRequest {
+    type Response = v1::WaitSagaResponse;
+    const PATH: &'static str = "/quorate.v1.Sagas/Wait";
+
+    fn route(&self) -> Route {
+        Route::Fresh
+    }
+
+    fn is_read(&self) -> bool {
+        true
+    }
+
+    fn is_repeatable(&self) -> bool {
+        true
+    }
+
+    fn held_back(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms)
+    }
+}
+
 settled_writes! {
     SubmitSagaRequest => SubmitSagaResponse, "Sagas/Submit", |_| true;
     AbortSagaRequest => AbortSagaResponse, "Sagas/Abort", |_| true;
@@ -194,7 +221,6 @@ settled_writes! {
 others! {
     WatchRequest => WatchResponse, "Registry/Watch", Anywhere, true, true;
     WatchRangesRequest => WatchResponse, "Watches/Watch", Anywhere, true, true;
-    WaitSagaRequest => WaitSagaResponse, "Sagas/Wait", Fresh, true, true;
     // Opening twice leaves a session that nobody keeps alive: it ends by itself.
     OpenSessionRequest => OpenSessionResponse, "Sessions/Open", Leader, false, true;
     KeepAliveRequest => KeepAliveResponse, "Sessions/KeepAlive", Leader, true, true;

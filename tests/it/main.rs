@@ -38,6 +38,7 @@ mod policy;
 mod rebuild;
 mod refusals;
 mod registration;
+mod saga_client;
 mod sagas;
 mod sessions;
 mod stop;
