@@ -576,6 +576,8 @@ fn no_money_is_lost_or_made_while_leaders_die() {
         }
         let mut ends = Vec::new();
         let mut kill = tokio::time::interval(KILL_EVERY);
+        // Between two kills all nodes are there for a while.
+        kill.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         kill.tick().await;
         let mut killed = 0;
         loop {
