@@ -532,3 +532,72 @@ fn the_last_word_of_a_report_counts() {
     assert_eq!(world.state.revision(), revision);
     assert_eq!(world.run(report(&[1, 2])), Reply::ConfigReported { changed: 1 });
 }
+
+// ---- global transactions ----
+
+fn tcc(gid: &str) -> SagaBegin {
+    let policy = CallPolicy { timeout_ms: 5_000, attempts: 0, pause_ms: 200, pause_max_ms: 60_000 };
+    let terms = SagaTerms {
+        recovery: SagaRecovery::Backward,
+        prepared_timeout_ms: 30_000,
+        timeout_ms: 0,
+        suspend_after_ms: 86_400_000,
+        retention_ms: 86_400_000,
+        delay_ms: 0,
+        query: String::new(),
+        query_policy: policy,
+    };
+    let name = SagaName { namespace: "default".into(), gid: gid.into() };
+    SagaBegin { name, mode: SagaMode::Tcc, terms, branches: vec![], submit: false }
+}
+
+/// Beyond so many the oldest ones go before their time, and the state itself asks for it.
+#[test]
+fn too_many_finished_transactions_go_in_their_order() {
+    let mut world = World { now_ms: 1_000, ..World::default() };
+    let encoded = |op| Command { request: None, op }.encode().unwrap();
+    let count = limits::SAGAS_FINISHED + 3;
+    for number in 0..count {
+        let gid = format!("t-{number:06}");
+        let name = SagaName { namespace: "default".into(), gid: gid.clone() };
+        // Without a branch there is nothing to be cancelled: it is over at once.
+        let abort = Op::AbortSaga { name, reason: String::new() };
+        world.entry(&[encoded(Op::BeginSaga(Box::new(tcc(&gid)))), encoded(abort)]);
+        world.now_ms += 1;
+    }
+    assert_eq!(world.state.next_saga_ms(), Some(world.state.meta().now_ms), "it is time");
+    let due = world.state.due_sagas(world.now_ms, 100);
+    let gids: Vec<&str> = due.iter().map(|saga| &*saga.gid).collect();
+    assert_eq!(gids, ["t-000000", "t-000001", "t-000002"]);
+    let due = |number: usize| SagaStep {
+        name: SagaName { namespace: "default".into(), gid: format!("t-{number:06}") },
+        news: SagaNews::Due,
+    };
+    // Out of turn nothing goes.
+    let out_of_turn = Op::AdvanceSagas { epoch: 1, steps: vec![due(5)] };
+    assert_eq!(world.run(out_of_turn), Reply::SagasAdvanced { taken: 0 });
+    let in_turn = Op::AdvanceSagas { epoch: 1, steps: (0..5).map(due).collect() };
+    assert_eq!(world.run(in_turn), Reply::SagasAdvanced { taken: 3 });
+    assert_eq!(world.state.counts().sagas, limits::SAGAS_FINISHED as u64);
+    assert!(world.state.due_sagas(world.now_ms, 100).is_empty());
+    let first = world.state.sagas("default", None, "", "", 1).0.remove(0);
+    assert_eq!(&*first.gid, "t-000003");
+}
+
+/// A gid that the cluster gives is given once to a request, however often that is sent.
+#[test]
+fn a_given_gid_is_given_once_to_a_request() {
+    let mut world = World::default();
+    let session = world.session();
+    let request = RequestId { session, sequence: 1, lowest_unacknowledged: 1 };
+    let op = || Op::BeginSaga(Box::new(tcc("")));
+    let bytes = Command { request: Some(request), op: op() }.encode().unwrap();
+    let first = world.entry(&[bytes.clone()]).outcomes.remove(0);
+    let again = world.entry(&[bytes]).outcomes.remove(0);
+    assert!(!first.duplicate && again.duplicate);
+    assert_eq!(again.result, first.result);
+    assert_eq!(world.state.counts().sagas, 1);
+    // Without an id each is another one.
+    world.run(op());
+    assert_eq!(world.state.counts().sagas, 2);
+}
