@@ -316,7 +316,7 @@ impl Saga {
         self.enter(SagaPhase::Aborting, at);
         for branch in &mut self.branches {
             let undone = match self.mode {
-                SagaMode::Saga => branch.call.state.may_have_run(),
+                SagaMode::Saga => branch.call.may_have_run(),
                 // It may have been tried.
                 SagaMode::Tcc => true,
                 SagaMode::Message => false,

@@ -12,8 +12,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use quorate::clock::Clock;
 use quorate::node::{
-    Call, Config, Leadership, Node, OnFatal, Participants, Parts, Prober, Saw, Storage, Target,
-    Webhooks,
+    Config, Leadership, Node, OnFatal, Parts, Prober, Saw, Storage, Target, Webhooks,
 };
 use quorate::raft::log::Log;
 use quorate::raft::machine::{
@@ -21,7 +20,7 @@ use quorate::raft::machine::{
 };
 use quorate::raft::types::{LogId, Member, NodeId, StoredMembership};
 use quorate::runtime::{self, Instant, Scope};
-use quorate::state::{Applied, CallAnswer, Record, State};
+use quorate::state::{Applied, Record, State};
 use quorate::store::checkpoint::{self, Checkpointer, Digest, Settings};
 use quorate::store::disk::Disk;
 use quorate::store::driver::{Driver, Handle, Pace};
@@ -41,6 +40,7 @@ use crate::faults::Mix;
 use crate::journal::{self, SimJournal, SyncTime};
 use crate::network::{Network, SimPeers};
 use crate::oracle::Oracle;
+use crate::participants::{PLAIN, Services, SimParticipants};
 use crate::plant::Plant;
 use crate::run::Setup;
 use crate::trace::{Trace, trace};
@@ -85,6 +85,7 @@ pub struct World {
     random: Mutex<StdRng>,
     hook: Mutex<Hook>,
     targets: Mutex<Targets>,
+    services: Mutex<Services>,
     /// Nodes that have ended by themselves.
     pub aborted: Mutex<Vec<(NodeId, String)>>,
 }
@@ -156,6 +157,7 @@ impl World {
             busy: AtomicBool::new(true),
             oracle: Mutex::default(),
             machines,
+            services: Mutex::new(Services::new(!setup.seed)),
             random: Mutex::new(random),
             hook: Mutex::default(),
             targets: Mutex::default(),
@@ -182,6 +184,10 @@ impl World {
 
     pub fn targets(&self) -> MutexGuard<'_, Targets> {
         self.targets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn services(&self) -> MutexGuard<'_, Services> {
+        self.services.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn machines(&self) -> MutexGuard<'_, BTreeMap<NodeId, Machine>> {
@@ -241,6 +247,17 @@ impl World {
 
     pub fn shift_clock(&self, id: NodeId, ms: i64) {
         self.machine(id, |machine| machine.clock.offset_ms.fetch_add(ms, Ordering::Relaxed));
+    }
+
+    /// Lets all clocks go on from the latest time that any of them has told consensus: a state ahead of its
+    /// clocks stands still until they come to it.
+    pub fn set_clocks(&self) {
+        let told_ms = self.oracle().history.now_ms();
+        for machine in self.machines().values() {
+            let offset = told_ms.saturating_sub(EPOCH_MS + machine.clock.elapsed_ms());
+            let offset = i64::try_from(offset).expect("clocks are turned by minutes");
+            machine.clock.offset_ms.store(offset, Ordering::Relaxed);
+        }
     }
 
     pub fn sync_time(&self, id: NodeId) -> Arc<SyncTime> {
@@ -499,7 +516,7 @@ impl World {
             snapshot_entries: 60,
             snapshot_keep_entries: 20,
             webhook_allow: vec![HOOK.to_owned()],
-            participant_allow: Vec::new(),
+            participant_allow: vec![PLAIN.to_owned()],
         };
         let checkpoints = StoreCheckpoints { handle: handle.clone(), disk: snapshots.clone() };
         let parts = Parts {
@@ -512,7 +529,7 @@ impl World {
             disk: Arc::new(SimStorage { world: self.clone(), id, snapshots }),
             webhooks: Arc::new(SimWebhooks { world: self.clone() }),
             prober: Arc::new(SimProber { world: self.clone(), id }),
-            participants: Arc::new(Deaf),
+            participants: Arc::new(SimParticipants { world: self.clone(), id }),
             rebuilt: false,
             on_fatal: OnFatal(Box::new({
                 let world = self.clone();
@@ -562,10 +579,16 @@ struct SimClock {
     offset_ms: AtomicI64,
 }
 
+impl SimClock {
+    fn elapsed_ms(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
 impl Clock for SimClock {
     fn wall_ms(&self) -> u64 {
-        let elapsed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        (EPOCH_MS + elapsed).saturating_add_signed(self.offset_ms.load(Ordering::Relaxed))
+        let now = EPOCH_MS + self.elapsed_ms();
+        now.saturating_add_signed(self.offset_ms.load(Ordering::Relaxed))
     }
 }
 
@@ -749,16 +772,6 @@ struct SimProber {
 impl fmt::Debug for SimProber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SimProber").field("id", &self.id).finish_non_exhaustive()
-    }
-}
-
-/// No workload has global transactions yet.
-#[derive(Debug)]
-struct Deaf;
-
-impl Participants for Deaf {
-    fn call(&self, _: Call) -> BoxFuture<'static, CallAnswer> {
-        async { CallAnswer::Unknown { error: "nobody listens".to_owned() } }.boxed()
     }
 }
 

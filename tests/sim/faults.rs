@@ -12,6 +12,7 @@ use rand::rngs::StdRng;
 
 use crate::cluster::{End, World};
 use crate::network::CLIENTS;
+use crate::participants::PARTICIPANTS;
 use crate::trace::trace;
 
 /// Clients that a partition may reach.
@@ -258,6 +259,9 @@ async fn partition(world: &World, random: &mut StdRng) {
             links.extend(others.iter().flat_map(|other| both(one, *other)));
             let clients = (0..SOME_CLIENTS).filter(|_| random.random_range(0..3) == 0);
             links.extend(clients.flat_map(|client| both(one, CLIENTS + client)));
+            if random.random_range(0..3) == 0 {
+                links.extend(both(one, PARTICIPANTS));
+            }
         }
         // Deaf.
         2 => links.extend(others.iter().map(|other| (*other, one))),
@@ -292,7 +296,8 @@ async fn lossy(world: &World, random: &mut StdRng) {
     let slow = (random.random_range(0..2) == 0).then(|| random.random_range(10..300));
     trace!(world, "nemesis makes {id} lossy: 1 in {one_in}, slow {slow:?}");
     let nodes = world.nodes.iter().copied();
-    let peers = nodes.chain(CLIENTS..CLIENTS + SOME_CLIENTS).filter(|to| *to != id);
+    let peers = nodes.chain(CLIENTS..CLIENTS + SOME_CLIENTS).chain([PARTICIPANTS]);
+    let peers = peers.filter(|to| *to != id);
     let links: Vec<_> = peers.flat_map(|peer| [(id, peer), (peer, id)]).collect();
     for (from, to) in &links {
         world.network.lose(*from, *to, Some(one_in));
@@ -346,6 +351,8 @@ async fn sabotage(world: &World, random: &mut StdRng) {
 pub fn heal(world: &World) {
     trace!(world, "nemesis heals everything");
     world.network.heal();
+    world.services().calm_down();
+    world.set_clocks();
     for id in world.nodes.iter().copied() {
         world.resume(id);
         world.sync_time(id).set(0, 3);

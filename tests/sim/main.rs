@@ -17,6 +17,7 @@ mod faults;
 mod journal;
 mod network;
 mod oracle;
+mod participants;
 mod plant;
 mod run;
 mod stories;
@@ -124,6 +125,8 @@ fn seeds_hold_every_promise() {
         counts;
     let Counts { additions, publications, conflicts, transactions, taken_back, .. } = counts;
     let Counts { locks_held, locks_awaited, .. } = counts;
+    let Counts { calls_made, saga_effects, sagas_succeeded, sagas_failed, sagas_awaited, .. } =
+        counts;
     let Counts { kills, power_losses, partitions, pauses, leaders, snapshots, installs, .. } =
         counts;
     for (what, count) in [
@@ -136,6 +139,11 @@ fn seeds_hold_every_promise() {
         ("transactions that were taken back", taken_back),
         ("locks that were held", locks_held),
         ("locks that were waited for", locks_awaited),
+        ("calls of participants", calls_made),
+        ("effects of global transactions", saga_effects),
+        ("global transactions that succeeded", sagas_succeeded),
+        ("global transactions that failed", sagas_failed),
+        ("global transactions that were waited for", sagas_awaited),
         ("reads", reads),
         ("watch messages", watch_messages),
         ("keep-alives", keep_alives),
@@ -250,4 +258,34 @@ fn planted_overwriting_of_a_version_is_caught() {
 #[test]
 fn planted_transaction_in_two_messages_is_caught() {
     is_caught(Plant::WatchSplits, 10);
+}
+
+#[test]
+fn planted_call_that_was_not_recorded_is_caught() {
+    is_caught(Plant::CallUnrecorded, 10);
+}
+
+#[test]
+fn planted_key_of_an_attempt_is_caught() {
+    is_caught(Plant::KeyOfAttempt, 10);
+}
+
+#[test]
+fn planted_refusal_of_one_who_is_silent_is_caught() {
+    is_caught(Plant::SilenceIsRefusal, 10);
+}
+
+#[test]
+fn planted_end_of_what_goes_on_is_caught() {
+    is_caught(Plant::OngoingIsDone, 10);
+}
+
+#[test]
+fn planted_answer_to_a_deposed_leader_is_caught() {
+    is_caught(Plant::DeposedIsHeard, 10);
+}
+
+#[test]
+fn planted_loss_of_calls_with_their_leader_is_caught() {
+    is_caught(Plant::TakeoverForgotten, 10);
 }

@@ -259,7 +259,7 @@ fn response(channel: Channel, bytes: &Bytes) -> String {
 
 impl World {
     /// Carries one message over; false when it did not arrive.
-    async fn travel(&self, from: u64, to: u64) -> bool {
+    pub async fn travel(&self, from: u64, to: u64) -> bool {
         let lost = self.network.is_lost(from, to) || !self.network.passes(from, to);
         runtime::sleep(self.network.delay(from, to)).await;
         !lost && self.network.passes(from, to)

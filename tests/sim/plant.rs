@@ -30,10 +30,22 @@ pub enum Plant {
     CompareIgnored,
     /// A watcher gets the changes of one revision in two messages.
     WatchSplits,
+    /// A participant that fails is called again at once, under the next attempt, before that is recorded.
+    CallUnrecorded,
+    /// Each attempt has an idempotency key of its own.
+    KeyOfAttempt,
+    /// Whoever does not answer a call is taken for having refused it.
+    SilenceIsRefusal,
+    /// A participant that is at it is taken for done.
+    OngoingIsDone,
+    /// What a deposed leader's call was answered counts for the call of its successor.
+    DeposedIsHeard,
+    /// A new leader does not make the calls that an earlier one has begun.
+    TakeoverForgotten,
 }
 
 impl Plant {
-    pub const ALL: [Plant; 13] = [
+    pub const ALL: [Plant; 19] = [
         Plant::None,
         Plant::AckBeforeSync,
         Plant::SyncIgnored,
@@ -47,5 +59,11 @@ impl Plant {
         Plant::QueuedIsHeld,
         Plant::CompareIgnored,
         Plant::WatchSplits,
+        Plant::CallUnrecorded,
+        Plant::KeyOfAttempt,
+        Plant::SilenceIsRefusal,
+        Plant::OngoingIsDone,
+        Plant::DeposedIsHeard,
+        Plant::TakeoverForgotten,
     ];
 }

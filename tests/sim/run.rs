@@ -26,6 +26,8 @@ const SERVICE: Duration = Duration::from_secs(5);
 const EQUAL: Duration = Duration::from_secs(10);
 /// Virtual time after which a client's call has ended whatever happens.
 const CALLS: Duration = Duration::from_secs(20);
+/// Virtual time within which global transactions end when nothing goes wrong.
+const SAGAS: Duration = Duration::from_secs(20);
 /// Longest TTL of a session and the time that its expiry may take.
 const EXPIRY: Duration = Duration::from_secs(7);
 
@@ -203,6 +205,10 @@ async fn story(world: &Arc<World>, setup: &Setup) {
 /// The clients end, then all must be equal.
 pub async fn finish(world: &Arc<World>, clients: Vec<runtime::JoinHandle<()>>) {
     world.busy.store(false, Ordering::Relaxed);
+    world.services().calm_down();
+    if !sagas_come_to_rest(world).await {
+        return;
+    }
     for client in clients {
         if runtime::timeout(CALLS, client).await.is_err() {
             world.violated(format!("a client's call has not ended after {CALLS:?}"));
@@ -212,7 +218,7 @@ pub async fn finish(world: &Arc<World>, clients: Vec<runtime::JoinHandle<()>>) {
             return;
         }
     }
-    if pass(world, EXPIRY).await {
+    if pass(world, EXPIRY).await && sagas_end(world).await {
         ends_well(world).await;
     }
     is_over(world);
@@ -274,6 +280,44 @@ fn statuses(world: &World) -> String {
     text
 }
 
+/// Every global transaction ends or is suspended, when nothing goes wrong.
+async fn sagas_come_to_rest(world: &Arc<World>) -> bool {
+    let give_up = Instant::now() + SAGAS;
+    loop {
+        let (running, _) = world.oracle().unfinished_sagas();
+        if running.is_empty() {
+            world.oracle().suspended_have_reasons();
+            return !is_over(world);
+        }
+        if Instant::now() >= give_up {
+            world.violated(format!("{} not at rest after {SAGAS:?}: {running:?}", running.len()));
+            return false;
+        }
+        if !pass(world, Duration::from_millis(200)).await {
+            return false;
+        }
+    }
+}
+
+/// Whatever is suspended ends when an operator lets it go on.
+async fn sagas_end(world: &Arc<World>) -> bool {
+    let give_up = Instant::now() + SAGAS;
+    while sagas_come_to_rest(world).await {
+        let (_, suspended) = world.oracle().unfinished_sagas();
+        if suspended.is_empty() {
+            return true;
+        }
+        if Instant::now() >= give_up {
+            world.violated(format!("suspended again and again for {SAGAS:?}: {suspended:?}"));
+            return false;
+        }
+        for saga in suspended {
+            workload::resume(world, &saga).await;
+        }
+    }
+    false
+}
+
 /// All nodes are equal, and equal to what was applied.
 pub async fn ends_well(world: &Arc<World>) {
     let give_up = Instant::now() + EQUAL;
@@ -320,4 +364,5 @@ pub async fn ends_well(world: &Arc<World>) {
     oracle.failed_writes_are_not_there();
     oracle.counters_add_up();
     oracle.no_lock_is_left();
+    oracle.sagas_are_whole();
 }

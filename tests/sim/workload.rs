@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quorate::error::Error;
+use quorate::node::Node;
 use quorate::proto::v1::Consistency;
 use quorate::runtime;
 use quorate::state::{
     Admin, Command, Endpoint, Health, InstanceName, InstancePatch, Key, Op, Outcome, Pairs, Record,
-    Refusal, Registration, Reply, RequestId, ServiceSettings, State,
+    Refusal, Registration, Reply, RequestId, Saga, SagaName, SagaOrder, ServiceSettings, State,
 };
 use quorate::watch::{Kind, Range, Selector};
 use rand::RngExt as _;
@@ -26,6 +27,7 @@ use crate::plant::Plant;
 use crate::trace::trace;
 
 mod center;
+mod sagas;
 
 const NAMESPACE: &str = "default";
 const SERVICES: [&str; 3] = ["s0", "s1", "s2"];
@@ -58,6 +60,11 @@ pub fn spawn(world: &Arc<World>) -> Vec<runtime::JoinHandle<()>> {
         let (client, random) = (number(), world.fork_random());
         let writer = Writer::new(world.clone(), client, 0, random);
         tasks.push(world.harness.spawn(writer.run_alone()));
+    }
+    for _ in 0..2 * world.load {
+        let (client, random) = (number(), world.fork_random());
+        let writer = Writer::new(world.clone(), client, 0, random);
+        tasks.push(world.harness.spawn(writer.run_sagas()));
     }
     for _ in 0..3 * world.load {
         tasks.push(world.harness.spawn(read(world.clone(), number(), world.fork_random())));
@@ -419,6 +426,16 @@ impl Writer {
         world.oracle().gave_up(&write);
         None
     }
+}
+
+/// An operator lets a suspended transaction go on.
+pub async fn resume(world: &Arc<World>, saga: &Saga) {
+    let name = SagaName { namespace: saga.namespace.to_string(), gid: saga.gid.to_string() };
+    let command = Command { request: None, op: Op::OrderSaga { name, order: SagaOrder::Resume } };
+    let (node, timeout) = (world.leader().unwrap_or(1), Duration::from_secs(1));
+    let order = move |node: Node| async move { node.propose(&command, timeout).await };
+    let answer = world.ask(CLIENTS, node, timeout, order).await;
+    trace!(world, "an operator resumes {}: {answer:?}", saga.gid);
 }
 
 fn registration(name: InstanceName, metadata: Pairs, session: Option<u64>) -> Registration {

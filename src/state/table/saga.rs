@@ -202,21 +202,25 @@ impl Default for SagaCall {
     }
 }
 
-impl CallState {
-    /// Nothing is left to be done.
-    pub fn is_done(self) -> bool {
-        matches!(self, CallState::Succeeded | CallState::Skipped)
-    }
-
-    /// It may have had an effect that nobody took back.
-    pub fn may_have_run(self) -> bool {
-        match self {
+impl SagaCall {
+    /// It may have, or may yet have, an effect that nobody takes back: a call that was refused has none, but one
+    /// before it may still be on its way.
+    pub fn may_have_run(&self) -> bool {
+        match self.state {
             CallState::Running { .. }
             | CallState::Unknown { .. }
             | CallState::Ongoing { .. }
             | CallState::Succeeded => true,
-            CallState::Pending | CallState::Failed | CallState::Skipped => false,
+            CallState::Failed => self.attempt > 1,
+            CallState::Pending | CallState::Skipped => false,
         }
+    }
+}
+
+impl CallState {
+    /// Nothing is left to be done.
+    pub fn is_done(self) -> bool {
+        matches!(self, CallState::Succeeded | CallState::Skipped)
     }
 
     /// When time alone makes something of it.

@@ -367,8 +367,12 @@ fn aborted(saga: &mut Saga, why: &str, place: &Place) {
     saga.since_ms = place.now_ms;
     saga.start_at_ms = 0;
     for b in &mut saga.branches {
-        let did_nothing =
-            matches!(b.call.state, CallState::Pending | CallState::Failed | CallState::Skipped);
+        let did_nothing = match b.call.state {
+            // What was asked for before may come later.
+            CallState::Failed => b.call.attempt == 1,
+            CallState::Pending | CallState::Skipped => true,
+            _ => false,
+        };
         let undo = match saga.mode {
             SagaMode::Message => false,
             SagaMode::Tcc => true,

@@ -7,6 +7,7 @@ use quorate::state::{CounterName, Key, Op, Outcome, Record, Refusal, Reply, Step
 
 use super::Oracle;
 use super::history::History;
+use super::saga_effects::ACCOUNT;
 use super::writes::Write;
 
 #[derive(Debug, Default)]
@@ -93,7 +94,11 @@ impl Oracle {
     pub fn counters_add_up(&mut self) {
         let mut wrong = Vec::new();
         let mut unknown = self.counters.unknown.clone();
-        let keys = self.history.keys().filter(|key| matches!(key, Key::Counter { .. }));
+        // What global transactions add is another promise.
+        let keys = self
+            .history
+            .keys()
+            .filter(|key| matches!(key, Key::Counter { name, .. } if !name.starts_with(ACCOUNT)));
         for key in keys {
             let (mut before, mut known, mut sum) = (0, 0i64, 0i64);
             for (revision, _) in self.history.versions_of(key) {

@@ -163,6 +163,14 @@ impl History {
         }
     }
 
+    /// The clock of the state.
+    pub fn now_ms(&self) -> u64 {
+        match self.records.get(&Key::Meta) {
+            Some((Record::Meta(meta), _)) => meta.now_ms,
+            _ => 0,
+        }
+    }
+
     /// Digest of the state and number of its records.
     pub fn digest(&self) -> (u64, u64) {
         (self.digest, self.records.len() as u64)

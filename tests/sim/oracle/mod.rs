@@ -7,6 +7,10 @@ pub mod history;
 pub mod locks;
 pub mod reads;
 pub mod replicas;
+pub mod saga_calls;
+pub mod saga_decisions;
+pub mod saga_effects;
+pub mod sagas;
 pub mod sessions;
 pub mod transactions;
 pub mod watches;
@@ -19,6 +23,8 @@ use counters::Counters;
 use history::History;
 use locks::Locks;
 use replicas::Replicas;
+use saga_calls::SagaCalls;
+use saga_effects::SagaEffects;
 use sessions::Sessions;
 use writes::Writes;
 
@@ -32,6 +38,8 @@ pub struct Oracle {
     pub configs: Configs,
     pub counters: Counters,
     pub locks: Locks,
+    pub saga_calls: SagaCalls,
+    pub saga_effects: SagaEffects,
     /// The greatest revision that any client knows of: each linearizable call that begins later must
     /// see it.
     pub floor: u64,
@@ -58,6 +66,14 @@ pub struct Counts {
     /// How often a client has come to hold a lock, and how often it was told to wait.
     pub locks_held: u64,
     pub locks_awaited: u64,
+    /// Calls of participants that leaders have made, and what was done for the first time.
+    pub calls_made: u64,
+    pub saga_effects: u64,
+    /// Global transactions that ended well and those that were taken back, operators' aside; and how often
+    /// a client saw one finished.
+    pub sagas_succeeded: u64,
+    pub sagas_failed: u64,
+    pub sagas_awaited: u64,
     pub reads: u64,
     pub stale_reads: u64,
     pub watch_messages: u64,
@@ -95,6 +111,11 @@ impl Counts {
             taken_back,
             locks_held,
             locks_awaited,
+            calls_made,
+            saga_effects,
+            sagas_succeeded,
+            sagas_failed,
+            sagas_awaited,
             reads,
             stale_reads,
             watch_messages,
@@ -128,6 +149,11 @@ impl Counts {
             (&mut self.taken_back, taken_back),
             (&mut self.locks_held, locks_held),
             (&mut self.locks_awaited, locks_awaited),
+            (&mut self.calls_made, calls_made),
+            (&mut self.saga_effects, saga_effects),
+            (&mut self.sagas_succeeded, sagas_succeeded),
+            (&mut self.sagas_failed, sagas_failed),
+            (&mut self.sagas_awaited, sagas_awaited),
             (&mut self.reads, reads),
             (&mut self.stale_reads, stale_reads),
             (&mut self.watch_messages, watch_messages),
@@ -173,7 +199,8 @@ impl Oracle {
             let result = self
                 .lines_have_one_head(event)
                 .and_then(|()| self.pair_changes_together(event))
-                .and_then(|()| self.versions_grow(event));
+                .and_then(|()| self.versions_grow(event))
+                .and_then(|()| self.sagas_go_on(event));
             self.check(result);
         }
     }

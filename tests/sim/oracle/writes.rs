@@ -271,7 +271,7 @@ impl Oracle {
         }
     }
 
-    /// What is said of counters, configuration, locks and transactions; None of anything else.
+    /// What is said of counters, configuration, locks and transactions, global ones too; None of anything else.
     fn is_true_of_center(
         &mut self,
         write: &Write,
@@ -279,6 +279,9 @@ impl Oracle {
     ) -> Option<Result<(), String>> {
         let Outcome { revision, result, .. } = outcome;
         let revision = *revision;
+        if let Some(told) = self.saga_stands(&write.op, revision, result) {
+            return Some(told);
+        }
         Some(match (&write.op, result) {
             (_, Err(Refusal::SessionExpired { .. })) => return None,
             (Op::AddCounter(_), Ok(Reply::CounterChanged { value, changed: true, .. })) => {

@@ -37,8 +37,9 @@ pub(super) fn any_key(random: &mut StdRng) -> Key {
     }
 }
 
-/// What some watch: the counters that are changed together, and configuration; and the locks.
-pub(super) fn ranges() -> [Range; 2] {
+/// What some watch: the counters that are changed together, and configuration; the locks; and
+/// global transactions.
+pub(super) fn ranges() -> [Range; 3] {
     let of = |class, first| Selector {
         class,
         namespace: NAMESPACE.to_owned(),
@@ -49,7 +50,7 @@ pub(super) fn ranges() -> [Range; 2] {
     let items = of(Class::Config, Match::Exact(GROUP.to_owned()));
     let [left, right] = pair;
     let both = Range::new(vec![left, right, items]).expect("three selectors");
-    [both, of(Class::Lock, Match::Any).into()]
+    [both, of(Class::Lock, Match::Any).into(), of(Class::Saga, Match::Any).into()]
 }
 
 fn counter(name: &str) -> CounterName {
@@ -204,7 +205,17 @@ impl Writer {
 
     /// Whether a write may be sent again that may have taken place before.
     pub(super) fn is_repeatable(&self, write: &Write) -> bool {
-        write.request.is_some()
+        // The name of a global transaction tells a repetition.
+        let named = matches!(
+            write.op,
+            Op::BeginSaga(_)
+                | Op::SubmitSaga { .. }
+                | Op::AbortSaga { .. }
+                | Op::RegisterBranch { .. }
+                | Op::GuardedTxn { .. }
+        );
+        named
+            || write.request.is_some()
             || (self.world.plant == Plant::AddRepeated && matches!(write.op, Op::AddCounter(_)))
     }
 }
