@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde_json::json;
+
 /// Unknown is not a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Valid {
@@ -58,6 +60,31 @@ impl Report {
             }
         }
         names
+    }
+}
+
+impl Report {
+    pub fn to_json(&self) -> serde_json::Value {
+        let anomalies = self.anomalies.iter().map(
+            |anomaly| json!({ "name": anomaly.name, "what": anomaly.what, "details": anomaly.details }),
+        );
+        json!({
+            "property": self.property,
+            "valid": self.valid.to_json(),
+            "succeeded": self.succeeded,
+            "anomalies": anomalies.collect::<Vec<_>>(),
+            "unknown": self.unknown,
+        })
+    }
+}
+
+impl Valid {
+    pub fn to_json(self) -> serde_json::Value {
+        match self {
+            Valid::True => json!(true),
+            Valid::False => json!(false),
+            Valid::Unknown => json!("unknown"),
+        }
     }
 }
 

@@ -46,6 +46,10 @@ fn exit_codes() {
     assert_eq!(register("{").0, 3);
     assert_eq!(run(&["check", "--model", "register", "/nowhere"], "").0, 3);
     assert_eq!(run(&["check", "--model", "queue", "-"], "").0, 3);
+    assert_eq!(run(&["check", "-"], READ).0, 3);
+    assert_eq!(run(&["run", "--nemesis", "earthquake"], "").0, 3);
+    assert_eq!(run(&["run", "--rate", "0"], "").0, 3);
+    assert_eq!(run(&["run", "--binary", "/nowhere", "--dir", "/dev/null/x"], "").0, 3);
     assert_eq!(run(&[], "").0, 3);
     assert_eq!(run(&["--help"], "").0, 0);
 }

@@ -4,8 +4,9 @@
 
 mod append;
 mod binary;
+mod coverage;
 mod edn;
 mod history;
 mod opinion;
 mod register;
-mod xorshift;
+mod replay;

@@ -9,7 +9,7 @@ use todc_utils::{Action, Specification, WGLChecker};
 
 use crate::append::{self, Step, Transaction};
 use crate::register;
-use crate::xorshift::Random;
+use quorate_jepsen::random::Random;
 
 /// A register for a checker that knows completed operations only: what never completed does so at the end,
 /// where a cas that does not fit has no effect.
