@@ -178,17 +178,15 @@ impl Cluster {
         self.member(id).node.signal(signal)
     }
 
-    /// Looks for processes that ended by themselves, notes them and starts them again; true if there were.
-    pub fn look_after(&mut self) -> io::Result<bool> {
-        let mut found = false;
+    /// Looks for processes that ended by themselves, notes them and starts them again.
+    pub fn look_after(&mut self) -> io::Result<()> {
         for id in self.ids() {
             if let Some(status) = self.member_mut(id).node.exited()? {
                 self.exits.push(Exit { node: id, status: status.to_string() });
                 self.spawn(id)?;
-                found = true;
             }
         }
-        Ok(found)
+        Ok(())
     }
 
     /// How a process that is expected to end did; None while it runs.
@@ -196,8 +194,14 @@ impl Cluster {
         self.member_mut(id).node.exited()
     }
 
-    pub fn exits(&self) -> &[Exit] {
-        &self.exits
+    /// Notes how a process ended that should not have.
+    pub fn note_exit(&mut self, node: u64, status: String) {
+        self.exits.push(Exit { node, status });
+    }
+
+    /// What ended since this was asked before.
+    pub fn take_exits(&mut self) -> Vec<Exit> {
+        std::mem::take(&mut self.exits)
     }
 
     // ---- who is there ----

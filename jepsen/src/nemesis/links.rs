@@ -3,11 +3,10 @@
 use std::io;
 use std::time::Duration;
 
-use super::{Active, Proof, Scene, ids, map};
+use super::{Active, Ending, Scene, ids, map};
 use crate::cluster::links::{Pair, Party, Rule};
 use crate::edn::Value;
 use crate::random::Random;
-use crate::workload::Boxed;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slow {
@@ -78,7 +77,7 @@ impl Active for Slowed {
         false
     }
 
-    fn end<'a>(self: Box<Self>, scene: &'a mut Scene<'_>) -> Boxed<'a, io::Result<Proof>> {
+    fn end<'a>(self: Box<Self>, scene: &'a mut Scene<'_>) -> Ending<'a> {
         Box::pin(async move {
             let links = scene.cluster.links();
             let now: u64 = self.pairs.iter().map(|&pair| links.traffic(pair).slowed).sum();

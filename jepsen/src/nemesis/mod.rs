@@ -3,20 +3,22 @@
 //! A fault that did nothing would make a run look better than it is. So each one shows by what it did: a
 //! process that is gone, one that the kernel calls stopped, bytes that had to wait.
 
+mod damage;
 mod links;
+mod membership;
 mod partition;
 mod plan;
 mod process;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::pin::Pin;
 
 use clap::ValueEnum;
 
 use crate::cluster::Cluster;
 use crate::edn::Value;
 use crate::random::Random;
-use crate::workload::Boxed;
 pub use plan::{Plan, Step};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -29,10 +31,24 @@ pub enum Kind {
     Kill,
     /// SIGSTOP, and SIGCONT or SIGKILL later.
     Pause,
+    /// Leadership is handed over.
+    Transfer,
+    /// A node is removed and a new one takes its place.
+    Member,
+    /// Files of a node that is down are damaged.
+    Damage,
 }
 
 /// Faults by name, `all` for all.
-pub const KINDS: &[Kind] = &[Kind::Partition, Kind::Slow, Kind::Kill, Kind::Pause];
+pub const KINDS: &[Kind] = &[
+    Kind::Partition,
+    Kind::Slow,
+    Kind::Kill,
+    Kind::Pause,
+    Kind::Transfer,
+    Kind::Member,
+    Kind::Damage,
+];
 
 /// A fault that is to be: drawn from the plan's seed before the run begins, but for what only the cluster
 /// knows, such as who leads.
@@ -42,6 +58,9 @@ pub enum Fault {
     Links(links::Slow),
     Kill(process::Kill),
     Pause(process::Pause),
+    Transfer(membership::Transfer),
+    Member(membership::Replace),
+    Damage(damage::Damage),
 }
 
 /// What a fault does its work with.
@@ -52,16 +71,19 @@ pub struct Scene<'a> {
 }
 
 /// A fault that holds.
-pub trait Active: Send {
+pub trait Active {
     /// What was done, for the history.
     fn what(&self) -> Value;
     /// Whether a majority of nodes can go on, so that operations must succeed meanwhile.
     fn leaves_majority(&self) -> bool;
     /// Ends it, and says what proves that it took effect, or, as an error, what is missing.
-    fn end<'a>(self: Box<Self>, scene: &'a mut Scene<'_>) -> Boxed<'a, io::Result<Proof>>;
+    fn end<'a>(self: Box<Self>, scene: &'a mut Scene<'_>) -> Ending<'a>;
 }
 
 pub type Proof = Result<String, String>;
+
+/// Faults come one after the other, in the task that holds the cluster.
+pub type Ending<'a> = Pin<Box<dyn Future<Output = io::Result<Proof>> + 'a>>;
 
 impl Kind {
     pub fn name(self) -> &'static str {
@@ -70,6 +92,9 @@ impl Kind {
             Kind::Slow => "slow",
             Kind::Kill => "kill",
             Kind::Pause => "pause",
+            Kind::Transfer => "transfer",
+            Kind::Member => "member",
+            Kind::Damage => "damage",
         }
     }
 
@@ -80,6 +105,18 @@ impl Kind {
             Kind::Slow => Fault::Links(links::Slow::draw(random)),
             Kind::Kill => Fault::Kill(process::Kill::draw(random)),
             Kind::Pause => Fault::Pause(process::Pause::draw(random)),
+            Kind::Transfer => Fault::Transfer(membership::Transfer::draw(random)),
+            Kind::Member => Fault::Member(membership::Replace::draw(random)),
+            Kind::Damage => Fault::Damage(damage::Damage::draw(random)),
+        }
+    }
+
+    /// Whether it wants to be alone: it needs a majority for what it does, or strikes what another fault has
+    /// left of a node.
+    fn is_alone(self) -> bool {
+        match self {
+            Kind::Partition | Kind::Slow | Kind::Kill | Kind::Pause => false,
+            Kind::Transfer | Kind::Member | Kind::Damage => true,
         }
     }
 }
@@ -91,6 +128,9 @@ impl Fault {
             Fault::Links(_) => Kind::Slow,
             Fault::Kill(_) => Kind::Kill,
             Fault::Pause(_) => Kind::Pause,
+            Fault::Transfer(_) => Kind::Transfer,
+            Fault::Member(_) => Kind::Member,
+            Fault::Damage(_) => Kind::Damage,
         }
     }
 
@@ -101,6 +141,9 @@ impl Fault {
             Fault::Links(slow) => slow.begin(scene),
             Fault::Kill(kill) => kill.begin(scene).await,
             Fault::Pause(pause) => pause.begin(scene).await,
+            Fault::Transfer(transfer) => transfer.begin(scene).await,
+            Fault::Member(replace) => replace.begin(scene).await,
+            Fault::Damage(damage) => damage.begin(scene).await,
         }
     }
 
@@ -111,6 +154,9 @@ impl Fault {
             Fault::Links(fault) => format!("{fault:?}"),
             Fault::Kill(fault) => format!("{fault:?}"),
             Fault::Pause(fault) => format!("{fault:?}"),
+            Fault::Transfer(fault) => format!("{fault:?}"),
+            Fault::Member(fault) => format!("{fault:?}"),
+            Fault::Damage(fault) => format!("{fault:?}"),
         }
     }
 }

@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{Active, Proof, Scene, ids, map};
+use super::{Active, Ending, Scene, ids, map};
 use crate::cluster::links::{Block, Pair, Party, Traffic};
 use crate::edn::Value;
 use crate::random::Random;
-use crate::workload::Boxed;
 
 /// What was being written when a link was frozen may still arrive.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -177,7 +176,7 @@ impl Active for Parted {
         true
     }
 
-    fn end<'a>(self: Box<Self>, scene: &'a mut Scene<'_>) -> Boxed<'a, io::Result<Proof>> {
+    fn end<'a>(self: Box<Self>, scene: &'a mut Scene<'_>) -> Ending<'a> {
         Box::pin(async move {
             let links = scene.cluster.links();
             let mut total = Traffic::default();

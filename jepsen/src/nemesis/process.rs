@@ -8,10 +8,9 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tokio::time::sleep;
 
-use super::{Active, Proof, Scene, Whom, ids, majority_without, map};
+use super::{Active, Ending, Scene, Whom, ids, majority_without, map};
 use crate::edn::Value;
 use crate::random::Random;
-use crate::workload::Boxed;
 
 /// How long a stopped process may take until the kernel says so.
 const LOOK: Duration = Duration::from_millis(20);
@@ -84,7 +83,7 @@ impl Active for Killed {
         self.leaves_majority
     }
 
-    fn end<'a>(self: Box<Self>, scene: &'a mut Scene<'_>) -> Boxed<'a, io::Result<Proof>> {
+    fn end<'a>(self: Box<Self>, scene: &'a mut Scene<'_>) -> Ending<'a> {
         Box::pin(async move {
             for &id in &self.nodes {
                 scene.cluster.spawn(id)?;
@@ -162,7 +161,7 @@ impl Active for Paused {
         self.leaves_majority
     }
 
-    fn end<'a>(self: Box<Self>, scene: &'a mut Scene<'_>) -> Boxed<'a, io::Result<Proof>> {
+    fn end<'a>(self: Box<Self>, scene: &'a mut Scene<'_>) -> Ending<'a> {
         Box::pin(async move {
             // A node may have been killed meanwhile by another fault, which proves itself.
             let there: Vec<u64> = self

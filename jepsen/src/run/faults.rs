@@ -70,13 +70,9 @@ pub async fn rest(cluster: &mut Cluster, recorder: &Recorder, time: Duration) ->
 }
 
 fn look(cluster: &mut Cluster, recorder: &Recorder) -> io::Result<()> {
-    let known = cluster.exits().len();
     cluster.look_after()?;
-    for exit in &cluster.exits()[known..] {
-        let told = [
-            ("node", Value::Int(exit.node as i64)),
-            ("status", Value::String(exit.status.clone())),
-        ];
+    for exit in cluster.take_exits() {
+        let told = [("node", Value::Int(exit.node as i64)), ("status", Value::String(exit.status))];
         recorder.nemesis("exited", entries(told));
     }
     Ok(())

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::cluster::Cluster;
 use crate::cluster::connection::Connection;
-use crate::nemesis::Plan;
+use crate::nemesis::{self, Plan};
 use crate::random::Random;
 use crate::store;
 use crate::workload::{Shape, Ways, Workload};
@@ -35,6 +35,8 @@ const AGAIN: Duration = Duration::from_millis(200);
 pub enum Error {
     #[error("{0}")]
     Io(#[from] io::Error),
+    #[error("{0} s are too short for all faults: no time is left for {1:?}")]
+    TooShort(u64, Vec<nemesis::Kind>),
     #[error("the cluster did not start: {0}")]
     Start(String),
     #[error("the workload could not be prepared: {0}")]
@@ -48,6 +50,10 @@ pub async fn run(options: &Options) -> Result<(), Error> {
     let mut random = Random::new(options.seed);
     let time = Duration::from_secs(options.seconds).saturating_sub(AFTERWARDS);
     let plan = Plan::draw(&options.nemesis, options.nodes, time, &mut random.fork());
+    let lacks = plan.lacks(&options.nemesis);
+    if !lacks.is_empty() {
+        return Err(Error::TooShort(options.seconds, lacks));
+    }
     store::begin(options, &plan)?;
     let recorder = Arc::new(Recorder::new(&options.dir.join(store::HISTORY))?);
     let nodes = options.nodes as u64;

@@ -49,7 +49,11 @@ fn exit_codes() {
     assert_eq!(run(&["check", "-"], READ).0, 3);
     assert_eq!(run(&["run", "--nemesis", "earthquake"], "").0, 3);
     assert_eq!(run(&["run", "--rate", "0"], "").0, 3);
+    let (code, _, error) = run(&["run", "--seconds", "15", "--nemesis", "all"], "");
+    assert_eq!(code, 3);
+    assert!(error.contains("15 s are too short"), "{error}");
     assert_eq!(run(&["run", "--binary", "/nowhere", "--dir", "/dev/null/x"], "").0, 3);
+
     assert_eq!(run(&[], "").0, 3);
     assert_eq!(run(&["--help"], "").0, 0);
 }
