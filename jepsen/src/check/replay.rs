@@ -126,3 +126,92 @@ fn register(op: &Op) -> Result<(&Value, Option<&Value>, &Value), Error> {
         _ => Err(wrong()),
     }
 }
+
+/// Whether transactions of list-append replay: in the order of revisions each read is what the appends before
+/// it have made. Elements of transactions of unknown outcome may be anywhere in a list, but once one was
+/// seen, the rest of its transaction is to be seen too.
+pub fn lists(history: &History) -> Result<Report, Error> {
+    let mut unknown: HashMap<(&Value, &Value), usize> = HashMap::new();
+    let mut owed: HashMap<usize, Vec<(&Value, &Value)>> = HashMap::new();
+    for call in history.calls()? {
+        if history.outcome(call) == Kind::Info {
+            for step in steps(&history.ops[call.invoke])? {
+                if let Step::Append(key, element) = step {
+                    unknown.insert((key, element), call.invoke);
+                    owed.entry(call.invoke).or_default().push((key, element));
+                }
+            }
+        }
+    }
+    let ordered = in_order(history);
+    let mut report = Report::new("lists-replay", ordered.len());
+    let mut lists: HashMap<&Value, Vec<&Value>> = HashMap::new();
+    // What must be in the next read of a key.
+    let mut due: HashMap<&Value, Vec<&Value>> = HashMap::new();
+    for (op, _) in ordered {
+        // What the transaction itself has appended so far stands at the end of its reads.
+        let mut own: HashMap<&Value, Vec<&Value>> = HashMap::new();
+        for step in steps(op)? {
+            match step {
+                Step::Append(key, element) => own.entry(key).or_default().push(element),
+                Step::Read(key, elements) => {
+                    let own = own.get(key).map_or(&[][..], Vec::as_slice);
+                    let elements: Vec<&Value> = elements.iter().collect();
+                    let Some(before) = elements.strip_suffix(own) else {
+                        let what =
+                            format!("key {key} was read without the transaction's own appends");
+                        report.anomalies.push(anomaly("replay-differs", what, &[op]));
+                        continue;
+                    };
+                    let list = lists.entry(key).or_default();
+                    let is_new = |element: &&Value| {
+                        unknown.contains_key(&(key, *element)) && !list.contains(element)
+                    };
+                    let (new, old): (Vec<_>, Vec<_>) = before.iter().copied().partition(is_new);
+                    let owing = due.remove(key).unwrap_or_default();
+                    if old != *list || owing.iter().any(|element| !before.contains(element)) {
+                        let expected = Value::Vector(list.iter().map(|&e| e.clone()).collect());
+                        let what = format!("key {key} is {expected} in the order of revisions");
+                        report.anomalies.push(anomaly("replay-differs", what, &[op]));
+                    }
+                    *list = before.to_vec();
+                    for element in new {
+                        let rest = owed.remove(&unknown[&(key, element)]).unwrap_or_default();
+                        for (other, element) in rest {
+                            if other != key
+                                && !lists.get(other).is_some_and(|l| l.contains(&element))
+                            {
+                                due.entry(other).or_default().push(element);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        for (key, elements) in own {
+            lists.entry(key).or_default().extend(elements);
+        }
+    }
+    report.settle();
+    Ok(report)
+}
+
+enum Step<'a> {
+    Append(&'a Value, &'a Value),
+    Read(&'a Value, &'a [Value]),
+}
+
+fn steps(op: &Op) -> Result<Vec<Step<'_>>, Error> {
+    let wrong =
+        || Error::malformed(op, "a transaction is of [:append key element] and [:r key list]");
+    let steps = op.value.elements().ok_or_else(wrong)?.iter().map(|step| match step.elements() {
+        Some([Value::Keyword(what), key, element]) if what == "append" => {
+            Ok(Step::Append(key, element))
+        }
+        Some([Value::Keyword(what), key, list]) if what == "r" => {
+            Ok(Step::Read(key, list.elements().unwrap_or_default()))
+        }
+        _ => Err(wrong()),
+    });
+    steps.collect()
+}

@@ -3,7 +3,17 @@
 //! A workload is two things that share nothing but the form of the history: clients, which generate
 //! operations and carry them out, and a judgement of what they saw.
 
+mod append;
+mod bank;
+mod config;
+mod counter;
+mod lock;
+mod once;
 mod register;
+mod registry;
+mod session;
+mod set;
+mod watch;
 
 use std::fmt::Debug;
 use std::pin::Pin;
@@ -26,7 +36,35 @@ pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub enum Kind {
     /// Reads, writes and cas of config items: linearizable, and in the order of the revisions.
     Register,
+    /// Transactions of reads and appends: strictly serializable.
+    Append,
+    /// Items that are added and listed: none is lost.
+    Set,
+    /// Additions: sums within their bounds.
+    Counter,
+    /// Transfers between accounts: money is conserved.
+    Bank,
+    /// Additions with ids that are sent again and again: each counts once.
+    Once,
+    /// Watches: the six guarantees.
+    Watch,
+    /// Instances with sessions: there as long as they are kept alive, and not longer.
+    Registry,
+    /// Locks: exclusive, and fenced by their tokens.
+    Lock,
 }
+
+pub const KINDS: &[Kind] = &[
+    Kind::Register,
+    Kind::Append,
+    Kind::Set,
+    Kind::Counter,
+    Kind::Bank,
+    Kind::Once,
+    Kind::Watch,
+    Kind::Registry,
+    Kind::Lock,
+];
 
 /// What a client asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,12 +118,28 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Kind::Register => "register",
+            Kind::Append => "append",
+            Kind::Set => "set",
+            Kind::Counter => "counter",
+            Kind::Bank => "bank",
+            Kind::Once => "once",
+            Kind::Watch => "watch",
+            Kind::Registry => "registry",
+            Kind::Lock => "lock",
         }
     }
 
     pub fn workload(self, shape: Shape) -> Arc<dyn Workload> {
         match self {
             Kind::Register => Arc::new(register::Registers::new(shape)),
+            Kind::Append => Arc::new(append::Append::default()),
+            Kind::Set => Arc::new(set::Sets::default()),
+            Kind::Counter => Arc::new(counter::Counters),
+            Kind::Bank => Arc::new(bank::Bank),
+            Kind::Once => Arc::new(once::Once),
+            Kind::Watch => Arc::new(watch::Watches::default()),
+            Kind::Registry => Arc::new(registry::Registry::default()),
+            Kind::Lock => Arc::new(lock::Locks::default()),
         }
     }
 
@@ -93,6 +147,14 @@ impl Kind {
     pub fn judge(self, history: &History) -> Result<Vec<Report>, history::Error> {
         match self {
             Kind::Register => register::judge(history),
+            Kind::Append => append::judge(history),
+            Kind::Set => set::judge(history),
+            Kind::Counter => counter::judge(history),
+            Kind::Bank => bank::judge(history),
+            Kind::Once => once::judge(history),
+            Kind::Watch => watch::judge(history),
+            Kind::Registry => registry::judge(history),
+            Kind::Lock => lock::judge(history),
         }
     }
 }

@@ -10,7 +10,8 @@ use quorate::error::Error;
 use quorate::proto::v1;
 
 use super::{
-    Boxed, Client, Invocation, Shape, Ways, Workload, int, not_read, not_written, ok, pair, parts,
+    Boxed, Client, Invocation, Shape, Ways, Workload, config, int, not_read, not_written, ok, pair,
+    parts,
 };
 use crate::check::replay;
 use crate::cluster::connection::Connection;
@@ -27,7 +28,7 @@ const PER_KEY: usize = 150;
 const VALUES: usize = 5;
 /// Clients that share an item.
 const GROUP: usize = 5;
-const NAMESPACE_GROUP: &str = "register";
+const GROUP_NAME: &str = "register";
 
 #[derive(Debug)]
 pub struct Registers {
@@ -111,7 +112,7 @@ impl Client for One {
 
 async fn read(way: &Connection, name: String, key: &Value) -> Outcome {
     let request =
-        v1::GetConfigRequest { group: NAMESPACE_GROUP.into(), key: name, ..Default::default() };
+        v1::GetConfigRequest { group: GROUP_NAME.to_owned(), key: name, ..Default::default() };
     match way.get_config(request).await {
         Ok(answer) => {
             let release = answer.item.and_then(|item| item.release).unwrap_or_default();
@@ -125,20 +126,9 @@ async fn read(way: &Connection, name: String, key: &Value) -> Outcome {
     }
 }
 
-fn publication(name: String, value: &Value) -> v1::PublishConfigRequest {
-    let content = value.to_string().into_bytes();
-    v1::PublishConfigRequest {
-        group: NAMESPACE_GROUP.into(),
-        key: name,
-        content,
-        keep: 1,
-        ..Default::default()
-    }
-}
-
 async fn write(way: &Connection, name: String, what: &Invocation) -> Outcome {
     let [_, value] = parts(&what.value);
-    match way.publish(publication(name, value)).await {
+    match way.publish(config::publication(GROUP_NAME, name, value.to_string())).await {
         Ok(answer) => ok(what.value.clone(), answer.header, answer.changed),
         Err(error) => not_written(&error),
     }
@@ -146,20 +136,11 @@ async fn write(way: &Connection, name: String, what: &Invocation) -> Outcome {
 
 async fn cas(way: &Connection, name: String, what: &Invocation, change: &Value) -> Outcome {
     let [from, to] = parts(change);
-    let item =
-        v1::ItemName { group: NAMESPACE_GROUP.into(), key: name.clone(), ..Default::default() };
-    let compare = v1::Compare {
-        record: Some(v1::RecordName { record: Some(v1::record_name::Record::Config(item)) }),
-        is: v1::Relation::Equal.into(),
-        to: Some(v1::compare::To::Content(from.to_string().into_bytes())),
-        ..Default::default()
-    };
-    let step = v1::txn_step::Step::PublishConfig(publication(name, to));
-    let request = v1::TxnRequest {
-        when: vec![compare],
-        then: vec![v1::TxnStep { step: Some(step) }],
-        ..Default::default()
-    };
+    let content = v1::compare::To::Content(from.to_string().into_bytes());
+    let when = vec![config::compare(config::item(GROUP_NAME, name.clone()), content)];
+    let publication = config::publication(GROUP_NAME, name, to.to_string());
+    let then = vec![config::step(v1::txn_step::Step::PublishConfig(publication))];
+    let request = v1::TxnRequest { when, then, ..Default::default() };
     match way.commit(request).await {
         Ok(answer) if answer.succeeded => {
             let changed = answer.results.first().and_then(|result| match &result.result {

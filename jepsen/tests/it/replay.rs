@@ -1,33 +1,9 @@
 //! Replay by revision: the order that a server claims, against real time and against a naive model.
 
 use quorate_jepsen::check::replay;
-use quorate_jepsen::history::History;
 use quorate_jepsen::random::Random;
-use quorate_jepsen::report::{Report, Valid};
 
-/// A history of lines such as `0 ok write [1 2] @7` (`@7` what it wrote, `@7r` what it saw).
-pub fn history(lines: &str) -> History {
-    let lines = lines.lines().map(str::trim).filter(|line| !line.is_empty());
-    let ops = lines.map(|line| {
-        let (line, at) = match line.rsplit_once(" @") {
-            Some((line, at)) => (line, Some(at)),
-            None => (line, None),
-        };
-        let at = at.map_or(String::new(), |at| {
-            format!(", :revision {}, :wrote {}", at.trim_end_matches('r'), !at.ends_with('r'))
-        });
-        let mut words = line.splitn(4, ' ');
-        let mut word = || words.next().unwrap();
-        let (process, kind, f, value) = (word(), word(), word(), word());
-        format!("{{:type :{kind}, :process {process}, :f :{f}, :value {value}{at}}}\n")
-    });
-    History::read(&ops.collect::<String>()).unwrap()
-}
-
-fn found(report: &Report, expected: &[&str]) {
-    assert_eq!(report.names(), expected, "{report}");
-    assert_eq!(report.valid, if expected.is_empty() { Valid::True } else { Valid::False });
-}
+use crate::lines::{found, history};
 
 fn order(lines: &str, expected: &[&str]) {
     found(&replay::order(&history(lines)).unwrap(), expected);
@@ -174,4 +150,46 @@ fn what_works_replays_and_what_is_changed_does_not() {
         caught += usize::from(report.names() == ["replay-differs"]);
     }
     assert_eq!(caught, 200);
+}
+
+fn lists(lines: &str, expected: &[&str]) {
+    found(&replay::lists(&history(lines)).unwrap(), expected);
+}
+
+/// A transaction that succeeds at once.
+fn txn(process: usize, steps: &str, at: &str) -> String {
+    format!("{process} invoke txn [{steps}]\n{process} ok txn [{steps}] @{at}\n")
+}
+
+#[test]
+fn lists_that_replay() {
+    let lines = txn(0, "[:append 1 1] [:r 1 [1]]", "1")
+        + &txn(1, "[:r 1 [1]] [:append 1 2] [:append 2 3] [:r 1 [1 2]]", "2")
+        + &txn(2, "[:r 1 [1 2]] [:r 2 [3]] [:r 3 []]", "2r");
+    lists(&lines, &[]);
+}
+
+#[test]
+fn lists_that_contradict_their_revisions() {
+    let first = txn(0, "[:append 1 1]", "1");
+    let second = txn(0, "[:append 1 2]", "2");
+    for read in ["[:r 1 [1]]", "[:r 1 [2 1]]", "[:r 1 [1 2 3]]", "[:r 1 []]"] {
+        lists(&(first.clone() + &second + &txn(1, read, "2r")), &["replay-differs"]);
+    }
+    lists(&txn(0, "[:append 1 1] [:r 1 []]", "1"), &["replay-differs"]);
+}
+
+#[test]
+fn what_is_unknown_may_be_in_a_list_as_a_whole() {
+    let unknown =
+        "9 invoke txn [[:append 1 7] [:append 2 8]]\n9 info txn [[:append 1 7] [:append 2 8]]\n";
+    let start = unknown.to_owned() + &txn(0, "[:append 1 1]", "2");
+    let read = |steps| txn(1, steps, "3r");
+    lists(&(start.clone() + &read("[:r 1 [1]] [:r 2 []]")), &[]);
+    lists(&(start.clone() + &read("[:r 1 [7 1]] [:r 2 [8]]")), &[]);
+    // Half of it.
+    lists(&(start.clone() + &read("[:r 1 [7 1]] [:r 2 []]")), &["replay-differs"]);
+    // It was there, and then it was not.
+    let gone = start + &read("[:r 1 [1 7]]") + &txn(1, "[:r 1 [1]]", "4r");
+    lists(&gone, &["replay-differs"]);
 }
