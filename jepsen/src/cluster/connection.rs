@@ -2,15 +2,20 @@
 //! is known exactly: an error says whether the call certainly did not take place.
 
 use std::error::Error as _;
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use hyper_util::rt::TokioIo;
 use quorate::error::Error;
 use quorate::limits;
 use quorate::proto::v1;
 use tokio::time::timeout;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{ConnectError, Response, Status, Streaming};
+use tower::service_fn;
+
+use super::route::Route;
 
 /// How much longer than the node a caller waits, for an answer that says more than silence.
 const GRACE: Duration = Duration::from_millis(500);
@@ -24,14 +29,31 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects when it is first used, and again after the connection broke.
-    pub fn new(
+    /// To an address, whatever the rules of the links. Connects when it is first used, and again after the
+    /// connection broke.
+    pub fn direct(
         address: SocketAddr,
         patience: Duration,
     ) -> Result<Connection, tonic::transport::Error> {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
         let channel = endpoint.connect_timeout(CONNECT).tcp_nodelay(true).connect_lazy();
         Ok(Connection { channel, patience })
+    }
+
+    /// As a client of the cluster.
+    pub fn routed(route: Route, patience: Duration) -> Connection {
+        let connector = service_fn(move |_: Uri| {
+            let route = route.clone();
+            async move {
+                // Without a connection nothing was sent, however long it would take.
+                match timeout(CONNECT, route.connect()).await {
+                    Ok(stream) => stream.map(TokioIo::new),
+                    Err(_) => Err(io::ErrorKind::TimedOut.into()),
+                }
+            }
+        });
+        let channel = Endpoint::from_static("http://node").connect_with_connector_lazy(connector);
+        Connection { channel, patience }
     }
 
     pub fn patience(&self) -> Duration {

@@ -1,13 +1,15 @@
 //! A cluster of real processes on this machine, and the ways to it.
 //!
-//! Nodes know each other, and clients know the nodes, by the addresses of proxies, so that any link can be
-//! cut. The harness itself calls the nodes directly.
+//! Nodes know each other by the addresses of proxies, and clients connect through links of their own, so that
+//! any link can be cut. The harness itself calls the nodes directly.
 
 pub mod callers;
 pub mod connection;
 pub mod links;
 mod node;
+mod pipe;
 mod proxy;
+pub mod route;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,15 +19,20 @@ use std::time::Duration;
 
 use quorate::proto::v1;
 use rustix::process::Signal;
+use tokio::sync::watch;
 
 use callers::Callers;
 use connection::Connection;
 use links::{Links, Party};
 pub use node::{Node, Setup};
-use proxy::{From, Proxy, Target};
+use proxy::{Proxy, Target};
+use route::Route;
 
 /// How long the harness waits for one answer of a node.
 const ADMIN: Duration = Duration::from_secs(1);
+
+/// Where the nodes' directories are.
+pub const DATA: &str = "data";
 
 /// The place of a node for clients: a replaced node leaves it to its successor.
 pub type Slot = usize;
@@ -55,8 +62,8 @@ pub struct Cluster {
     links: Links,
     callers: Callers,
     members: BTreeMap<u64, Member>,
-    /// What clients connect to, by slot.
-    clients: Vec<Proxy>,
+    /// Where clients find who is in each slot.
+    slots: Vec<watch::Sender<Target>>,
     /// Ids and ports are used once.
     next_id: u64,
     exits: Vec<Exit>,
@@ -77,7 +84,7 @@ impl Cluster {
             links: Links::default(),
             callers: Callers::default(),
             members: BTreeMap::new(),
-            clients: Vec::new(),
+            slots: Vec::new(),
             next_id: 1,
             exits: Vec::new(),
         };
@@ -90,8 +97,7 @@ impl Cluster {
         for (slot, (mut setup, peers)) in defined.into_iter().enumerate() {
             setup.options.extend(["--initial-cluster".to_owned(), members.join(",")]);
             let target = Target { party: Party::Node(setup.id), address: setup.client };
-            let proxy = Proxy::start(From::Clients, target, cluster.links.clone()).await?;
-            cluster.clients.push(proxy);
+            cluster.slots.push(watch::Sender::new(target));
             cluster.enter(slot, setup, peers)?;
         }
         for id in cluster.ids() {
@@ -106,24 +112,23 @@ impl Cluster {
         self.next_id += 1;
         let [client, peer, http] = free_addresses()?;
         let target = Target { party: Party::Node(id), address: peer };
-        let peers =
-            Proxy::start(From::Peers(self.callers.clone()), target, self.links.clone()).await?;
+        let peers = Proxy::start(self.callers.clone(), target, self.links.clone()).await?;
         let setup = Setup {
             id,
             client,
             peer,
             http,
             advertised: peers.address,
-            data: self.dir.join("data").join(format!("node-{id}")),
+            data: self.dir.join(DATA).join(format!("node-{id}")),
             log: self.dir.join(format!("node-{id}.log")),
             options: self.options.clone(),
         };
-        std::fs::create_dir_all(self.dir.join("data"))?;
+        std::fs::create_dir_all(self.dir.join(DATA))?;
         Ok((setup, peers))
     }
 
     fn enter(&mut self, slot: Slot, setup: Setup, peers: Proxy) -> io::Result<()> {
-        let admin = Connection::new(setup.client, ADMIN).map_err(io::Error::other)?;
+        let admin = Connection::direct(setup.client, ADMIN).map_err(io::Error::other)?;
         let member = Member { node: Node::new(setup), slot, admin, _peers: peers };
         self.members.insert(member.node.id(), member);
         Ok(())
@@ -144,7 +149,7 @@ impl Cluster {
     pub fn takes_slot(&self, id: u64) {
         let member = self.member(id);
         let address = member.node.setup.client;
-        self.clients[member.slot].lead_to(Target { party: Party::Node(id), address });
+        self.slots[member.slot].send_replace(Target { party: Party::Node(id), address });
     }
 
     /// Ends a node for good.
@@ -222,9 +227,13 @@ impl Cluster {
         self.member(id).slot
     }
 
-    /// Where clients reach the node of each slot.
-    pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.clients.iter().map(|proxy| proxy.address).collect()
+    /// How clients reach the node of each slot.
+    pub fn routes(&self) -> Vec<Route> {
+        let route = |target: &watch::Sender<Target>| Route {
+            target: target.subscribe(),
+            links: self.links.clone(),
+        };
+        self.slots.iter().map(route).collect()
     }
 
     /// Calls of the harness to this node, which no link stops.

@@ -4,9 +4,9 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use quorate_jepsen::edn::Value;
+use quorate_jepsen::edn::{self, Value};
 use quorate_jepsen::history::History;
-use quorate_jepsen::report::{Report, Valid};
+use quorate_jepsen::report::Valid;
 use quorate_jepsen::{append, linear, register, store};
 
 use super::{Format, print_report, print_verdict};
@@ -26,6 +26,9 @@ pub struct Options {
     /// How many configurations to visit for each register before the verdict is unknown
     #[arg(long, default_value_t = linear::LIMIT)]
     limit: usize,
+    /// What registers hold at the beginning, in EDN
+    #[arg(long, default_value = "nil", value_name = "VALUE")]
+    initial: String,
     /// The history, - for standard input; or the directory of a run
     file: PathBuf,
 }
@@ -52,16 +55,21 @@ pub fn main(options: &Options) -> Result<Valid, String> {
         ));
     };
     let text = read(&options.file).map_err(|error| named(error.to_string()))?;
-    let report = judge(model, options.limit, &text).map_err(|error| named(error.to_string()))?;
+    let history = History::read(&text).map_err(|error| named(error.to_string()))?;
+    let report = match model {
+        Model::Register => register::check(&history, &initial(&options.initial)?, options.limit),
+        Model::ListAppend => append::check(&history),
+    };
+    let report = report.map_err(|error| named(error.to_string()))?;
     print_report(&report, options.write_out)?;
     Ok(report.valid)
 }
 
-fn judge(model: Model, limit: usize, text: &str) -> Result<Report, quorate_jepsen::history::Error> {
-    let history = History::read(text)?;
-    match model {
-        Model::Register => register::check(&history, &Value::Nil, limit),
-        Model::ListAppend => append::check(&history),
+fn initial(text: &str) -> Result<Value, String> {
+    let values = edn::read(text).map_err(|error| format!("--initial {text:?}: {error}"))?;
+    match values.as_slice() {
+        [value] => Ok(value.clone()),
+        _ => Err(format!("--initial {text:?} is not one value")),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the command line can do, and how verdicts are printed.
 
 pub mod check;
+mod rounds;
 pub mod run;
 
 use std::io::{self, Write as _};

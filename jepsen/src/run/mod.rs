@@ -61,7 +61,7 @@ pub async fn run(options: &Options) -> Result<(), Error> {
         Cluster::start(&options.binary, &options.dir, nodes, &options.node_options()).await?;
     recovery::answers(&cluster).await.map_err(Error::Start)?;
 
-    let shape = Shape { clients: options.clients, nodes: options.nodes };
+    let shape = Shape { clients: options.clients, stale_reads: options.stale_reads };
     let workload = options.workload.workload(shape);
     prepare(&*workload, &cluster).await?;
     let (phase, phases) = watch::channel(Phase::Work);
@@ -70,7 +70,7 @@ pub async fn run(options: &Options) -> Result<(), Error> {
     let pace = Arc::new(Pace { pause, clients: options.clients });
     for number in 0..options.clients {
         let (worker, draws) = (workload.client(number, random.fork()), random.fork());
-        let ways = ways(&cluster, number, options.patience)?;
+        let ways = ways(&cluster, number, options.patience);
         let (recorder, phases, pace) = (recorder.clone(), phases.clone(), pace.clone());
         clients.spawn(client::work(number, worker, ways, recorder, phases, pace, draws));
     }
@@ -117,9 +117,8 @@ async fn prepare(workload: &dyn Workload, cluster: &Cluster) -> Result<(), Error
 }
 
 /// Connections of its own for each client, so that one that hangs holds up no other.
-fn ways(cluster: &Cluster, number: usize, patience: Duration) -> Result<Ways, Error> {
-    let connect = |address| Connection::new(address, patience).map_err(io::Error::other);
-    let all: Result<Vec<_>, _> = cluster.addresses().into_iter().map(connect).collect();
-    let all = all?;
-    Ok(Ways { home: number % all.len(), all })
+fn ways(cluster: &Cluster, number: usize, patience: Duration) -> Ways {
+    let routes = cluster.routes().into_iter();
+    let all: Vec<_> = routes.map(|route| Connection::routed(route, patience)).collect();
+    Ways { home: number % all.len(), all }
 }

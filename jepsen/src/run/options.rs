@@ -24,6 +24,8 @@ pub struct Options {
     pub rate: f64,
     /// How long a client waits for an answer.
     pub patience: Duration,
+    /// Registers are read without asking for linearizability: a run that must come out false.
+    pub stale_reads: bool,
 }
 
 /// So low that snapshots, purges and comparisons of replicas happen in seconds.
@@ -52,4 +54,18 @@ pub fn nemeses(names: &[String]) -> Result<Vec<nemesis::Kind>, String> {
     kinds.sort_unstable();
     kinds.dedup();
     Ok(kinds)
+}
+
+/// Workloads by their names: `all`, or some, each once.
+pub fn workloads(names: &[String]) -> Result<Vec<workload::Kind>, String> {
+    let mut kinds = Vec::new();
+    for name in names {
+        match name.as_str() {
+            "all" => kinds.extend(workload::KINDS),
+            name => kinds.push(workload::Kind::from_str(name, false)?),
+        }
+    }
+    kinds.sort_unstable();
+    kinds.dedup();
+    if kinds.is_empty() { Err("no workload is named".to_owned()) } else { Ok(kinds) }
 }

@@ -111,7 +111,8 @@ pub trait Workload: Debug + Send + Sync {
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
     pub clients: usize,
-    pub nodes: usize,
+    /// Of registers, see `run::options::Options`.
+    pub stale_reads: bool,
 }
 
 impl Kind {
