@@ -22,6 +22,17 @@ pub struct Op {
     pub time: i64,
     /// Why it failed, or is not known.
     pub error: Option<Value>,
+    /// Where the server says that it took place. Only checkers of that order look at it.
+    pub at: Option<At>,
+}
+
+/// The place of an operation in the order that the server claims.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct At {
+    /// Of a write its own, of everything else that of the state it saw.
+    pub revision: i64,
+    /// Whether it changed the state: no two that did share a revision.
+    pub wrote: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -193,17 +204,27 @@ impl Op {
         };
         let value = map.get(&Value::keyword("value")).cloned().unwrap_or(Value::Nil);
         let error = map.get(&Value::keyword("error")).cloned();
-        Ok(Op { index, process, kind, f, value, time, error })
+        let at = match get("revision") {
+            Some(Value::Int(revision)) => {
+                Some(At { revision: *revision, wrote: get("wrote") == Some(&Value::Bool(true)) })
+            }
+            Some(other) => return Err(format!("the :revision {other} is no number")),
+            None => None,
+        };
+        Ok(Op { index, process, kind, f, value, time, error, at })
     }
 }
 
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Op { index, process, kind, f: what, value, time, error } = self;
+        let Op { index, process, kind, f: what, value, time, error, at } = self;
         write!(f, "{{:index {index}, :time {time}, :type {kind}, :process {process}, ")?;
         write!(f, ":f :{what}, :value {value}")?;
         if let Some(error) = error {
             write!(f, ", :error {error}")?;
+        }
+        if let Some(At { revision, wrote }) = at {
+            write!(f, ", :revision {revision}, :wrote {wrote}")?;
         }
         f.write_str("}")
     }

@@ -1,21 +1,17 @@
-//! `quorate-jepsen`: judges histories.
+//! `quorate-jepsen`: runs clusters under faults and judges histories.
 //!
-//! Exit codes: 0 the history is as it must be, 1 it is not, 2 that is unknown, 3 it cannot be judged: the
-//! file or the command line is wrong.
+//! Exit codes: 0 the history is as it must be, 1 it is not, 2 that is unknown, 3 there is none or it cannot be
+//! judged: the file, the command line or the harness is wrong.
 
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+mod command;
+
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
-use quorate_jepsen::edn::Value;
-use quorate_jepsen::history::History;
-use quorate_jepsen::report::{Report, Valid};
-use quorate_jepsen::{append, linear, register};
-use serde_json::json;
+use clap::{Parser, Subcommand};
+use quorate_jepsen::report::Valid;
 
 #[derive(Debug, Parser)]
-#[command(name = "quorate-jepsen", about = "Judges histories of what clients of a database saw")]
+#[command(name = "quorate-jepsen", about = "Jepsen's method for Quorate")]
 struct Options {
     #[command(subcommand)]
     command: Command,
@@ -23,37 +19,8 @@ struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Judges a history in Jepsen's EDN.
-    ///
-    /// Exits with 0 if the history is as it must be, 1 if it is not, 2 if that is unknown, 3 if it cannot be
-    /// judged.
-    Check {
-        /// What the operations are, and with it what is asked of them.
-        #[arg(long)]
-        model: Model,
-        /// How to print the verdict.
-        #[arg(short, long, default_value = "simple")]
-        write_out: Format,
-        /// How many configurations to visit for each register before the verdict is unknown.
-        #[arg(long, default_value_t = linear::LIMIT)]
-        limit: usize,
-        /// The history; - is standard input.
-        file: PathBuf,
-    },
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Model {
-    /// Reads, writes and cas of registers that begin as nil: linearizable.
-    Register,
-    /// Transactions of appends and reads: strictly serializable.
-    ListAppend,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Format {
-    Simple,
-    Json,
+    Check(command::check::Options),
+    Run(command::run::Options),
 }
 
 const WRONG: u8 = 3;
@@ -67,17 +34,11 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(WRONG) } else { ExitCode::SUCCESS };
         }
     };
-    let Command::Check { model, write_out, limit, file } = options.command;
-    let printed = judge(model, limit, &file).and_then(|report| {
-        let mut out = io::stdout().lock();
-        let written = match write_out {
-            Format::Simple => write!(out, "{report}"),
-            Format::Json => writeln!(out, "{}", to_json(&report)),
-        };
-        written.and_then(|()| out.flush()).map_err(|error| format!("standard output: {error}"))?;
-        Ok(report.valid)
-    });
-    match printed {
+    let done = match options.command {
+        Command::Check(options) => command::check::main(&options),
+        Command::Run(options) => command::run::main(options),
+    };
+    match done {
         Ok(Valid::True) => ExitCode::SUCCESS,
         Ok(Valid::False) => ExitCode::from(1),
         Ok(Valid::Unknown) => ExitCode::from(2),
@@ -86,41 +47,4 @@ fn main() -> ExitCode {
             ExitCode::from(WRONG)
         }
     }
-}
-
-fn judge(model: Model, limit: usize, file: &Path) -> Result<Report, String> {
-    let name = file.display();
-    let text = read(file).map_err(|error| format!("{name}: {error}"))?;
-    let report = History::read(&text).and_then(|history| match model {
-        Model::Register => register::check(&history, &Value::Nil, limit),
-        Model::ListAppend => append::check(&history),
-    });
-    report.map_err(|error| format!("{name}: {error}"))
-}
-
-fn read(file: &Path) -> io::Result<String> {
-    if file == Path::new("-") {
-        let mut text = String::new();
-        io::stdin().lock().read_to_string(&mut text)?;
-        Ok(text)
-    } else {
-        std::fs::read_to_string(file)
-    }
-}
-
-fn to_json(report: &Report) -> serde_json::Value {
-    let anomalies = report.anomalies.iter().map(
-        |anomaly| json!({ "name": anomaly.name, "what": anomaly.what, "details": anomaly.details }),
-    );
-    json!({
-        "property": report.property,
-        "valid": match report.valid {
-            Valid::True => json!(true),
-            Valid::False => json!(false),
-            Valid::Unknown => json!("unknown"),
-        },
-        "succeeded": report.succeeded,
-        "anomalies": anomalies.collect::<Vec<_>>(),
-        "unknown": report.unknown,
-    })
 }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde_json::json;
+
 /// Unknown is not a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Valid {
@@ -61,6 +63,32 @@ impl Report {
     }
 }
 
+impl Report {
+    pub fn to_json(&self) -> serde_json::Value {
+        let anomalies = self.anomalies.iter().take(SHOWN).map(
+            |anomaly| json!({ "name": anomaly.name, "what": anomaly.what, "details": anomaly.details }),
+        );
+        json!({
+            "property": self.property,
+            "valid": self.valid.to_json(),
+            "succeeded": self.succeeded,
+            "found": self.anomalies.len(),
+            "anomalies": anomalies.collect::<Vec<_>>(),
+            "unknown": self.unknown,
+        })
+    }
+}
+
+impl Valid {
+    pub fn to_json(self) -> serde_json::Value {
+        match self {
+            Valid::True => json!(true),
+            Valid::False => json!(false),
+            Valid::Unknown => json!("unknown"),
+        }
+    }
+}
+
 impl fmt::Display for Valid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -71,16 +99,22 @@ impl fmt::Display for Valid {
     }
 }
 
+/// Anomalies of one report that are printed: one defect may show in every read after it.
+pub const SHOWN: usize = 20;
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}: {} ({} operations succeeded)", self.property, self.valid, self.succeeded)?;
         for reason in &self.unknown {
             writeln!(f, "unknown: {reason}")?;
         }
-        for anomaly in &self.anomalies {
+        for anomaly in self.anomalies.iter().take(SHOWN) {
             writeln!(f, "{}: {}", anomaly.name, anomaly.what)?;
             anomaly.details.iter().try_for_each(|detail| writeln!(f, "  {detail}"))?;
         }
-        Ok(())
+        match self.anomalies.len().saturating_sub(SHOWN) {
+            0 => Ok(()),
+            more => writeln!(f, "({more} more anomalies: {})", self.names().join(", ")),
+        }
     }
 }

@@ -4,7 +4,7 @@ use quorate_jepsen::append;
 use quorate_jepsen::history::History;
 use quorate_jepsen::report::{Report, Valid};
 
-use crate::xorshift::Random;
+use quorate_jepsen::random::Random;
 
 /// A history of lines such as `0 invoke a x 1, r x`: process, type, and steps `a key element` or
 /// `r key elements..`.

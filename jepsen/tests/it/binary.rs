@@ -46,8 +46,43 @@ fn exit_codes() {
     assert_eq!(register("{").0, 3);
     assert_eq!(run(&["check", "--model", "register", "/nowhere"], "").0, 3);
     assert_eq!(run(&["check", "--model", "queue", "-"], "").0, 3);
+    assert_eq!(run(&["check", "-"], READ).0, 3);
+    assert_eq!(run(&["run", "--nemesis", "earthquake"], "").0, 3);
+    assert_eq!(run(&["run", "--workload", "queue"], "").0, 3);
+    assert_eq!(run(&["run", "--rate", "0"], "").0, 3);
+    let (code, _, error) = run(&["run", "--seconds", "15", "--nemesis", "all"], "");
+    assert_eq!(code, 3);
+    assert!(error.contains("15 s are too short"), "{error}");
+    assert_eq!(run(&["run", "--binary", "/nowhere", "--dir", "/dev/null/x"], "").0, 3);
+
     assert_eq!(run(&[], "").0, 3);
     assert_eq!(run(&["--help"], "").0, 0);
+}
+
+#[test]
+fn registers_begin_as_they_are_said_to() {
+    let history = format!("{READ}{{:type :ok :process 0 :f :read :value 1}}");
+    let check =
+        |initial| run(&["check", "--model", "register", "--initial", initial, "-"], &history).0;
+    assert_eq!((check("1"), check("nil"), check("2")), (0, 1, 1));
+    assert_eq!((check("["), check("1 2"), check("")), (3, 3, 3));
+}
+
+/// One defect may show in every read after it.
+#[test]
+fn what_is_printed_is_limited() {
+    let lines = (0..50).map(|key| {
+        format!("{{:type :invoke :process {key} :f :txn :value [[:r {key} nil]]}}\n{{:type :ok :process {key} :f :txn :value [[:r {key} [1]]]}}\n")
+    });
+    let input: String = lines.collect();
+    let (code, out, _) = run(&["check", "--model", "list-append", "-"], &input);
+    assert_eq!(code, 1);
+    assert_eq!(out.matches("which nobody appended").count(), 20);
+    assert!(out.ends_with("(30 more anomalies: phantom-element)\n"), "{out}");
+    let (_, out, _) = run(&["check", "--model", "list-append", "-w", "json", "-"], &input);
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(report["found"], 50);
+    assert_eq!(report["anomalies"].as_array().unwrap().len(), 20);
 }
 
 #[test]

@@ -7,7 +7,7 @@ const LINES: &str = "\
 {:index 1, :time 6, :type :info, :process :nemesis, :f :kill, :value [\"n1\"]}
 {:index 2, :time 7, :type :invoke, :process 1, :f :read, :value nil}
 {:index 3, :time 8, :type :info, :process 0, :f :write, :value 1, :error :timeout}
-{:index 4, :time 9, :type :ok, :process 1, :f :read, :value 1}
+{:index 4, :time 9, :type :ok, :process 1, :f :read, :value 1, :revision 7, :wrote false}
 {:index 5, :time 9, :type :invoke, :process 1, :f :read, :value nil}
 ";
 
@@ -48,6 +48,10 @@ fn what_is_no_history() {
     refused(
         "{:type :ok :process 0 :f :read :index -1}",
         "line 1, column 1: the :index -1 is negative",
+    );
+    refused(
+        "{:type :ok :process 0 :f :read :revision :x}",
+        "line 1, column 1: the :revision :x is no number",
     );
     let op = |index: usize, kind: &str, f: &str| {
         format!("{{:index {index}, :type :{kind}, :process 0, :f :{f}, :value nil}}\n")

@@ -3,9 +3,18 @@
 #![allow(clippy::unwrap_used)]
 
 mod append;
+mod bank;
 mod binary;
+mod counter;
+mod coverage;
 mod edn;
 mod history;
+mod lines;
+mod lock;
+mod once;
 mod opinion;
 mod register;
-mod xorshift;
+mod registry;
+mod replay;
+mod set;
+mod watch;

@@ -6,7 +6,7 @@ use quorate_jepsen::linear::{self, LIMIT, Model, Operation, Verdict};
 use quorate_jepsen::register::{self, Input, Register};
 use quorate_jepsen::report::{Report, Valid};
 
-use crate::xorshift::Random;
+use quorate_jepsen::random::Random;
 
 /// A history of lines such as `0 invoke write 1`.
 fn history(lines: &str) -> History {

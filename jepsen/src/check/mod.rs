@@ -1,0 +1,14 @@
+//! Checkers of what one workload asks, each a function from a history to a report.
+
+pub mod bank;
+mod bounds;
+pub mod counter;
+pub mod coverage;
+pub mod health;
+pub mod leases;
+pub mod lock;
+pub mod once;
+pub mod registry;
+pub mod replay;
+pub mod set;
+pub mod watch;

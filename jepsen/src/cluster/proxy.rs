@@ -1,0 +1,69 @@
+//! What stands before a node for its peers: every connection of theirs goes through here, and obeys the rules
+//! of the links between the two nodes.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use super::callers::Callers;
+use super::links::{Links, Party};
+use super::pipe::Way;
+
+/// Where a node listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    pub party: Party,
+    pub address: SocketAddr,
+}
+
+#[derive(Debug)]
+pub struct Proxy {
+    pub address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Proxy {
+    /// Listens on a free port, which stays its own.
+    pub async fn start(callers: Callers, target: Target, links: Links) -> io::Result<Proxy> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let address = listener.local_addr()?;
+        let task = tokio::spawn(accept(listener, callers, target, links));
+        Ok(Proxy { address, task })
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn accept(listener: TcpListener, callers: Callers, target: Target, links: Links) {
+    // Connections end with the listener.
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let (stream, caller) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            // Out of descriptors, or a connection that is gone again.
+            Err(_) => {
+                sleep(Duration::from_millis(10)).await;
+                continue;
+            }
+        };
+        // Nobody of ours, or gone before it could be found out: it may try again.
+        let Some(party) = callers.who(caller, listener.local_addr().ok()) else { continue };
+        let way = Way::new(party, target, links.clone());
+        connections.spawn(async move {
+            if let Ok(far) = way.connect().await
+                && stream.set_nodelay(true).is_ok()
+            {
+                way.join(stream, far).await;
+            }
+        });
+        while connections.try_join_next().is_some() {}
+    }
+}

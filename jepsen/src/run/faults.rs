@@ -1,0 +1,98 @@
+//! Carries out the schedule of faults and writes it into the history.
+
+use std::io;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::recorder::Recorder;
+use crate::cluster::Cluster;
+use crate::cluster::links::Rules;
+use crate::edn::Value;
+use crate::nemesis::{Active, Plan, Scene};
+use crate::random::Random;
+
+/// How often it is looked whether all processes are there.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Does it all, one step after the other.
+pub async fn carry_out(
+    plan: &Plan,
+    cluster: &mut Cluster,
+    recorder: &Recorder,
+    random: &mut Random,
+) -> io::Result<()> {
+    let mut number = 0;
+    for step in &plan.steps {
+        rest(cluster, recorder, step.rest).await?;
+        let mut active: Vec<(i64, &'static str, Box<dyn Active>)> = Vec::new();
+        for fault in &step.faults {
+            number += 1;
+            let name = fault.kind().name();
+            let mut scene = Scene { cluster, random: random.fork() };
+            let Some(begun) = fault.begin(&mut scene).await? else {
+                recorder.nemesis(name, entries([("skipped", Value::String(fault.describe()))]));
+                continue;
+            };
+            let majority = begun.leaves_majority() && step.faults.len() == 1;
+            let told = [
+                ("begin", Value::Int(number)),
+                ("what", begun.what()),
+                ("majority", Value::Bool(majority)),
+            ];
+            recorder.nemesis(name, entries(told));
+            active.push((number, name, begun));
+        }
+        rest(cluster, recorder, step.lasts).await?;
+        // The last to come is the first to go.
+        while let Some((number, name, fault)) = active.pop() {
+            let mut scene = Scene { cluster, random: random.fork() };
+            let (key, text) = match fault.end(&mut scene).await? {
+                Ok(proof) => ("proof", proof),
+                Err(missing) => ("missing", missing),
+            };
+            let told = [("end", Value::Int(number)), (key, Value::String(text))];
+            recorder.nemesis(name, entries(told));
+        }
+    }
+    Ok(())
+}
+
+/// Waits, and looks after the processes meanwhile.
+pub async fn rest(cluster: &mut Cluster, recorder: &Recorder, time: Duration) -> io::Result<()> {
+    let until = Instant::now() + time;
+    while Instant::now() < until {
+        sleep_until(until.min(Instant::now() + LOOK)).await;
+        look(cluster, recorder)?;
+    }
+    Ok(())
+}
+
+fn look(cluster: &mut Cluster, recorder: &Recorder) -> io::Result<()> {
+    cluster.look_after()?;
+    for exit in cluster.take_exits() {
+        let told = [("node", Value::Int(exit.node as i64)), ("status", Value::String(exit.status))];
+        recorder.nemesis("exited", entries(told));
+    }
+    Ok(())
+}
+
+/// Nothing is wrong with any link or process any more.
+pub async fn heal(cluster: &mut Cluster, recorder: &Recorder) -> io::Result<()> {
+    look(cluster, recorder)?;
+    cluster.links().change(Rules::clear);
+    for id in cluster.ids() {
+        if cluster.node(id).state() == Some('T') {
+            cluster.signal(id, Signal::CONT)?;
+        }
+        cluster.spawn(id)?;
+    }
+    recorder.nemesis("heal", Value::Nil);
+    sleep(LOOK).await;
+    Ok(())
+}
+
+pub fn entries<const N: usize>(entries: [(&str, Value); N]) -> Value {
+    Value::Map(entries.into_iter().map(|(key, value)| (Value::keyword(key), value)).collect())
+}
