@@ -243,6 +243,11 @@ impl From<Refusal> for Error {
 /// `http://hooks.example.com`.
 fn is_below(prefix: &str, url: &str) -> bool {
     let Some(rest) = url.strip_prefix(prefix) else { return false };
+    // Many servers go up a step for it.
+    let lower = rest.to_ascii_lowercase();
+    if lower.contains("/..") || lower.contains("%2e") || lower.starts_with("..") {
+        return false;
+    }
     prefix.ends_with('/') || rest.is_empty() || rest.starts_with(['/', '?'])
 }
 

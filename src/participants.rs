@@ -28,9 +28,10 @@ use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
 use crate::client::{Channel, ChannelOptions, Client, HashKey, Options};
-use crate::error::Error;
+use crate::error::{DOMAIN, Error};
 use crate::limits::{
-    PARTICIPANT_ANSWER_BYTES, PARTICIPANT_CHANNELS, PARTICIPANT_IDLE, SAGA_RESULT_BYTES, TEXT_BYTES,
+    PARTICIPANT_ANSWER_BYTES, PARTICIPANT_CHANNELS, PARTICIPANT_IDLE, SAGA_PAUSE_MS,
+    SAGA_RESULT_BYTES, TEXT_BYTES,
 };
 use crate::node::{Call, Participants};
 use crate::proto::v1::SagaResults;
@@ -158,12 +159,15 @@ impl RemoteParticipants {
         let channel = self.client.channel_with(options).await.map_err(|error| error.to_string())?;
         let mut channels = self.channels();
         channels.retain(|_, (_, used)| now.saturating_duration_since(*used) < PARTICIPANT_IDLE);
-        if channels.len() < PARTICIPANT_CHANNELS {
-            // Whoever came first meanwhile has its calls under way.
-            let (channel, _) = channels.entry(key).or_insert((channel, now));
-            return Ok(channel.clone());
+        if channels.len() >= PARTICIPANT_CHANNELS {
+            let oldest = channels.iter().min_by_key(|(_, (_, used))| *used);
+            if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {
+                channels.remove(&oldest);
+            }
         }
-        Ok(channel)
+        // Whoever came first meanwhile has its calls under way.
+        let (channel, _) = channels.entry(key).or_insert((channel, now));
+        Ok(channel.clone())
     }
 
     fn channels(&self) -> std::sync::MutexGuard<'_, Channels> {
@@ -183,14 +187,18 @@ fn metadata(metadata: &mut MetadataMap, call: &Call) -> Result<(), String> {
     Ok(())
 }
 
-/// What a status means, as in DTM.
+/// What a status means, as in DTM. An error of this very cluster that a participant passes on is no word of
+/// its own: a conflict, for instance, has the code of a refusal.
 fn refused(status: &Status) -> CallAnswer {
+    if status.get_details_error_info().is_some_and(|info| info.domain == DOMAIN) {
+        return unknown(format!("{:?}: {}", status.code(), status.message()));
+    }
     match status.code() {
         Code::Aborted => CallAnswer::Failed { error: cut(status.message().to_owned()) },
         Code::FailedPrecondition => {
             let delay = status.get_details_retry_info().and_then(|info| info.retry_delay);
             let pause_ms = delay.map_or(0, |delay| delay.as_millis());
-            CallAnswer::Ongoing { pause_ms: u64::try_from(pause_ms).unwrap_or(u64::MAX) }
+            CallAnswer::Ongoing { pause_ms: longest(u64::try_from(pause_ms).unwrap_or(u64::MAX)) }
         }
         code => unknown(format!("{code:?}: {}", status.message())),
     }
@@ -262,7 +270,8 @@ impl RemoteParticipants {
         })?;
         let (head, body) = response.into_parts();
         let body = Limited::new(body, PARTICIPANT_ANSWER_BYTES).collect().await;
-        let body = body.map_err(|error| format!("answered {}: {error}", head.status))?.to_bytes();
+        // What was done is done, however much is said about it.
+        let body = body.map(|body| body.to_bytes()).unwrap_or_default();
         Ok(match head.status {
             status if status.is_success() => done(&body),
             StatusCode::CONFLICT => {
@@ -277,5 +286,9 @@ impl RemoteParticipants {
 /// In ms; 0 = not said, or said as a date.
 fn retry_after(headers: &HeaderMap) -> u64 {
     let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-    seconds.map_or(0, |seconds: u64| seconds.saturating_mul(1_000))
+    seconds.map_or(0, |seconds: u64| longest(seconds.saturating_mul(1_000)))
+}
+
+fn longest(pause_ms: u64) -> u64 {
+    pause_ms.min(*SAGA_PAUSE_MS.end())
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 use super::{Api, convert, read_header, timeout};
-use crate::proto::v1::{self, Consistency, sagas_server};
+use crate::proto::v1::{self, sagas_server};
 
 #[derive(Debug)]
 pub struct Sagas(pub Api);
@@ -52,8 +52,8 @@ impl sagas_server::Sagas for Sagas {
             timeout_ms => Duration::from_millis(timeout_ms).min(timeout),
         };
         let node = &self.0.node;
-        let (saga, revision) = node.wait_for_saga(&name, patience, timeout).await?;
-        let header = Some(read_header(node.id(), revision, Consistency::Linearizable));
+        let (saga, revision, used) = node.wait_for_saga(&name, patience, timeout).await?;
+        let header = Some(read_header(node.id(), revision, used));
         let saga = Some(convert::saga::saga(&saga, false));
         Ok(Response::new(v1::WaitSagaResponse { header, saga }))
     }

@@ -232,6 +232,7 @@ Commands:
   lock         Take a lock and hold it while a command runs, or until Ctrl-C
   elect        Campaign in an election and lead until Ctrl-C, or see who leads
   txn          Carry out an atomic transaction
+  saga         Look at transactions across services, and settle what cannot go on
   bench        Measure a cluster under load
   version      Print the version
   completion   Print the completion script of a shell
@@ -274,6 +275,8 @@ fn documentation_is_complete() {
         serde_json::to_value(view::Namespace::from(crate::proto::v1::Namespace::default())),
         serde_json::to_value(view::Session::from(crate::proto::v1::Session::default())),
         serde_json::to_value(view::LockRequest::from(crate::proto::v1::LockRequest::default())),
+        serde_json::to_value(view::saga::Saga::from(crate::proto::v1::Saga::default())),
+        serde_json::to_value(view::saga::Branch::from(crate::proto::v1::SagaBranch::default())),
         serde_json::to_value(view::Status::from(status)),
     ]
     .map(Result::unwrap)

@@ -78,13 +78,13 @@ pub struct SagaStatus {
 
 impl Node {
     /// Waits until a transaction is finished or suspended; when the time is over it is as it is. With
-    /// the revision at which it was so.
+    /// the revision at which it was so, and whether that is all there was.
     pub async fn wait_for_saga(
         &self,
         name: &SagaName,
         patience: Duration,
         timeout: Duration,
-    ) -> Result<(Arc<Saga>, u64), Error> {
+    ) -> Result<(Arc<Saga>, u64, Consistency), Error> {
         name.check()?;
         let deadline = Instant::now() + patience;
         self.barrier(Consistency::Linearizable, timeout).await?;
@@ -103,9 +103,13 @@ impl Node {
                 Ok::<_, Error>((found, state.revision(), wait))
             };
             let (found, revision, wait) = self.read(look)?;
-            let Some(mut wait) = wait else { return Ok((found, revision)) };
+            let Some(mut wait) = wait else {
+                return Ok((found, revision, Consistency::Linearizable));
+            };
             if runtime::timeout_at(deadline, wait.woken()).await.is_err() {
-                return Ok((found, revision));
+                let (found, revision, _) = self.read(look)?;
+                // Others may know more by now.
+                return Ok((found, revision, Consistency::Stale));
             }
         }
     }
@@ -129,6 +133,9 @@ impl Node {
 
     fn check_participant(&self, field: &str, target: &str) -> Result<(), Error> {
         match Target::parse(target) {
+            Ok(Target::Url(url)) if url.parse::<tonic::codegen::http::Uri>().is_err() => {
+                return Err(Error::invalid(field, target, "a URL"));
+            }
             Ok(Target::Url(url)) if !self.may_call(url) => {}
             // What is no target at all, the state refuses.
             _ => return Ok(()),
@@ -158,11 +165,14 @@ impl Node {
 
 /// Runs until the node is dropped.
 pub async fn run(node: Node) {
+    let mut led = None;
     loop {
         if let Leadership::Leader { term } = node.leadership() {
             let board = &node.0.replica.sagas;
             board.follow();
-            Leading::new(&node, term).run().await;
+            // What it began before in the same term it may have called: the state finds that out of itself.
+            let anew = led.replace(term) != Some(term);
+            Leading::new(&node, term).run(anew).await;
             board.unfollow();
             node.0.saga_figures.under_way.store(0, Ordering::Relaxed);
         }
@@ -230,8 +240,8 @@ impl<'a> Leading<'a> {
         }
     }
 
-    /// Until this node leads no more, or again.
-    async fn run(mut self) {
+    /// Until this node leads no more, or again. `anew`: it has made no calls in this term.
+    async fn run(mut self, anew: bool) {
         let barrier = self.node.barrier(Consistency::Linearizable, TIMEOUT);
         if barrier.await.is_err() || !self.leads() {
             return;
@@ -243,7 +253,9 @@ impl<'a> Leading<'a> {
             tracing::info!(count = left_behind.len(), "global transactions taken over");
         }
         self.due.extend(left_behind.iter().map(|saga| name_of(saga)));
-        self.look(begun);
+        if anew {
+            self.look(begun);
+        }
         let mut tick = Instant::now() + TICK;
         loop {
             self.begin_calls();
@@ -262,6 +274,7 @@ impl<'a> Leading<'a> {
             }
             if Instant::now() >= tick {
                 tick = Instant::now() + TICK;
+                self.put_off();
                 if !self.leads() {
                     return;
                 }
@@ -310,6 +323,11 @@ impl<'a> Leading<'a> {
                 self.lines.done(&participant);
                 continue;
             }
+            if !self.is_wanted(&key) {
+                self.known.remove(&key);
+                self.lines.done(&participant);
+                continue;
+            }
             call.timeout = left;
             self.node.0.saga_figures.calls.fetch_add(1, Ordering::Relaxed);
             let answer = self.call(call);
@@ -320,6 +338,26 @@ impl<'a> Leading<'a> {
         }
         let under_way = self.calls.len() as u64;
         self.node.0.saga_figures.under_way.store(under_way, Ordering::Relaxed);
+    }
+
+    /// It may have waited, and the transaction gone another way meanwhile.
+    fn is_wanted(&self, (namespace, gid, name, attempt): &CallKey) -> bool {
+        self.node.read(|state| {
+            let Some(saga) = state.saga(namespace, gid) else { return false };
+            saga.live_calls().any(|(live, call)| {
+                let runs =
+                    matches!(call.state, CallState::Running { epoch, .. } if epoch == self.term);
+                live == *name && call.attempt == *attempt && runs
+            })
+        })
+    }
+
+    /// Calls that are about to be over before their turn has come have not failed: nobody was asked.
+    fn put_off(&mut self) {
+        let soon = Instant::now() + AGAIN + TICK;
+        for Job { key, .. } in self.lines.give_up(|job| job.deadline <= soon) {
+            self.reports.push_back((key, CallAnswer::Ongoing { pause_ms: 0 }));
+        }
     }
 
     fn call(&self, call: Call) -> BoxFuture<'static, CallAnswer> {

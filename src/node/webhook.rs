@@ -177,6 +177,10 @@ mod tests {
             ("http://hooks", "http://hooks:8080/", false),
             ("http://hooks", "http://hooks@evil/", false),
             ("http://hooks/a", "http://hooks/b", false),
+            ("http://hooks/a", "http://hooks/a/../b", false),
+            ("http://hooks/a/", "http://hooks/a/../b", false),
+            ("http://hooks/a/", "http://hooks/a/%2E%2e/b", false),
+            ("http://hooks/a/", "http://hooks/a/b.c", true),
         ] {
             assert_eq!(is_below(prefix, url), allowed, "{prefix} {url}");
         }

@@ -3,14 +3,16 @@
 //! itself, so nothing is left when that one is forgotten.
 //!
 //! Invariants, however often and in whatever order calls come:
-//! - each part is carried out once at most;
-//! - a compensation only after what it takes back, and that never after its compensation.
+//! - each part is carried out once at most, and only while the transaction wants it: an action before it is
+//!   given up, a compensation after that, a confirmation once it is decided;
+//! - a compensation only after what it takes back, and that never after its compensation;
+//! - a part whose conditions did not hold is not marked: it may come again.
 
 use super::At;
 use super::command::{Barrier, BarrierOutcome, Kind, Refusal, Reply, Txn, invalid};
 use super::journal::Journal;
 use super::memory::Tables;
-use super::table::{Saga, SagaMode};
+use super::table::{Saga, SagaLeg, SagaMode, SagaOp, SagaPhase};
 
 impl Tables {
     pub fn guarded_txn(
@@ -22,17 +24,21 @@ impl Tables {
     ) -> Result<Reply, Refusal> {
         journal.begin();
         let result = self.pass(barrier, at, journal).and_then(|outcome| {
-            let txn = match outcome {
-                BarrierOutcome::Executed => Some(self.carry_out_txn(txn, at, journal)?),
-                BarrierOutcome::Duplicate
-                | BarrierOutcome::EmptyCompensation
-                | BarrierOutcome::Hanging => None,
+            if outcome != BarrierOutcome::Executed {
+                return Ok(Reply::Guarded { outcome, txn: None });
+            }
+            let txn = self.carry_out_txn(txn, at, journal)?;
+            let outcome = match txn {
+                Reply::Txn { succeeded: false, .. } => BarrierOutcome::Unmet,
+                _ => BarrierOutcome::Executed,
             };
-            Ok(Reply::Guarded { outcome, txn: txn.map(Box::new) })
+            Ok(Reply::Guarded { outcome, txn: Some(Box::new(txn)) })
         });
         match &result {
+            Err(_) | Ok(Reply::Guarded { outcome: BarrierOutcome::Unmet, .. }) => {
+                journal.take_back(self);
+            }
             Ok(_) => journal.commit(),
-            Err(_) => journal.take_back(self),
         }
         result
     }
@@ -65,19 +71,26 @@ impl Tables {
             };
             return Err(invalid("barrier.op", op.name(), allowed));
         }
-        let finished = saga.phase.is_finished();
+        let phase = saga.phase;
         let Some(branch) = saga.branches.iter_mut().find(|it| it.plan.id == *branch) else {
             return unknown(&[name.namespace, name.gid, branch]);
         };
-        let is_marked = |op: super::table::SagaOp| branch.marks & op.mark() != 0;
+        let is_marked = |op: SagaOp| branch.marks & op.mark() != 0;
         if is_marked(*op) {
             return Ok(match op.undone_by() {
                 Some(undo) if is_marked(undo) => BarrierOutcome::Hanging,
                 _ => BarrierOutcome::Duplicate,
             });
         }
-        if finished {
-            // It was settled without it.
+        let wanted = match op {
+            SagaOp::Try => phase == SagaPhase::Prepared,
+            SagaOp::Confirm => phase == SagaPhase::Submitted,
+            SagaOp::Action => phase == SagaPhase::Submitted && branch.leg == SagaLeg::Forward,
+            SagaOp::Compensate | SagaOp::Cancel => {
+                phase == SagaPhase::Aborting && branch.leg == SagaLeg::Backward
+            }
+        };
+        if !wanted {
             return Ok(BarrierOutcome::Hanging);
         }
         let (marks, outcome) = match op.origin() {

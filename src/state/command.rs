@@ -656,7 +656,11 @@ impl Command {
             }
             Op::GuardedTxn { barrier, txn } => {
                 barrier.check()?;
-                txn.check()
+                txn.check()?;
+                match txn.otherwise.iter().any(|step| matches!(step, Step::Write(_))) {
+                    true => Err(invalid("or_else", "writes", "only reads, behind a barrier")),
+                    false => Ok(()),
+                }
             }
         }
     }

@@ -343,7 +343,7 @@ impl Saga {
             SagaPhase::Prepared => match self.query.state {
                 CallState::Succeeded => self.submit(at),
                 CallState::Failed => self.abort(&self.error.clone(), at),
-                _ if self.asks() && at.now_ms >= self.prepared_until_ms() => {
+                _ if self.asks() && self.may_ask(at) => {
                     self.query.begin(&self.terms.query_policy, at);
                 }
                 _ => {}
@@ -365,6 +365,11 @@ impl Saga {
                 }
             }
         }
+    }
+
+    /// Once it has asked, it goes on to ask: the pauses say when.
+    fn may_ask(&self, at: &At) -> bool {
+        self.query.state != CallState::Pending || at.now_ms >= self.prepared_until_ms()
     }
 
     fn begin_calls(&mut self, at: &At) {
@@ -460,6 +465,7 @@ impl Saga {
             }
             CallAnswer::Ongoing { pause_ms } => {
                 let pause_ms = if *pause_ms == 0 { policy.pause_ms } else { *pause_ms };
+                let pause_ms = pause_ms.min(*limits::SAGA_PAUSE_MS.end());
                 call.state = CallState::Ongoing { again_ms: at.now_ms.saturating_add(pause_ms) };
             }
             CallAnswer::Failed { error } if may_refuse => {

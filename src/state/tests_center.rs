@@ -592,7 +592,7 @@ fn a_given_gid_is_given_once_to_a_request() {
     let request = RequestId { session, sequence: 1, lowest_unacknowledged: 1 };
     let op = || Op::BeginSaga(Box::new(tcc("")));
     let bytes = Command { request: Some(request), op: op() }.encode().unwrap();
-    let first = world.entry(&[bytes.clone()]).outcomes.remove(0);
+    let first = world.entry(std::slice::from_ref(&bytes)).outcomes.remove(0);
     let again = world.entry(&[bytes]).outcomes.remove(0);
     assert!(!first.duplicate && again.duplicate);
     assert_eq!(again.result, first.result);

@@ -575,24 +575,25 @@ fn no_money_is_lost_or_made_while_leaders_die() {
             });
         }
         let mut ends = Vec::new();
-        let mut kill = tokio::time::interval(KILL_EVERY);
-        // Between two kills all nodes are there for a while.
-        kill.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        kill.tick().await;
         let mut killed = 0;
-        loop {
-            tokio::select! {
-                part = running.next() => match part {
-                    Some(part) => ends.extend(part),
-                    None => break,
-                },
-                _ = kill.tick() => {
-                    let leader = cluster.leader().await;
-                    cluster.kill(leader);
-                    killed += 1;
-                    cluster.start(leader).await;
-                }
+        let work = async {
+            while let Some(part) = running.next().await {
+                ends.extend(part);
             }
+        };
+        let kill = async {
+            loop {
+                // All nodes are there for a while.
+                tokio::time::sleep(KILL_EVERY).await;
+                let leader = cluster.leader().await;
+                cluster.kill(leader);
+                killed += 1;
+                cluster.start(leader).await;
+            }
+        };
+        tokio::select! {
+            () = work => {}
+            () = kill => unreachable!("it goes on for as long as there is work"),
         }
         assert!(killed > 0, "no leader was killed in {transfers} transfers");
         assert_eq!(ends.len(), transfers as usize);

@@ -158,6 +158,7 @@ pub fn barrier_outcome(outcome: BarrierOutcome) -> v1::BarrierOutcome {
         BarrierOutcome::Duplicate => v1::BarrierOutcome::Duplicate,
         BarrierOutcome::EmptyCompensation => v1::BarrierOutcome::EmptyCompensation,
         BarrierOutcome::Hanging => v1::BarrierOutcome::Hanging,
+        BarrierOutcome::Unmet => v1::BarrierOutcome::Unmet,
     }
 }
 

@@ -58,6 +58,22 @@ impl<T> Lines<T> {
         Some((participant, call))
     }
 
+    /// Takes calls out of the heads of their lines.
+    pub fn give_up(&mut self, over: impl Fn(&T) -> bool) -> Vec<T> {
+        let mut gone = Vec::new();
+        if self.waiting == 0 {
+            return gone;
+        }
+        for line in self.lines.values_mut() {
+            while line.waiting.front().is_some_and(&over) {
+                gone.extend(line.waiting.pop_front());
+            }
+        }
+        self.waiting -= gone.len();
+        self.lines.retain(|_, line| line.under_way > 0 || !line.waiting.is_empty());
+        gone
+    }
+
     /// A call that [`Lines::next`] gave has ended.
     pub fn done(&mut self, participant: &Arc<str>) {
         self.under_way -= 1;
@@ -94,6 +110,18 @@ mod tests {
         assert!(lines.next().is_none());
         lines.done(&dead);
         assert_eq!(lines.next(), Some((dead.clone(), SAGA_PARTICIPANT_CALLS)));
+    }
+
+    #[test]
+    fn who_waits_too_long_leaves_the_line() {
+        let mut lines = Lines::default();
+        for number in 0..5 {
+            lines.push("a".into(), number);
+            lines.push("b".into(), 10 + number);
+        }
+        assert_eq!(lines.give_up(|number| *number < 3), [0, 1, 2]);
+        assert_eq!(lines.give_up(|number| *number < 20), [3, 4, 10, 11, 12, 13, 14]);
+        assert!(lines.next().is_none() && lines.lines.is_empty());
     }
 
     #[test]

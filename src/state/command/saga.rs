@@ -76,8 +76,10 @@ pub enum BarrierOutcome {
     Duplicate,
     /// There was nothing to take back, and there will never be.
     EmptyCompensation,
-    /// It came too late: it was taken back before, or settled without it.
+    /// It came too late, was taken back before, or is not wanted.
     Hanging,
+    /// The transaction's conditions did not hold: nothing is done or marked.
+    Unmet,
 }
 
 /// What an operator wants.
@@ -139,6 +141,9 @@ impl SagaBegin {
         check_range("delay_ms", *delay_ms, &limits::SAGA_DELAY_MS)?;
         query_policy.check("query")?;
         check_target("query", query, true)?;
+        if query.starts_with("counter:") {
+            return Err(invalid("query", query, "somebody who answers: not a counter"));
+        }
         if !query.is_empty() && self.mode != SagaMode::Message {
             return Err(invalid("query", query, "empty: only a message asks"));
         }
@@ -163,6 +168,13 @@ impl BranchPlan {
         check_target(&format!("{at}.trial"), &self.trial, true)?;
         check_target(&format!("{at}.action"), &self.action, false)?;
         check_target(&format!("{at}.compensation"), &self.compensation, true)?;
+        let counter = |target: &str| target.starts_with("counter:");
+        let undone = mode == SagaMode::Saga && !self.compensation.is_empty();
+        if undone && counter(&self.action) != counter(&self.compensation) {
+            // The marks of one would not be known to the other.
+            let allowed = "a counter exactly when the action is one";
+            return Err(invalid(format!("{at}.compensation"), &self.compensation, allowed));
+        }
         if mode != SagaMode::Tcc && !self.trial.is_empty() {
             return Err(invalid(format!("{at}.trial"), &self.trial, "empty: only TCC tries"));
         }
@@ -279,6 +291,7 @@ fn check_target(field: &str, target: &str, may_be_empty: bool) -> Result<(), Ref
     }
     match Target::parse(target).map_err(|allowed| invalid(field, target, allowed))? {
         Target::Counter(addition) => addition.check(),
-        Target::Service { .. } | Target::Url(_) => Ok(()),
+        Target::Service { service, path: _ } => check_name("", field, service),
+        Target::Url(_) => Ok(()),
     }
 }

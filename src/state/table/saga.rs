@@ -212,7 +212,9 @@ impl SagaCall {
             | CallState::Ongoing { .. }
             | CallState::Succeeded => true,
             CallState::Failed => self.attempt > 1,
-            CallState::Pending | CallState::Skipped => false,
+            // What an operator has settled in one direction is not settled in the other.
+            CallState::Skipped => self.attempt > 0,
+            CallState::Pending => false,
         }
     }
 }

@@ -177,6 +177,7 @@ pub(super) fn records() -> Vec<(String, Key, Record)> {
         ("duplicate", BarrierOutcome::Duplicate),
         ("empty", BarrierOutcome::EmptyCompensation),
         ("hanging", BarrierOutcome::Hanging),
+        ("unmet", BarrierOutcome::Unmet),
     ] {
         let carried_out = outcome == BarrierOutcome::Executed;
         let txn = carried_out.then(|| Reply::Txn { succeeded: true, replies: vec![] }.into());

@@ -156,7 +156,7 @@ impl Model {
                 allowed: allowed.into(),
             });
         }
-        let finished = matches!(saga.phase, SagaPhase::Succeeded | SagaPhase::Failed);
+        let phase = saga.phase;
         let Some(found) = saga.branches.iter_mut().find(|it| it.plan.id == *branch) else {
             let name = format!("{}/{}/{branch}", name.namespace, name.gid);
             return Err(Refusal::NotFound { kind: Kind::Saga, name });
@@ -173,23 +173,42 @@ impl Model {
             _ => None,
         };
         let before = found.marks;
+        let forward = found.leg == SagaLeg::Forward;
+        let wanted = match (op, phase) {
+            (SagaOp::Try, SagaPhase::Prepared) | (SagaOp::Confirm, SagaPhase::Submitted) => true,
+            (SagaOp::Action, SagaPhase::Submitted) => forward,
+            (SagaOp::Compensate | SagaOp::Cancel, SagaPhase::Aborting) => !forward,
+            _ => false,
+        };
         let nothing_to_undo = undoes.is_some_and(|undoes| !has(before, undoes));
         let outcome = match has(before, *op) {
             true if undo.is_some_and(|undo| has(before, undo)) => BarrierOutcome::Hanging,
             true => BarrierOutcome::Duplicate,
-            false if finished => BarrierOutcome::Hanging,
+            false if !wanted => BarrierOutcome::Hanging,
             false if nothing_to_undo => BarrierOutcome::EmptyCompensation,
             false => BarrierOutcome::Executed,
         };
-        if matches!(outcome, BarrierOutcome::Executed | BarrierOutcome::EmptyCompensation) {
+        if outcome == BarrierOutcome::Executed {
+            let mut tried = self.clone();
+            let reply = tried.txn(txn, place)?;
+            let outcome = match &reply {
+                Reply::Txn { succeeded: false, .. } => BarrierOutcome::Unmet,
+                _ => outcome,
+            };
+            if outcome == BarrierOutcome::Executed {
+                *self = tried;
+                let saga = self.known_saga(name)?;
+                let found = saga.branches.iter_mut().find(|it| it.plan.id == *branch).unwrap();
+                found.marks |= op.mark();
+                touch(saga, place);
+            }
+            return Ok(Reply::Guarded { outcome, txn: Some(Box::new(reply)) });
+        }
+        if outcome == BarrierOutcome::EmptyCompensation {
             found.marks |= op.mark() | undoes.map_or(0, SagaOp::mark);
             touch(saga, place);
         }
-        let txn = match outcome {
-            BarrierOutcome::Executed => Some(Box::new(self.txn(txn, place)?)),
-            _ => None,
-        };
-        Ok(Reply::Guarded { outcome, txn })
+        Ok(Reply::Guarded { outcome, txn: None })
     }
 
     pub(super) fn advance_sagas(
@@ -370,7 +389,8 @@ fn aborted(saga: &mut Saga, why: &str, place: &Place) {
         let did_nothing = match b.call.state {
             // What was asked for before may come later.
             CallState::Failed => b.call.attempt == 1,
-            CallState::Pending | CallState::Skipped => true,
+            CallState::Skipped => b.call.attempt == 0,
+            CallState::Pending => true,
             _ => false,
         };
         let undo = match saga.mode {
@@ -408,7 +428,8 @@ fn settle(saga: &mut Saga, place: &Place) {
             }
             SagaPhase::Prepared => {
                 let until = saga.since_ms.saturating_add(saga.terms.prepared_timeout_ms);
-                if asks(saga) && until <= place.now_ms {
+                let asked = saga.query.state != CallState::Pending;
+                if asks(saga) && (asked || until <= place.now_ms) {
                     called(&mut saga.query, saga.terms.query_policy, place);
                 }
             }
@@ -542,7 +563,7 @@ fn answered(saga: &mut Saga, name: CallName, attempt: u32, answer: &CallAnswer, 
         }
         CallAnswer::Ongoing { pause_ms } => {
             let pause = if *pause_ms > 0 { *pause_ms } else { policy.pause_ms };
-            let again_ms = place.now_ms.saturating_add(pause);
+            let again_ms = place.now_ms.saturating_add(pause.min(86_400_000));
             call_at(saga, at).state = CallState::Ongoing { again_ms };
         }
         CallAnswer::Failed { error } if takes_no(saga, at) => {

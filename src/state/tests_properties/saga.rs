@@ -236,10 +236,22 @@ impl Sketch {
             }
             Sketch::Guarded(which, number, nth, delta) => {
                 let unknown = || SagaName { namespace: "default".into(), gid: "a".into() };
-                let saga = model.sagas.iter().rev().nth(which);
+                let backward = |branch: &SagaBranch| branch.leg == SagaLeg::Backward;
+                let goes_back = |saga: &&Saga| {
+                    saga.phase == SagaPhase::Aborting && saga.branches.iter().any(backward)
+                };
+                // Mostly what goes back, if anything does.
+                let back = model.sagas.iter().rev().find(goes_back).filter(|_| nth > 0);
+                let saga = back.or_else(|| model.sagas.iter().rev().nth(which));
+                let number =
+                    back.and_then(|saga| saga.branches.iter().position(backward)).unwrap_or(number);
                 // Some are none of its mode.
                 let ops = saga.map_or(&[SagaOp::Action][..], |saga| saga.mode.ops());
-                let op = ops.get(nth).copied().unwrap_or(SagaOp::Action);
+                let undoes = ops.iter().find(|op| op.origin().is_some());
+                let op = match undoes.filter(|_| back.is_some()) {
+                    Some(undoes) => *undoes,
+                    None => ops.get(nth).copied().unwrap_or(SagaOp::Action),
+                };
                 let branch = saga.and_then(|saga| saga.branches.get(number));
                 let branch = branch.map_or("1".to_owned(), |branch| branch.plan.id.clone());
                 guarded(saga.map_or_else(unknown, name_of), branch, op, delta)

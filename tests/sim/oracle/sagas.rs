@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use quorate::state::{
-    BarrierOutcome, Event, Key, Op, Record, Refusal, Reply, Saga, SagaName, SagaStatus,
+    BarrierOutcome, Event, Key, Op, Record, Refusal, Reply, Saga, SagaBranch, SagaLeg, SagaName,
+    SagaOp, SagaPhase, SagaStatus,
 };
 
 use super::Oracle;
@@ -108,7 +109,10 @@ impl Oracle {
                 let true_ = match outcome {
                     BarrierOutcome::Executed => has(barrier.op.mark()) && !undone,
                     BarrierOutcome::Duplicate => has(barrier.op.mark()),
-                    BarrierOutcome::Hanging => undone || found.phase.is_finished(),
+                    BarrierOutcome::Hanging => {
+                        undone || !has(barrier.op.mark()) && !wanted(&found, branch, barrier.op)
+                    }
+                    BarrierOutcome::Unmet => false,
                     BarrierOutcome::EmptyCompensation => false,
                 };
                 match true_ {
@@ -154,6 +158,19 @@ impl Oracle {
             if saga.suspended.as_deref().is_none_or(str::is_empty) {
                 self.violated(format!("{} is suspended and nobody says why", saga.gid));
             }
+        }
+    }
+}
+
+/// Whether a transaction wants a part of one of its branches as it stands.
+fn wanted(saga: &Saga, branch: Option<&SagaBranch>, op: SagaOp) -> bool {
+    let goes = |leg| branch.is_some_and(|branch| branch.leg == leg);
+    match op {
+        SagaOp::Try => saga.phase == SagaPhase::Prepared,
+        SagaOp::Confirm => saga.phase == SagaPhase::Submitted,
+        SagaOp::Action => saga.phase == SagaPhase::Submitted && goes(SagaLeg::Forward),
+        SagaOp::Compensate | SagaOp::Cancel => {
+            saga.phase == SagaPhase::Aborting && goes(SagaLeg::Backward)
         }
     }
 }

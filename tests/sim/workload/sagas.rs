@@ -304,7 +304,7 @@ impl Writer {
         let wait = move |node: Node| async move { node.wait_for_saga(&name, WAIT, timeout).await };
         let patience = WAIT + 2 * timeout;
         match world.ask(self.client, node, patience, wait).await {
-            Ok((saga, revision)) => {
+            Ok((saga, revision, _)) => {
                 trace!(world, "{} sees {gid} {:?} at {revision}", self.client, saga.status());
                 world.oracle().saga_is_seen(floor, revision, &saga);
             }
