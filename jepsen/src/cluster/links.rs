@@ -1,6 +1,7 @@
 //! What happens to bytes on their way from one party to another, and what happened to them so far.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -67,11 +68,16 @@ pub type Rules = BTreeMap<Pair, Rule>;
 pub struct Links {
     rules: Arc<watch::Sender<Rules>>,
     traffic: Arc<Mutex<BTreeMap<Pair, Traffic>>>,
+    strangers: Arc<AtomicU64>,
 }
 
 impl Default for Links {
     fn default() -> Links {
-        Links { rules: Arc::new(watch::Sender::new(Rules::new())), traffic: Arc::default() }
+        Links {
+            rules: Arc::new(watch::Sender::new(Rules::new())),
+            traffic: Arc::default(),
+            strangers: Arc::default(),
+        }
     }
 }
 
@@ -91,6 +97,16 @@ impl Links {
 
     pub(super) fn count(&self, pair: Pair, count: impl FnOnce(&mut Traffic)) {
         count(self.counted().entry(pair).or_default());
+    }
+
+    pub(super) fn count_stranger(&self) {
+        self.strangers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Connections between nodes that were dropped because it was not found out whose they were; some end
+    /// before that.
+    pub fn strangers(&self) -> u64 {
+        self.strangers.load(Ordering::Relaxed)
     }
 
     /// Waits until none of the directions is blocked by this.

@@ -13,6 +13,10 @@ use super::callers::Callers;
 use super::links::{Links, Party};
 use super::pipe::Way;
 
+/// How often, and how long after one another, it is looked up who connects.
+const LOOKS: usize = 5;
+const LOOK: Duration = Duration::from_millis(5);
+
 /// Where a node listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {
@@ -54,8 +58,11 @@ async fn accept(listener: TcpListener, callers: Callers, target: Target, links: 
                 continue;
             }
         };
-        // Nobody of ours, or gone before it could be found out: it may try again.
-        let Some(party) = callers.who(caller, listener.local_addr().ok()) else { continue };
+        let Some(party) = who(&callers, caller, &listener).await else {
+            // Dropped: it may try again. Told at the end of the run, as it is no fault that was asked for.
+            links.count_stranger();
+            continue;
+        };
         let way = Way::new(party, target, links.clone());
         connections.spawn(async move {
             if let Ok(far) = way.connect().await
@@ -66,4 +73,16 @@ async fn accept(listener: TcpListener, callers: Callers, target: Target, links: 
         });
         while connections.try_join_next().is_some() {}
     }
+}
+
+/// The kernel's table is no snapshot: on a busy machine an entry may be missed.
+async fn who(callers: &Callers, caller: SocketAddr, listener: &TcpListener) -> Option<Party> {
+    let to = listener.local_addr().ok();
+    for _ in 0..LOOKS {
+        if let Some(party) = callers.who(caller, to) {
+            return Some(party);
+        }
+        sleep(LOOK).await;
+    }
+    None
 }

@@ -70,8 +70,10 @@ pub async fn digests(cluster: &Cluster, recorder: &Recorder) {
     recorder.nemesis("digests", entries(told));
 }
 
-/// Writes down how far each node's log, snapshot and purge have come.
+/// Writes down how far each node's log, snapshot and purge have come, and what the proxies had to drop.
 pub async fn statuses(cluster: &Cluster, recorder: &Recorder) {
+    let strangers = Value::Int(cluster.links().strangers() as i64);
+    recorder.nemesis("proxies", entries([("dropped", strangers)]));
     for id in cluster.ids() {
         let Ok(status) = cluster.admin(id).status(v1::StatusRequest {}).await else { continue };
         let int = |number: u64| Value::Int(number as i64);
