@@ -4,6 +4,7 @@
 //! judged: the file, the command line or the harness is wrong.
 
 mod command;
+mod sim;
 
 use std::process::ExitCode;
 
@@ -21,6 +22,11 @@ struct Options {
 enum Command {
     Check(command::check::Options),
     Run(command::run::Options),
+    /// Runs the simulation over many seeds, on all cores.
+    ///
+    /// Exits with 0 if everything held, 1 if not, and prints the command that repeats each failure; 3 if a run
+    /// did not come to its end.
+    Sim(sim::Options),
 }
 
 const WRONG: u8 = 3;
@@ -37,6 +43,10 @@ fn main() -> ExitCode {
     let done = match options.command {
         Command::Check(options) => command::check::main(&options),
         Command::Run(options) => command::run::main(options),
+        Command::Sim(options) => sim::run(&options).map(|held| match held {
+            true => Valid::True,
+            false => Valid::False,
+        }),
     };
     match done {
         Ok(Valid::True) => ExitCode::SUCCESS,

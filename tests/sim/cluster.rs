@@ -14,6 +14,7 @@ use quorate::clock::Clock;
 use quorate::node::{
     Config, Leadership, Node, OnFatal, Parts, Prober, Saw, Storage, Target, Webhooks,
 };
+use quorate::raft::codec;
 use quorate::raft::log::Log;
 use quorate::raft::machine::{
     Checkpoints, Observer, Replica, SnapshotFile, StoreCheckpoints, raft_meta,
@@ -30,7 +31,7 @@ use quorate::store::inbox::Inbox;
 use quorate::store::pending::AppliedEntry;
 use quorate::store::rebuild::Mark;
 use quorate::store::recovery::Origin;
-use quorate::store::wal::{OpenError, WalCore, WalOptions};
+use quorate::store::wal::{OpenError, Recovered, WalCore, WalOptions};
 use quorate::watch::{Capacity, Hub};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -40,6 +41,7 @@ use crate::faults::Mix;
 use crate::journal::{self, SimJournal, SyncTime};
 use crate::network::{Network, SimPeers};
 use crate::oracle::Oracle;
+use crate::oracle::disks::DiskLog;
 use crate::participants::{PLAIN, Services, SimParticipants};
 use crate::plant::Plant;
 use crate::run::Setup;
@@ -425,6 +427,8 @@ impl World {
             }
         };
         self.machine(id, |machine| machine.created = true);
+        let found = disk_log(&core, &recovered).map_err(|error| error.to_string())?;
+        self.oracle().log_opens(id, found);
         self.oracle().counts.cuts += u64::from(recovered.cut.is_some());
 
         let wake = Arc::new(Notify::new());
@@ -566,6 +570,23 @@ impl Machine {
             self.log.set_faults(Faults { skip_syncs, ..self.log.faults() });
         }
     }
+}
+
+/// All that a log holds.
+fn disk_log(core: &WalCore, recovered: &Recovered) -> io::Result<DiskLog> {
+    let reader = core.reader();
+    let (first, behind) = reader.bounds().map_or((0, 0), |(first, last)| (first, last + 1));
+    let entries = reader.read(first..behind, usize::MAX)?.into_iter().map(|(index, payload)| {
+        let entry = codec::decode_entry(payload).map_err(io::Error::other)?;
+        Ok((index, entry.log_id))
+    });
+    let vote = recovered.vote.clone().map(codec::decode_vote).transpose();
+    let purged = recovered.purged.clone().map(|(_, log_id)| codec::decode_log_id(log_id));
+    Ok(DiskLog {
+        vote: vote.map_err(io::Error::other)?,
+        purged: purged.transpose().map_err(io::Error::other)?,
+        entries: entries.collect::<io::Result<_>>()?,
+    })
 }
 
 fn member(id: NodeId) -> Member {

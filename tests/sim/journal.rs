@@ -66,6 +66,8 @@ impl Queue {
 
 /// The log of a simulated node.
 pub struct SimJournal {
+    world: Arc<World>,
+    id: NodeId,
     queue: Arc<Queue>,
     reader: WalReader,
 }
@@ -78,6 +80,7 @@ impl fmt::Debug for SimJournal {
 
 impl Journal for SimJournal {
     fn submit(&self, writes: Vec<Write>, done: Done) {
+        self.world.oracle().writes_are_asked(self.id, &writes);
         let submission = Submission { writes, done };
         self.queue.waiting.lock().unwrap_or_else(PoisonError::into_inner).push_back(submission);
         self.queue.wake.notify_one();
@@ -93,8 +96,8 @@ impl SimJournal {
     pub fn spawn(world: Arc<World>, id: NodeId, core: WalCore, time: Arc<SyncTime>) -> SimJournal {
         let queue = Arc::new(Queue::default());
         let reader = core.reader();
-        runtime::spawn(drive(world, id, core, queue.clone(), time));
-        SimJournal { queue, reader }
+        runtime::spawn(drive(world.clone(), id, core, queue.clone(), time));
+        SimJournal { world, id, queue, reader }
     }
 }
 
@@ -118,10 +121,13 @@ async fn drive(
             }
         }
         runtime::sleep(time.draw()).await;
+        let under_way = group.iter().flat_map(|submission| &submission.writes).cloned();
+        world.oracle().sync_begins(id, under_way);
         if let Err(error) = write(&world, &mut core, &group) {
             trace!(world, "{id} log fails");
             return world.abort(id, format!("the log: {error}"));
         }
+        world.oracle().sync_ends(id);
         let writes: usize = group.iter().map(|submission| submission.writes.len()).sum();
         trace!(world, "{id} syncs {writes}");
         runtime::sleep(time.draw()).await;

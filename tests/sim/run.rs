@@ -180,6 +180,7 @@ pub async fn pass(world: &World, time: Duration) -> bool {
 async fn story(world: &Arc<World>, setup: &Setup) {
     world.harness.spawn(faults::revive(world.clone(), world.fork_random()));
     world.harness.spawn(count_leaders(world.clone()));
+    world.harness.spawn(look_at_indexes(world.clone()));
     let tasks = workload::spawn(world);
     if !pass(world, Duration::from_secs(2)).await {
         return;
@@ -235,6 +236,16 @@ pub async fn count_leaders(world: Arc<World>) {
             known = Some(leader);
             trace!(world, "{leader} leads");
             world.oracle().counts.leaders += 1;
+        }
+    }
+}
+
+async fn look_at_indexes(world: Arc<World>) {
+    loop {
+        runtime::sleep(Duration::from_millis(50)).await;
+        for id in world.nodes.iter().copied() {
+            let Some((_, node)) = world.running(id) else { continue };
+            world.oracle().indexes_are_in_order(&node.status());
         }
     }
 }

@@ -1,10 +1,16 @@
 //! Knows what must hold, and says when it does not. One file per promise; all of them lean on the
 //! [`history`]: the one order of changes that the first node to apply each entry has made.
 
+pub mod completeness;
 pub mod configs;
 pub mod counters;
+pub mod disks;
+pub mod elections;
 pub mod history;
 pub mod locks;
+pub mod logs;
+pub mod order;
+pub mod quorums;
 pub mod reads;
 pub mod replicas;
 pub mod saga_calls;
@@ -20,8 +26,11 @@ use quorate::state::Applied;
 
 use configs::Configs;
 use counters::Counters;
+use disks::Disks;
+use elections::Elections;
 use history::History;
 use locks::Locks;
+use logs::Logs;
 use replicas::Replicas;
 use saga_calls::SagaCalls;
 use saga_effects::SagaEffects;
@@ -33,6 +42,9 @@ use writes::Writes;
 pub struct Oracle {
     pub history: History,
     pub replicas: Replicas,
+    pub disks: Disks,
+    pub logs: Logs,
+    pub elections: Elections,
     pub writes: Writes,
     pub sessions: Sessions,
     pub configs: Configs,
@@ -91,6 +103,8 @@ pub struct Counts {
     pub pauses: u64,
     pub transfers: u64,
     pub leaders: u64,
+    /// Leaders that led in the term of another one.
+    pub shared_terms: u64,
     pub snapshots: u64,
     pub purges: u64,
     pub installs: u64,
@@ -132,6 +146,7 @@ impl Counts {
             pauses,
             transfers,
             leaders,
+            shared_terms,
             snapshots,
             purges,
             installs,
@@ -170,6 +185,7 @@ impl Counts {
             (&mut self.pauses, pauses),
             (&mut self.transfers, transfers),
             (&mut self.leaders, leaders),
+            (&mut self.shared_terms, shared_terms),
             (&mut self.snapshots, snapshots),
             (&mut self.purges, purges),
             (&mut self.installs, installs),

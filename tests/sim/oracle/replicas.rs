@@ -27,6 +27,14 @@ struct Entry {
     digest: (u64, u64),
 }
 
+impl Replicas {
+    /// Index, term and leader of the last entry with commands that was applied.
+    pub fn last(&self) -> Option<(u64, u64, NodeId)> {
+        let (index, entry) = self.entries.last_key_value()?;
+        Some((*index, entry.term, entry.leader))
+    }
+}
+
 /// All that an entry did, as one number.
 pub fn hash(applied: &Applied) -> u64 {
     let mut hasher = Xxh3::new();
@@ -89,6 +97,7 @@ impl Oracle {
                     );
                     self.violated(what);
                 }
+                self.is_on_a_quorum(index, term, leader);
                 let result = self.history.apply(applied, &mut ended);
                 self.check(result);
                 self.is_in_order(applied);
