@@ -14,6 +14,8 @@ use quorate_jepsen::report::{Report, Valid};
 use quorate_jepsen::{append, linear, register};
 use serde_json::json;
 
+mod sim;
+
 #[derive(Debug, Parser)]
 #[command(name = "quorate-jepsen", about = "Judges histories of what clients of a database saw")]
 struct Options {
@@ -40,6 +42,11 @@ enum Command {
         /// The history; - is standard input.
         file: PathBuf,
     },
+    /// Runs the simulation over many seeds, on all cores.
+    ///
+    /// Exits with 0 if everything held, 1 if not, and prints the command that repeats each failure; 3 if a run
+    /// did not come to its end.
+    Sim(sim::Options),
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -67,7 +74,19 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(WRONG) } else { ExitCode::SUCCESS };
         }
     };
-    let Command::Check { model, write_out, limit, file } = options.command;
+    let (model, write_out, limit, file) = match options.command {
+        Command::Check { model, write_out, limit, file } => (model, write_out, limit, file),
+        Command::Sim(options) => {
+            return match sim::run(&options) {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => ExitCode::from(1),
+                Err(problem) => {
+                    eprintln!("error: {problem}");
+                    ExitCode::from(WRONG)
+                }
+            };
+        }
+    };
     let printed = judge(model, limit, &file).and_then(|report| {
         let mut out = io::stdout().lock();
         let written = match write_out {

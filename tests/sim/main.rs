@@ -7,6 +7,7 @@
 //!   long things go wrong in each, `QUORATE_SIM_MIX` what (a name of [`faults::Mix`]),
 //!   `QUORATE_SIM_NODES` how many nodes there are, `QUORATE_SIM_LOAD` multiplies the clients,
 //!   `QUORATE_SIM_THREADS` says on how many cores.
+//! - `cargo run -p quorate-jepsen -- sim --seeds 0..1000` runs many, optimized, with a line of progress.
 //! - A failure prints the command that repeats it. `QUORATE_SIM_TRACE=<file>` writes down what happens.
 
 #![cfg(feature = "server")]
@@ -64,13 +65,26 @@ fn named<T: Copy + Debug>(variable: &str, all: &[T]) -> Option<T> {
 }
 
 /// `A..B`
-fn seeds() -> Range<u64> {
-    let Ok(text) = std::env::var("QUORATE_SIM_SEEDS") else { return SEEDS };
+fn range(variable: &str) -> Option<Range<u64>> {
+    let text = std::env::var(variable).ok()?;
     let range = text.split_once("..").and_then(|(a, b)| Some(a.parse().ok()?..b.parse().ok()?));
-    range.unwrap_or_else(|| panic!("QUORATE_SIM_SEEDS={text} is not of the form A..B"))
+    Some(range.unwrap_or_else(|| panic!("{variable}={text} is not of the form A..B")))
 }
 
-/// Runs seeds on all cores; one in a hundred runs twice.
+/// Runs a seed, every hundredth one twice.
+fn judge(setup: &Setup) -> (Report, Option<String>) {
+    let report = run(setup);
+    let mut failure = failure(setup, &report);
+    if setup.seed % 100 == 99 {
+        let again = run(setup);
+        if again.hash != report.hash {
+            failure = Some(format!("seed {} gave two traces\n{}", setup.seed, repeat(setup)));
+        }
+    }
+    (report, failure)
+}
+
+/// Runs seeds on all cores.
 fn run_all(seeds: Range<u64>) -> (Counts, Vec<String>, Duration) {
     let next = AtomicU64::new(seeds.start);
     let total = Mutex::new((Counts::default(), Vec::new(), Duration::ZERO));
@@ -80,15 +94,7 @@ fn run_all(seeds: Range<u64>) -> (Counts, Vec<String>, Duration) {
             if seed >= seeds.end {
                 break;
             }
-            let setup = setup(seed, Plant::None);
-            let report = run(&setup);
-            let mut failure = failure(&setup, &report);
-            if seed % 100 == 99 {
-                let again = run(&setup);
-                if again.hash != report.hash {
-                    failure = Some(format!("seed {seed} gave two traces; {}", repeat(&setup)));
-                }
-            }
+            let (report, failure) = judge(&setup(seed, Plant::None));
             let mut total = total.lock().unwrap();
             total.0.add(&report.counts);
             total.2 += report.took;
@@ -114,7 +120,7 @@ fn failure(setup: &Setup, report: &Report) -> Option<String> {
 
 #[test]
 fn seeds_hold_every_promise() {
-    let (counts, failures, virtual_time) = run_all(seeds());
+    let (counts, failures, virtual_time) = run_all(range("QUORATE_SIM_SEEDS").unwrap_or(SEEDS));
     println!("{virtual_time:?} of virtual time: {counts:?}");
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
     if setup(0, Plant::None).mix != Mix::Everything {
@@ -168,6 +174,20 @@ fn one_seed_gives_one_trace() {
     assert_eq!((first.hash, first.events), (second.hash, second.events), "{}", repeat(&setup));
     let other = run(&Setup { seed: 2, ..setup });
     assert_ne!(first.hash, other.hash, "another seed gives another trace");
+}
+
+/// `QUORATE_SIM_RUN=A..B`: what `quorate-jepsen sim` starts on each core. A line tells what came of each seed.
+#[test]
+fn seeds_one_by_one() {
+    let Some(seeds) = range("QUORATE_SIM_RUN") else { return };
+    let mut failed = 0;
+    for seed in seeds {
+        let (Report { hash, took, .. }, failure) = judge(&setup(seed, Plant::None));
+        failed += u64::from(failure.is_some());
+        let verdict = failure.map_or_else(|| "ok".to_owned(), |text| text.replace('\n', "; "));
+        println!("\nseed {seed} hash {hash:016x} virtual {} ms: {verdict}", took.as_millis());
+    }
+    assert_eq!(failed, 0, "seeds have failed");
 }
 
 /// `QUORATE_SIM_SEED=N`, and `QUORATE_SIM_PLANT` for a planted bug.

@@ -1,0 +1,272 @@
+//! Runs the simulation (`tests/sim` of Quorate) over many seeds: builds its test binary once and starts it as a
+//! process on each core, with a few seeds at a time. What goes wrong in a run, for how long and to how many
+//! nodes, the variables of that binary say (`QUORATE_SIM_SECONDS` and so on), which are handed on.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{BufRead as _, BufReader, IsTerminal as _, Read as _};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+/// Seeds that one process runs, at most.
+const CHUNK: u64 = 25;
+/// How often progress is told, on a terminal and elsewhere.
+const TERMINAL: Duration = Duration::from_secs(1);
+const ELSEWHERE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Seeds to run, the last one excluded.
+    #[arg(long, value_parser = range)]
+    seeds: Range<u64>,
+    /// Processes at the same time; without it, one on each core.
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// How it is compiled: the profile of tests is there already where tests are run; `release` takes minutes
+    /// to compile and runs a seed many times as fast.
+    #[arg(long, default_value = "test")]
+    profile: String,
+}
+
+/// What is known of one seed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Outcome {
+    seed: u64,
+    hash: u64,
+    virtual_ms: u64,
+    /// What did not hold, and the command that repeats it.
+    failure: Option<String>,
+}
+
+/// `A..B`
+fn range(text: &str) -> Result<Range<u64>, String> {
+    let wrong = || "not of the form A..B".to_owned();
+    let (first, behind) = text.split_once("..").ok_or_else(wrong)?;
+    let number = |text: &str| text.parse::<u64>().map_err(|_| wrong());
+    let range = number(first)?..number(behind)?;
+    if range.is_empty() { Err("there is no seed in it".to_owned()) } else { Ok(range) }
+}
+
+/// Whether everything held. An error says why that is not known.
+pub fn run(options: &Options) -> Result<bool, String> {
+    let Options { seeds, jobs, profile } = options;
+    let binary = build(profile)?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let jobs = jobs.unwrap_or(cores).max(1) as u64;
+    let count = seeds.end - seeds.start;
+    let size = count.div_ceil(jobs).clamp(1, CHUNK);
+    let next = Mutex::new(seeds.start);
+    let take = || {
+        let mut next = next.lock().expect("nobody panics with it");
+        let chunk = *next..seeds.end.min(*next + size);
+        *next = chunk.end;
+        (!chunk.is_empty()).then_some(chunk)
+    };
+    let (told, outcomes) = mpsc::channel();
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            let (told, binary, take) = (told.clone(), &binary, &take);
+            scope.spawn(move || {
+                while let Some(chunk) = take() {
+                    if let Err(error) = run_chunk(binary, chunk, &told) {
+                        // The other end is gone when another process has broken down.
+                        let _ = told.send(Err(error));
+                        return;
+                    }
+                }
+            });
+        }
+        drop(told);
+        collect(count, &outcomes)
+    })
+}
+
+/// Compiles the simulation and says where it is.
+fn build(profile: &str) -> Result<PathBuf, String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let mut command = Command::new(cargo);
+    // What `cargo run` says of this package would have others built anew whose build scripts look at it.
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let of_package = |name: &String| {
+        ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.starts_with(prefix))
+    };
+    for name in names.filter(of_package) {
+        command.env_remove(name);
+    }
+    let built = command
+        .args(["test", "--package", "quorate", "--test", "sim", "--profile", profile])
+        .args(["--locked", "--no-run", "--message-format=json-render-diagnostics"])
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|error| format!("cargo: {error}"))?;
+    if !built.status.success() {
+        return Err(format!("the simulation does not compile: {}", built.status));
+    }
+    let messages = String::from_utf8_lossy(&built.stdout);
+    executable(&messages).ok_or_else(|| "cargo names no test binary".to_owned())
+}
+
+/// The test binary that cargo's messages name.
+fn executable(messages: &str) -> Option<PathBuf> {
+    messages.lines().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let ours = message["target"]["name"] == "sim" && message["profile"]["test"] == true;
+        message["executable"].as_str().filter(|_| ours).map(PathBuf::from)
+    })
+}
+
+/// Runs some seeds in a process of their own.
+fn run_chunk(
+    binary: &PathBuf,
+    seeds: Range<u64>,
+    told: &Sender<Result<Outcome, String>>,
+) -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("{}: {error}", binary.display());
+    let mut child = Command::new(binary)
+        .args(["--exact", "seeds_one_by_one", "--nocapture"])
+        .env("QUORATE_SIM_RUN", format!("{}..{}", seeds.start, seeds.end))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let (Some(stdout), Some(mut stderr)) = (stdout, stderr) else {
+        return Err("a child without pipes".to_owned());
+    };
+    // Read beside the other, so that neither pipe fills up.
+    let complaints = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        // What was read until it broke off is all there is.
+        let _ = stderr.read_to_end(&mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    });
+    let mut next = seeds.start;
+    for line in BufReader::new(stdout).lines() {
+        let Some(outcome) = parse(&line.map_err(failed)?) else { continue };
+        next = outcome.seed + 1;
+        // The other end is gone when another process has broken down.
+        let _ = told.send(Ok(outcome));
+    }
+    let status = child.wait().map_err(failed)?;
+    let complaints = complaints.join().unwrap_or_default();
+    if next == seeds.end {
+        return Ok(());
+    }
+    Err(format!("seed {next} did not come to its end, {status}:\n{complaints}"))
+}
+
+/// A line of the form `seed 17 hash 0123456789abcdef virtual 40000 ms: ok`, or another word and what is wrong
+/// in place of `ok`.
+fn parse(line: &str) -> Option<Outcome> {
+    let (head, verdict) = line.split_once(": ")?;
+    let words: Vec<&str> = head.split(' ').collect();
+    let ["seed", seed, "hash", hash, "virtual", virtual_ms, "ms"] = words[..] else { return None };
+    Some(Outcome {
+        seed: seed.parse().ok()?,
+        hash: u64::from_str_radix(hash, 16).ok()?,
+        virtual_ms: virtual_ms.parse().ok()?,
+        failure: (verdict != "ok").then(|| verdict.to_owned()),
+    })
+}
+
+/// Tells how far it is, and in the end what came of it.
+fn collect(count: u64, outcomes: &mpsc::Receiver<Result<Outcome, String>>) -> Result<bool, String> {
+    let terminal = std::io::stderr().is_terminal();
+    let pause = if terminal { TERMINAL } else { ELSEWHERE };
+    let began = Instant::now();
+    let mut next = began + pause;
+    let mut hashes = BTreeMap::new();
+    let (mut virtual_ms, mut failures) = (0, 0);
+    let mut broken = Vec::new();
+    let progress = |done: usize, virtual_ms: u64, failures: u64| {
+        let seconds = began.elapsed().as_secs_f64();
+        let rate = done as f64 / seconds;
+        let minutes = virtual_ms / 60_000;
+        let text = format!(
+            "{done} of {count} seeds, {rate:.2} per second, {minutes} minutes of virtual time, \
+             {failures} failed"
+        );
+        if terminal { eprint!("\r{text}  ") } else { eprintln!("{text}") }
+    };
+    loop {
+        match outcomes.recv_timeout(next.saturating_duration_since(Instant::now())) {
+            Ok(Ok(outcome)) => {
+                virtual_ms += outcome.virtual_ms;
+                hashes.insert(outcome.seed, outcome.hash);
+                if let Some(failure) = outcome.failure {
+                    failures += 1;
+                    println!("seed {}: {failure}", outcome.seed);
+                }
+            }
+            Ok(Err(error)) => broken.push(error),
+            Err(RecvTimeoutError::Timeout) => {
+                progress(hashes.len(), virtual_ms, failures);
+                next += pause;
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    progress(hashes.len(), virtual_ms, failures);
+    if terminal {
+        eprintln!();
+    }
+    if !broken.is_empty() {
+        return Err(broken.join("\n"));
+    }
+    // Of all traces in the order of the seeds: the same seeds give the same.
+    let hash = hashes.values().fold(0u64, |all, hash| all.rotate_left(5) ^ hash);
+    println!("{} seeds, {failures} failed, hash of their traces {hash:016x}", hashes.len());
+    Ok(failures == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn ranges_have_two_ends_and_something_between() {
+        assert_eq!(range("3..10"), Ok(3..10));
+        for text in ["", "3", "3..", "..3", "a..b", "3..3", "4..3", "3..=4"] {
+            assert!(range(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn lines_of_the_simulation_are_told_from_others() {
+        let good = parse("seed 17 hash 00000000000000ff virtual 40000 ms: ok").unwrap();
+        assert_eq!(good, Outcome { seed: 17, hash: 255, virtual_ms: 40_000, failure: None });
+        let bad = parse("seed 18 hash ff virtual 5 ms: read: nothing; repeat with: x").unwrap();
+        assert_eq!(bad.failure.as_deref(), Some("read: nothing; repeat with: x"));
+        for line in ["", "running 1 test", "seed 3", "seed x hash ff virtual 5 ms: ok", "a: b"] {
+            assert_eq!(parse(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_test_binary_is_found_among_cargos_messages() {
+        let artifact = |name: &str, test: bool, executable: &str| {
+            serde_json::json!({
+                "reason": "compiler-artifact",
+                "target": { "name": name },
+                "profile": { "test": test },
+                "executable": executable,
+            })
+            .to_string()
+        };
+        let messages = [
+            artifact("quorate", false, "/a"),
+            artifact("sim", false, "/b"),
+            "no JSON".to_owned(),
+            artifact("sim", true, "/c"),
+        ];
+        assert_eq!(executable(&messages.join("\n")), Some(PathBuf::from("/c")));
+        assert_eq!(executable(&messages[..3].join("\n")), None);
+    }
+}
