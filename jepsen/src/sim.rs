@@ -88,9 +88,17 @@ pub fn run(options: &Options) -> Result<bool, String> {
 /// Compiles the simulation and says where it is.
 fn build(profile: &str) -> Result<PathBuf, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
-    let arguments = ["test", "--package", "quorate", "--test", "sim", "--profile", profile];
-    let built = Command::new(cargo)
-        .args(arguments)
+    let mut command = Command::new(cargo);
+    // What `cargo run` says of this package would have others built anew whose build scripts look at it.
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let of_package = |name: &String| {
+        ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.starts_with(prefix))
+    };
+    for name in names.filter(of_package) {
+        command.env_remove(name);
+    }
+    let built = command
+        .args(["test", "--package", "quorate", "--test", "sim", "--profile", profile])
         .args(["--locked", "--no-run", "--message-format=json-render-diagnostics"])
         .stderr(Stdio::inherit())
         .output()

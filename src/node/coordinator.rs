@@ -191,12 +191,12 @@ struct Job {
     deadline: Instant,
 }
 
-/// A call that has ended; None = its time was over, which the state finds out by itself.
+/// A call that has ended.
 #[derive(Debug)]
 struct Done {
     key: CallKey,
     participant: Arc<str>,
-    answer: Option<CallAnswer>,
+    answer: CallAnswer,
 }
 
 /// A command that has come back.
@@ -319,7 +319,7 @@ impl<'a> Leading<'a> {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 // It has waited too long for its turn.
-                self.known.remove(&key);
+                self.reports.push_back((key, no_answer()));
                 self.lines.done(&participant);
                 continue;
             }
@@ -332,7 +332,8 @@ impl<'a> Leading<'a> {
             self.node.0.saga_figures.calls.fetch_add(1, Ordering::Relaxed);
             let answer = self.call(call);
             self.calls.push(Box::pin(async move {
-                let answer = runtime::timeout_at(deadline, answer).await.ok();
+                let answer = runtime::timeout_at(deadline, answer).await;
+                let answer = answer.unwrap_or_else(|_| no_answer());
                 Done { key, participant, answer }
             }));
         }
@@ -380,15 +381,10 @@ impl<'a> Leading<'a> {
     fn hear(&mut self, done: Done) {
         let Done { key, participant, answer } = done;
         self.lines.done(&participant);
-        if !matches!(answer, Some(CallAnswer::Succeeded { .. } | CallAnswer::Ongoing { .. })) {
+        if !matches!(answer, CallAnswer::Succeeded { .. } | CallAnswer::Ongoing { .. }) {
             self.node.0.saga_figures.failures.fetch_add(1, Ordering::Relaxed);
         }
-        match answer {
-            Some(answer) => self.reports.push_back((key, answer)),
-            None => {
-                self.known.remove(&key);
-            }
-        }
+        self.reports.push_back((key, answer));
     }
 
     fn settle(&mut self, proposed: Proposed) {
@@ -487,6 +483,12 @@ impl<'a> Leading<'a> {
         let node = self.node.clone();
         async move { node.propose_here(&Command { request: None, op }, TIMEOUT).await }
     }
+}
+
+/// The state finds this out by itself when its clock has come to the deadline, which is late when this node's
+/// was turned back.
+fn no_answer() -> CallAnswer {
+    CallAnswer::Unknown { error: "no answer".to_owned() }
 }
 
 fn bytes_of(answer: &CallAnswer) -> usize {

@@ -66,6 +66,8 @@ pub struct Services {
     random: StdRng,
     /// Whatever comes is carried out and answered at once.
     calm: bool,
+    /// Nothing that comes is carried out or answered.
+    pub deaf: bool,
     /// The bank's barrier: which parts are marked, and by what.
     marks: BTreeMap<(String, &'static str), &'static str>,
     /// Whether the local transaction of a message was committed; false = it never will be.
@@ -107,6 +109,7 @@ impl Services {
         Services {
             random: StdRng::seed_from_u64(seed),
             calm: false,
+            deaf: false,
             marks: BTreeMap::new(),
             local: BTreeMap::new(),
         }
@@ -210,6 +213,9 @@ impl World {
             return (!silent).then(|| unknown("no connection"));
         }
         runtime::sleep(works).await;
+        if self.services().deaf {
+            return None;
+        }
         let answer = match ends {
             End::Answered | End::Refused | End::AnswerLost => {
                 self.carry_out(&visit, ends == End::Refused)
@@ -271,7 +277,7 @@ async fn make(world: Arc<World>, from: NodeId, call: Call) -> CallAnswer {
         op: call.op(),
         attempt: call.attempt,
     };
-    world.oracle().call_is_made(&id, call.epoch, call.results());
+    world.oracle().call_is_made(from, &id, call.epoch, call.results());
     let visit = Visit::new(id.clone(), call.target(), call.payload().as_bytes());
     let answer = match world.plant {
         Plant::None => world.visit(from, visit).await,
@@ -296,7 +302,7 @@ async fn make_wrongly(
             let answer = world.visit(from, visit.clone()).await;
             let Some(CallAnswer::Unknown { .. }) = answer else { return answer };
             visit.id.attempt += 1;
-            world.oracle().call_is_made(&visit.id, call.epoch, Ok(Vec::new()));
+            world.oracle().call_is_made(from, &visit.id, call.epoch, Ok(Vec::new()));
             world.visit(from, visit).await
         }
         Plant::KeyOfAttempt => {

@@ -14,8 +14,9 @@ use quorate::raft::service::PeerHandler;
 use quorate::raft::types::{LeaderId, NodeId, Vote};
 use quorate::runtime;
 use quorate::state::{
-    Addition, Admin, AlarmMeasure, AlarmName, AlarmRule, AlarmSide, Command, CounterKind,
-    CounterName, Endpoint, Health, HealthCheck, InstanceName, Op, Pairs, Probe, Registration,
+    Addition, Admin, AlarmMeasure, AlarmName, AlarmRule, AlarmSide, BranchPlan, CallPolicy,
+    Command, CounterKind, CounterName, Endpoint, Health, HealthCheck, InstanceName, Op, Pairs,
+    Probe, Registration, SagaBegin, SagaMode, SagaName, SagaOrder, SagaRecovery, SagaTerms,
     ServiceSettings,
 };
 use quorate::store::disk::Disk as _;
@@ -36,13 +37,14 @@ fn setup(seed: u64) -> Setup {
 }
 
 /// Three nodes, without clients, and whatever comes of them.
-fn tell_quietly(seed: u64, story: impl AsyncFnOnce(&Arc<World>)) {
+fn tell_quietly(seed: u64, story: impl AsyncFnOnce(&Arc<World>)) -> Report {
     let report = play(&setup(seed), async |world| {
         world.harness.spawn(faults::revive(world.clone(), world.fork_random()));
         assert!(pass(world, Duration::from_secs(3)).await, "{:?}", world.oracle().violations);
         story(world).await;
     });
     assert!(report.violations.is_empty(), "{report:#?}");
+    report
 }
 
 /// Three nodes and their clients, without a nemesis.
@@ -682,4 +684,57 @@ fn many_that_fall_at_once_are_told_together() {
         assert!(pass(world, 30 * SECOND).await);
         assert_eq!(revision(world), before + commands);
     });
+}
+
+/// A saga of one step.
+async fn begin_saga(world: &World, name: &SagaName) {
+    let policy = CallPolicy { timeout_ms: 500, attempts: 0, pause_ms: 100, pause_max_ms: 100 };
+    let terms = SagaTerms {
+        recovery: SagaRecovery::Backward,
+        prepared_timeout_ms: 1_000,
+        timeout_ms: 0,
+        suspend_after_ms: 3_600_000,
+        retention_ms: 3_600_000,
+        delay_ms: 0,
+        query: String::new(),
+        query_policy: policy,
+    };
+    let target = |method: &str| format!("quorate:///bank/bank.Bank/{method}");
+    let branch = BranchPlan {
+        id: "b".to_owned(),
+        trial: String::new(),
+        action: target("Move"),
+        compensation: target("Undo"),
+        payload: Default::default(),
+        after: Vec::new(),
+        policy,
+    };
+    let (name, mode, branches) = (name.clone(), SagaMode::Saga, vec![branch]);
+    let begin = SagaBegin { name, mode, terms, branches, submit: true };
+    carry_out(world, Op::BeginSaga(Box::new(begin))).await;
+}
+
+/// How long a call takes is no matter of wall clocks: a leader whose clock is turned back gives a call up that
+/// nobody answers, tells so, and makes the next one. It never makes one again that it has given up.
+#[test]
+fn a_clock_that_is_turned_back_repeats_no_call() {
+    let report = tell_quietly(17, async |world| {
+        world.services().calm_down();
+        let leads = leader(world);
+        let name = SagaName { namespace: "default".to_owned(), gid: "g".to_owned() };
+        world.services().deaf = true;
+        begin_saga(world, &name).await;
+        world.shift_clock(leads, -60_000);
+        assert!(pass(world, SECOND).await, "{:?}", world.oracle().violations);
+        // Whatever changes makes it look at its calls.
+        for order in [SagaOrder::Suspend { reason: String::new() }, SagaOrder::Resume] {
+            carry_out(world, Op::OrderSaga { name: name.clone(), order }).await;
+            assert!(pass(world, SECOND).await, "{:?}", world.oracle().violations);
+        }
+        world.services().deaf = false;
+        world.set_clocks();
+        let finished = || world.oracle().history.sagas().all(|saga| saga.phase.is_finished());
+        until(world, 5 * SECOND, "its end", finished).await;
+    });
+    assert_eq!(report.counts.saga_effects, 1);
 }

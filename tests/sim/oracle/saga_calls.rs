@@ -1,9 +1,11 @@
 //! A call is recorded before it is made: RUNNING, with its attempt and its epoch, was applied somewhere.
-//! Attempts follow each other with rising epochs; an answer counts for the attempt that it was given to.
+//! Attempts follow each other with rising epochs, and nobody makes one twice; an answer counts for the attempt
+//! that it was given to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use quorate::raft::types::NodeId;
 use quorate::state::{
     Blob, CallAnswer, CallName, CallState, Saga, SagaCall, SagaLeg, SagaMode, SagaOp,
 };
@@ -31,6 +33,8 @@ impl fmt::Display for CallId {
 pub struct SagaCalls {
     /// Epochs of the calls that were recorded as RUNNING.
     recorded: BTreeMap<CallId, u64>,
+    /// Who has made them.
+    made: BTreeSet<(CallId, NodeId)>,
     /// What was answered.
     answered: BTreeMap<CallId, Answered>,
 }
@@ -103,6 +107,7 @@ impl Oracle {
     /// A leader makes a call, with the answers of others that it brings along.
     pub fn call_is_made(
         &mut self,
+        node: NodeId,
         id: &CallId,
         epoch: u64,
         results: Result<Vec<(&str, &Blob)>, String>,
@@ -113,6 +118,10 @@ impl Oracle {
             recorded => self.violated(format!(
                 "{id} is made in epoch {epoch}; what was recorded is of {recorded:?}"
             )),
+        }
+        // Of an attempt that was made twice, the first could have its effect after the second was refused.
+        if !self.saga_calls.made.insert((id.clone(), node)) {
+            self.violated(format!("node {node} makes {id} twice"));
         }
         for (branch, result) in results.unwrap_or_default() {
             if result.as_bytes() != format!("{}/{branch}", id.gid).as_bytes() {
