@@ -301,8 +301,8 @@ fn planted_end_of_what_goes_on_is_caught() {
 }
 
 #[test]
-fn planted_answer_to_a_deposed_leader_is_caught() {
-    is_caught(Plant::DeposedIsHeard, 10);
+fn planted_answer_that_comes_too_late_is_caught() {
+    is_caught(Plant::LateIsHeard, 10);
 }
 
 #[test]

@@ -323,13 +323,11 @@ async fn make_wrongly(
             }
             answer => answer,
         },
-        Plant::DeposedIsHeard => {
+        Plant::LateIsHeard => {
             let (of_world, (tx, rx)) = (world.clone(), oneshot::channel());
             world.harness.spawn(async move {
                 let answer = of_world.visit(from, visit).await;
-                if let Some(answer) = &answer
-                    && of_world.leader() != Some(from)
-                {
+                if let Some(answer) = &answer {
                     tell(&of_world, &id, answer.clone()).await;
                 }
                 // The caller may be dead.
@@ -342,9 +340,12 @@ async fn make_wrongly(
     }
 }
 
-/// Tells the answer of a call as if it were that of the attempt which is under way now.
+/// Tells the answer of a call as if it were that of a later attempt which is under way now.
 async fn tell(world: &Arc<World>, id: &CallId, answer: CallAnswer) {
-    let Some((call, attempt)) = world.oracle().under_way(id) else { return };
+    let under_way = world.oracle().under_way(id);
+    let Some((call, attempt)) = under_way.filter(|(_, attempt)| *attempt != id.attempt) else {
+        return;
+    };
     let Some((_, node)) = world.leader().and_then(|leader| world.running(leader)) else { return };
     let Leadership::Leader { term: epoch } = node.leadership() else { return };
     let name = SagaName { namespace: "default".to_owned(), gid: id.gid.clone() };

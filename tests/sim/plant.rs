@@ -38,8 +38,8 @@ pub enum Plant {
     SilenceIsRefusal,
     /// A participant that is at it is taken for done.
     OngoingIsDone,
-    /// What a deposed leader's call was answered counts for the call of its successor.
-    DeposedIsHeard,
+    /// What a call was answered too late, or after its leader was deposed, counts for the one under way.
+    LateIsHeard,
     /// A new leader does not make the calls that an earlier one has begun.
     TakeoverForgotten,
 }
@@ -63,7 +63,7 @@ impl Plant {
         Plant::KeyOfAttempt,
         Plant::SilenceIsRefusal,
         Plant::OngoingIsDone,
-        Plant::DeposedIsHeard,
+        Plant::LateIsHeard,
         Plant::TakeoverForgotten,
     ];
 }
