@@ -35,7 +35,7 @@ use openraft::{Raft, RaftState, ServerState};
 use tokio::sync::oneshot;
 
 use self::batcher::Batcher;
-pub use self::coordinator::{Call, Participants, SagaStatus};
+pub use self::coordinator::{Call, Participants, SagaStatus, find_saga};
 use self::health::Health;
 pub use self::health::{HealthStatus, Prober, Saw, Target};
 use self::keeper::Keeper;
@@ -1098,7 +1098,7 @@ impl Node {
 }
 
 /// What is kept of what somebody said.
-fn shortened(mut text: String) -> String {
+pub fn shortened(mut text: String) -> String {
     text.truncate(text.floor_char_boundary(TEXT_BYTES));
     text
 }

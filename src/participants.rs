@@ -30,14 +30,13 @@ use tonic_types::StatusExt as _;
 use crate::client::{Channel, ChannelOptions, Client, HashKey, Options};
 use crate::error::{DOMAIN, Error};
 use crate::limits::{
-    PARTICIPANT_ANSWER_BYTES, PARTICIPANT_CHANNELS, PARTICIPANT_IDLE, SAGA_PAUSE_MS,
-    SAGA_RESULT_BYTES, TEXT_BYTES,
+    PARTICIPANT_ANSWER_BYTES, PARTICIPANT_CHANNELS, PARTICIPANT_IDLE, SAGA_RESULT_BYTES,
 };
-use crate::node::{Call, Participants};
+use crate::node::{Call, Participants, shortened};
 use crate::proto::v1::SagaResults;
 use crate::runtime::Instant;
-use crate::state::{Blob, CallAnswer};
-use crate::webhook::https_connector;
+use crate::state::{Blob, CallAnswer, Target};
+use crate::webhook::{https_connector, with_cause};
 
 type Https = HttpClient<hyper_rustls::HttpsConnector<HttpConnector>, Full<Bytes>>;
 
@@ -73,9 +72,13 @@ impl Participants for RemoteParticipants {
     fn call(&self, call: Call) -> BoxFuture<'static, CallAnswer> {
         let this = self.clone();
         async move {
-            let answer = match call.target().strip_prefix("quorate:///") {
-                Some(path) => this.grpc(path, &call).await,
-                None => this.http(&call).await,
+            let answer = match Target::parse(call.target()) {
+                Ok(Target::Service { service, path }) => this.grpc(service, path, &call).await,
+                Ok(Target::Url(url)) => this.http(url, &call).await,
+                Ok(Target::Counter(_)) => {
+                    Err("a counter is no participant to be called".to_owned())
+                }
+                Err(allowed) => Err(format!("the target is not {allowed}")),
             };
             answer.unwrap_or_else(unknown)
         }
@@ -85,12 +88,7 @@ impl Participants for RemoteParticipants {
 
 /// It may have been done or not.
 fn unknown(error: String) -> CallAnswer {
-    CallAnswer::Unknown { error: cut(error) }
-}
-
-fn cut(mut text: String) -> String {
-    text.truncate(text.floor_char_boundary(TEXT_BYTES));
-    text
+    CallAnswer::Unknown { error: shortened(error) }
 }
 
 /// What is passed on to those that come after. A longer answer is a success all the same, of which nothing
@@ -127,13 +125,8 @@ fn results(call: &Call) -> Result<Option<Vec<u8>>, String> {
 // ---- services ----
 
 impl RemoteParticipants {
-    /// `path` is `service/package.Service/Method`.
-    async fn grpc(&self, path: &str, call: &Call) -> Result<CallAnswer, String> {
-        let wrong = || format!("{path} is not service/package.Service/Method");
-        let (rest, method) = path.rsplit_once('/').ok_or_else(wrong)?;
-        let (service, interface) = rest.rsplit_once('/').ok_or_else(wrong)?;
-        let method = PathAndQuery::from_str(&format!("/{interface}/{method}"));
-        let method = method.map_err(|_| wrong())?;
+    async fn grpc(&self, service: &str, path: &str, call: &Call) -> Result<CallAnswer, String> {
+        let method = PathAndQuery::from_str(path).map_err(|error| format!("{path}: {error}"))?;
         let channel = self.channel(call.namespace(), service).await?;
         let mut request = Request::new(call.payload());
         request.set_timeout(call.timeout);
@@ -194,11 +187,11 @@ fn refused(status: &Status) -> CallAnswer {
         return unknown(format!("{:?}: {}", status.code(), status.message()));
     }
     match status.code() {
-        Code::Aborted => CallAnswer::Failed { error: cut(status.message().to_owned()) },
+        Code::Aborted => CallAnswer::Failed { error: shortened(status.message().to_owned()) },
         Code::FailedPrecondition => {
             let delay = status.get_details_retry_info().and_then(|info| info.retry_delay);
             let pause_ms = delay.map_or(0, |delay| delay.as_millis());
-            CallAnswer::Ongoing { pause_ms: longest(u64::try_from(pause_ms).unwrap_or(u64::MAX)) }
+            CallAnswer::Ongoing { pause_ms: u64::try_from(pause_ms).unwrap_or(u64::MAX) }
         }
         code => unknown(format!("{code:?}: {}", status.message())),
     }
@@ -245,11 +238,11 @@ impl Decoder for Raw {
 // ---- URLs ----
 
 impl RemoteParticipants {
-    async fn http(&self, call: &Call) -> Result<CallAnswer, String> {
+    async fn http(&self, url: &str, call: &Call) -> Result<CallAnswer, String> {
         let payload = call.payload();
         let json = serde_json::from_slice::<serde::de::IgnoredAny>(payload.as_bytes()).is_ok();
         let kind = if json { "application/json" } else { "application/octet-stream" };
-        let mut request = http::Request::post(call.target())
+        let mut request = http::Request::post(url)
             .header(CONTENT_TYPE, kind)
             .header(USER_AGENT, concat!("quorate/", env!("CARGO_PKG_VERSION")))
             .body(Full::new(Bytes::copy_from_slice(payload.as_bytes())))
@@ -264,10 +257,7 @@ impl RemoteParticipants {
             let value = value.map_err(|error| error.to_string())?;
             headers.insert(HeaderName::from_static("quorate-results-bin"), value);
         }
-        let response = self.http.request(request).await.map_err(|error| {
-            let cause = std::error::Error::source(&error);
-            cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
-        })?;
+        let response = self.http.request(request).await.map_err(|error| with_cause(&error))?;
         let (head, body) = response.into_parts();
         let body = Limited::new(body, PARTICIPANT_ANSWER_BYTES).collect().await;
         // What was done is done, however much is said about it.
@@ -275,7 +265,7 @@ impl RemoteParticipants {
         Ok(match head.status {
             status if status.is_success() => done(&body),
             StatusCode::CONFLICT => {
-                CallAnswer::Failed { error: cut(String::from_utf8_lossy(&body).into_owned()) }
+                CallAnswer::Failed { error: shortened(String::from_utf8_lossy(&body).into_owned()) }
             }
             StatusCode::TOO_EARLY => CallAnswer::Ongoing { pause_ms: retry_after(&head.headers) },
             status => unknown(format!("answered {status}")),
@@ -286,9 +276,5 @@ impl RemoteParticipants {
 /// In ms; 0 = not said, or said as a date.
 fn retry_after(headers: &HeaderMap) -> u64 {
     let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-    seconds.map_or(0, |seconds: u64| longest(seconds.saturating_mul(1_000)))
-}
-
-fn longest(pause_ms: u64) -> u64 {
-    pause_ms.min(*SAGA_PAUSE_MS.end())
+    seconds.map_or(0, |seconds: u64| seconds.saturating_mul(1_000))
 }

@@ -24,6 +24,11 @@ impl Default for HttpWebhooks {
     }
 }
 
+/// What hyper says of a failure alone is not enough to mend it.
+pub fn with_cause(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
+}
+
 /// Certificates are checked against the roots that Mozilla trusts.
 pub fn https_connector() -> HttpsConnector<HttpConnector> {
     HttpsConnectorBuilder::new()
@@ -43,10 +48,7 @@ impl Webhooks for HttpWebhooks {
         let client = self.client.clone();
         async move {
             let request = request.map_err(|error| error.to_string())?;
-            let response = client.request(request).await.map_err(|error| {
-                let cause = std::error::Error::source(&error);
-                cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
-            })?;
+            let response = client.request(request).await.map_err(|error| with_cause(&error))?;
             match response.status() {
                 status if status.is_success() => Ok(()),
                 status => Err(format!("answered {status}")),

@@ -284,7 +284,7 @@ fn shown(record: watch_event::Record) -> Option<(&'static str, Value, String, St
 }
 
 async fn begin(context: &Context, args: Begin) -> Result<(), Error> {
-    let Begin { gid, step, payload, concurrent, forward, wait, .. } = args;
+    let Begin { gid, step, payload, concurrent, forward, wait } = args;
     let branches = step.iter().map(|step| {
         let (action, compensation) = step.split_once(' ').unwrap_or((step, ""));
         v1::NewSagaBranch {

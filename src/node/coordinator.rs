@@ -30,8 +30,8 @@ use crate::limits::{COMMAND_BYTES, SAGA_STEPS};
 use crate::proto::v1::Consistency;
 use crate::runtime::{self, Instant};
 use crate::state::{
-    BranchPlan, CallAnswer, CallName, CallState, Command, Op, Reply, Saga, SagaName, SagaNews,
-    SagaStep, State, Target,
+    BranchPlan, CallAnswer, CallName, CallState, Command, Kind, Op, Refusal, Reply, Saga, SagaName,
+    SagaNews, SagaStep, State, Target,
 };
 
 /// How often it is looked whether this node leads.
@@ -48,6 +48,9 @@ const DUE: usize = 512;
 const STEPS_BYTES: usize = COMMAND_BYTES / 2;
 /// A step besides its texts and its result.
 const STEP_BYTES: usize = 128;
+
+/// What came of a call that has waited too long for its turn: it has not failed, and is made later.
+const NOT_ASKED: CallAnswer = CallAnswer::Ongoing { pause_ms: 0 };
 
 /// Calls participants.
 pub trait Participants: Send + Sync + Debug + 'static {
@@ -90,11 +93,7 @@ impl Node {
         self.barrier(Consistency::Linearizable, timeout).await?;
         loop {
             let look = |state: &State| {
-                let found = state.saga(&name.namespace, &name.gid).cloned();
-                let found = found.ok_or_else(|| Error::NotFound {
-                    kind: "global transaction".to_owned(),
-                    name: format!("{}/{}", name.namespace, name.gid),
-                })?;
+                let found = find_saga(state, name)?;
                 let wait = match found.rests() {
                     true => None,
                     // With the state's lock held, so that nothing goes unheard.
@@ -107,9 +106,10 @@ impl Node {
                 return Ok((found, revision, Consistency::Linearizable));
             };
             if runtime::timeout_at(deadline, wait.woken()).await.is_err() {
-                let (found, revision, _) = self.read(look)?;
+                let (found, revision) =
+                    self.read(|state| (find_saga(state, name), state.revision()));
                 // Others may know more by now.
-                return Ok((found, revision, Consistency::Stale));
+                return Ok((found?, revision, Consistency::Stale));
             }
         }
     }
@@ -161,6 +161,13 @@ impl Node {
             [calls, failures, under_way].map(|figure| figure.load(Ordering::Relaxed));
         SagaStatus { running, suspended, calls, failures, under_way }
     }
+}
+
+/// One transaction by its name.
+pub fn find_saga(state: &State, name: &SagaName) -> Result<Arc<Saga>, Error> {
+    let SagaName { namespace, gid } = name;
+    let unknown = || Refusal::NotFound { kind: Kind::Saga, name: format!("{namespace}/{gid}") };
+    Ok(state.saga(namespace, gid).cloned().ok_or_else(unknown)?)
 }
 
 /// Runs until the node is dropped.
@@ -246,16 +253,15 @@ impl<'a> Leading<'a> {
         if barrier.await.is_err() || !self.leads() {
             return;
         }
-        let (left_behind, begun) = self
-            .node
-            .read(|state| (state.sagas_left_behind(self.term), state.sagas_begun(self.term)));
+        let (left_behind, begun) = self.node.read(|state| {
+            let begun = if anew { state.sagas_begun(self.term) } else { Vec::new() };
+            (state.sagas_left_behind(self.term), begun)
+        });
         if !left_behind.is_empty() {
             tracing::info!(count = left_behind.len(), "global transactions taken over");
         }
         self.due.extend(left_behind.iter().map(|saga| name_of(saga)));
-        if anew {
-            self.look(begun);
-        }
+        self.look(begun);
         let mut tick = Instant::now() + TICK;
         loop {
             self.begin_calls();
@@ -318,8 +324,7 @@ impl<'a> Leading<'a> {
             let Job { key, mut call, deadline } = job;
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                // It has waited too long for its turn.
-                self.reports.push_back((key, no_answer()));
+                self.reports.push_back((key, NOT_ASKED));
                 self.lines.done(&participant);
                 continue;
             }
@@ -353,14 +358,15 @@ impl<'a> Leading<'a> {
         })
     }
 
-    /// Calls that are about to be over before their turn has come have not failed: nobody was asked.
+    /// Takes out calls that will be over before their turn comes.
     fn put_off(&mut self) {
         let soon = Instant::now() + AGAIN + TICK;
         for Job { key, .. } in self.lines.give_up(|job| job.deadline <= soon) {
-            self.reports.push_back((key, CallAnswer::Ongoing { pause_ms: 0 }));
+            self.reports.push_back((key, NOT_ASKED));
         }
     }
 
+    /// Makes it.
     fn call(&self, call: Call) -> BoxFuture<'static, CallAnswer> {
         let unknown = |error: String| -> BoxFuture<'static, CallAnswer> {
             Box::pin(std::future::ready(CallAnswer::Unknown { error: shortened(error) }))

@@ -19,6 +19,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Response, Status};
 
 use super::echo::{Raw, instance};
+use super::harness::eventually;
 
 /// One call as it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -211,6 +212,15 @@ impl Participant {
     /// What the next calls of a method get, each once.
     pub fn tell(&self, method: &str, say: impl IntoIterator<Item = Say>) {
         self.book(|book| book.told.entry(method.to_owned()).or_default().extend(say));
+    }
+
+    /// Waits until somebody has called.
+    pub async fn called(&self) {
+        eventually("a call", async || match self.heard().is_empty() {
+            true => Err("not yet".to_owned()),
+            false => Ok(()),
+        })
+        .await;
     }
 
     /// The calls so far, as `Method(branch op attempt)`.

@@ -14,7 +14,7 @@ use quorate::proto::v1::watch_event::Record;
 use tonic::{Code, Request, Status};
 
 use super::echo::Raw;
-use super::harness::{Cluster, eventually, run};
+use super::harness::{Cluster, run};
 use super::participant::{Participant, Say, target};
 
 fn branch(id: &str, action: &str, compensation: &str) -> Branch {
@@ -162,11 +162,7 @@ fn who_waits_goes_on_waiting_when_the_leader_dies() {
         let (waiting, watching) = (handle.clone(), handle.clone());
         let waiting = tokio::spawn(async move { waiting.wait().await });
         let watching = tokio::spawn(async move { statuses(&watching).await });
-        eventually("the call", async || match bank.heard().is_empty() {
-            true => Err("not yet".to_owned()),
-            false => Ok(()),
-        })
-        .await;
+        bank.called().await;
         let leader = cluster.leader().await;
         cluster.kill(leader);
         assert!(waiting.await.unwrap().unwrap().succeeded());

@@ -6,6 +6,7 @@ use super::{Page, Read, Write, command, fitting};
 use crate::api::convert;
 use crate::api::convert::saga::{self, saga_name};
 use crate::error::Error;
+use crate::node::find_saga;
 use crate::proto::v1::{self, Consistency, Header};
 use crate::state::{Command, Op, Reply, Saga, SagaName, SagaStatus, State};
 
@@ -104,22 +105,13 @@ impl Read for v1::GetSagaRequest {
     }
 
     fn find(name: &SagaName, state: &State) -> Result<Arc<Saga>, Error> {
-        find(name, state)
+        find_saga(state, name)
     }
 
     fn respond(header: Header, found: Arc<Saga>) -> Result<Self::Response, Error> {
         let saga = Some(saga::saga(&found, true));
         Ok(v1::GetSagaResponse { header: Some(header), saga })
     }
-}
-
-/// One transaction by its name.
-pub fn find(name: &SagaName, state: &State) -> Result<Arc<Saga>, Error> {
-    let SagaName { namespace, gid } = name;
-    state.saga(namespace, gid).cloned().ok_or_else(|| Error::NotFound {
-        kind: "global transaction".to_owned(),
-        name: format!("{namespace}/{gid}"),
-    })
 }
 
 impl Read for v1::ListSagasRequest {

@@ -313,6 +313,11 @@ pub async fn run(
         };
     }
     shared.ready.fetch_add(1, Ordering::AcqRel);
+    gather(workers).await
+}
+
+/// What all workers have counted, when they have ended.
+pub async fn gather(mut workers: JoinSet<Tally>) -> Result<Tally, Error> {
     let mut tally = Tally::default();
     while let Some(worker) = workers.join_next().await {
         match worker {

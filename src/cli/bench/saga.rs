@@ -19,8 +19,8 @@ use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
 use super::super::Error;
-use super::load::{Phase, Plan, Shared, Tally};
-use crate::client::{Client, Options};
+use super::load::{Phase, Plan, Shared, Tally, gather};
+use crate::client::{Branch, Client, Options, SagaOutcome};
 use crate::proto::v1;
 
 #[derive(Debug, Clone)]
@@ -154,13 +154,7 @@ pub async fn run(
     }
     shared.ready.fetch_add(1, Ordering::AcqRel);
     shared.wait_for_start().await;
-    let mut tally = Tally::default();
-    while let Some(part) = workers.join_next().await {
-        let failed = |error: tokio::task::JoinError| {
-            Error::refused(crate::options::exit::ERROR, error.to_string())
-        };
-        tally.merge(part.map_err(failed)?);
-    }
+    let tally = gather(workers).await?;
     serving.end(&client).await?;
     Ok(tally)
 }
@@ -168,35 +162,13 @@ pub async fn run(
 async fn one(client: &Client, plan: &Plan, gid: String) -> Result<(), crate::error::Error> {
     let target =
         |method: &str| format!("quorate:///{}/{}/{method}", service(plan), Participant::NAME);
-    let branch = || v1::NewSagaBranch {
-        action: target("Do"),
-        compensation: target("Undo"),
-        ..Default::default()
-    };
-    let begin = v1::BeginSagaRequest {
-        namespace: plan.namespace().to_owned(),
-        gid: gid.clone(),
-        mode: v1::SagaMode::Saga.into(),
-        branches: vec![branch(), branch()],
-        submit: true,
-        // Nobody looks at them again.
-        retention_ms: Some(RETENTION.as_millis() as u64),
-        ..Default::default()
-    };
-    client.begin_saga(begin, None).await?;
-    loop {
-        let namespace = plan.namespace().to_owned();
-        let wait = v1::WaitSagaRequest { namespace, gid: gid.clone(), timeout_ms: 0 };
-        let saga = client.wait_saga(wait).await?.saga.unwrap_or_default();
-        match saga.status() {
-            v1::SagaStatus::Succeeded => return Ok(()),
-            v1::SagaStatus::Failed | v1::SagaStatus::Suspended => {
-                return Err(crate::error::Error::internal(format!("{gid}: {}", saga.error)));
-            }
-            v1::SagaStatus::Unspecified
-            | v1::SagaStatus::Prepared
-            | v1::SagaStatus::Submitted
-            | v1::SagaStatus::Aborting => {}
+    let branch = |id| Branch::new(id, target("Do")).compensation(target("Undo"));
+    let saga = client.saga(plan.namespace()).gid(gid).branch(branch("0")).branch(branch("1"));
+    // Nobody looks at them again.
+    match saga.retention(RETENTION).submit_and_wait().await? {
+        SagaOutcome::Succeeded { results: _ } => Ok(()),
+        SagaOutcome::Failed { error } | SagaOutcome::Suspended { reason: _, error } => {
+            Err(crate::error::Error::internal(error))
         }
     }
 }

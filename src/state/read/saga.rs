@@ -60,16 +60,17 @@ impl State {
 
     /// Those with calls under way that leaders of earlier terms began: what a new one takes over.
     pub fn sagas_left_behind(&self, term: u64) -> Vec<Arc<Saga>> {
-        let all = self.tables.ledger.saga_timers.running.iter();
-        let all = all.map(|(_, place)| self.saga_at(place));
-        all.filter(|saga| saga.is_left_behind(term)).collect()
+        self.running_sagas(|saga| saga.is_left_behind(term))
     }
 
     /// Those with calls under way that the leader of a term began.
     pub fn sagas_begun(&self, term: u64) -> Vec<Arc<Saga>> {
+        self.running_sagas(|saga| saga.epochs().any(|epoch| epoch == term))
+    }
+
+    fn running_sagas(&self, hold: impl Fn(&Saga) -> bool) -> Vec<Arc<Saga>> {
         let all = self.tables.ledger.saga_timers.running.iter();
-        let all = all.map(|(_, place)| self.saga_at(place));
-        all.filter(|saga| saga.epochs().any(|epoch| epoch == term)).collect()
+        all.map(|(_, place)| self.saga_at(place)).filter(|saga| hold(saga)).collect()
     }
 
     /// How many are neither finished nor suspended, and how many are suspended.
