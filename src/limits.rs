@@ -179,6 +179,9 @@ pub const TXN_RECORDS: usize = 10_000;
 /// oldest go before their retention is over.
 pub const SAGAS: usize = 500_000;
 pub const SAGAS_FINISHED: usize = 100_000;
+/// What these are made of, and have been answered, together.
+pub const SAGAS_BYTES: usize = 1024 * 1024 * 1024;
+pub const SAGAS_FINISHED_BYTES: usize = 256 * 1024 * 1024;
 /// Branches of one transaction, what they are made of together, and how much of that each takes besides its
 /// texts.
 pub const SAGA_BRANCHES: usize = 128;
@@ -679,6 +682,7 @@ const _: () = {
         "a transaction fits its record: what it began with, its branches and what they answered"
     );
     assert!(SAGAS_FINISHED < SAGAS, "finished ones leave room");
+    assert!(SAGAS_FINISHED_BYTES < SAGAS_BYTES, "finished ones leave room");
     assert!(SAGA_BYTES > SAGA_BRANCHES * (3 * SAGA_TARGET_BYTES + NAME_BYTES + SAGA_BRANCH_BYTES));
     assert!(SAGA_BYTES < COMMAND_BYTES, "what a transaction is made of fits one command");
     assert!(DEFAULT_SAGA_PAUSE_MS <= DEFAULT_SAGA_PAUSE_MAX_MS);

@@ -62,7 +62,7 @@ pub enum Command {
         #[arg(long, value_name = "TEXT", default_value = "")]
         reason: String,
     },
-    /// Stop one until it is resumed
+    /// Stop one until it is resumed, whatever clients decide meanwhile
     Suspend {
         gid: String,
         /// Why, for others to read

@@ -7,7 +7,7 @@
 //!     let context = BranchContext::of(&request)?;
 //!     assert_eq!(context.op, BranchOp::Action);
 //!     if request.get_ref().cents > 1_000 {
-//!         // Nothing was done: the saga is given up, and what was done before is compensated.
+//!         // Nothing was done: the saga is given up, and whatever was called is compensated.
 //!         return Err(participant::refused("more than there is"));
 //!     }
 //!     // Whatever is done here is done once for each `namespace`, `gid`, `branch` and `op`; the crate

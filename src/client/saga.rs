@@ -53,7 +53,7 @@ use crate::limits::DEFAULT_NAMESPACE;
 use crate::proto::v1;
 
 /// A saga that is being written down: branches one after the other, unless they say what they come after.
-/// When one of them is refused, those before it are compensated.
+/// When one of them is refused, it and those before it are compensated.
 #[derive(Debug, Clone)]
 pub struct SagaPlan {
     client: Client,

@@ -25,7 +25,7 @@ use super::memory::{SagaTable, Tables};
 use super::registry::existing;
 use super::table::{
     BranchPlan, CallName, CallPolicy, CallState, Class, Saga, SagaBranch, SagaCall, SagaLeg,
-    SagaMode, SagaPhase,
+    SagaMode, SagaPhase, Suspension,
 };
 use crate::limits;
 
@@ -63,6 +63,8 @@ impl Tables {
         if self.ledger.saga_timers.sagas >= limits::SAGAS as u64 {
             return Err(limit("transactions of the cluster", limits::SAGAS));
         }
+        let bytes = branches.iter().map(BranchPlan::bytes).sum();
+        self.ledger.saga_timers.check_bytes(bytes)?;
         let gid = if gid.is_empty() { given(&space.sagas, at) } else { gid.into() };
         let mut saga = Saga {
             namespace: space.sagas.namespace().clone(),
@@ -71,7 +73,7 @@ impl Tables {
             terms: Arc::new(terms),
             phase: SagaPhase::Prepared,
             since_ms: at.now_ms,
-            suspended: None,
+            suspended: Suspension::None,
             start_at_ms: 0,
             query: SagaCall::default(),
             branches: branches.into_iter().map(SagaBranch::new).collect(),
@@ -115,7 +117,7 @@ impl Tables {
     ) -> Result<Reply, Refusal> {
         self.turn_saga(name, at, journal, |saga| match saga.phase {
             SagaPhase::Prepared => {
-                saga.suspended = None;
+                saga.end_suspension();
                 saga.abort(cut(reason), at);
                 Ok(())
             }
@@ -133,6 +135,7 @@ impl Tables {
         journal: &mut Journal,
     ) -> Result<Reply, Refusal> {
         let (mut place, mut created) = (0, false);
+        let room = self.ledger.saga_timers.check_bytes(plan.bytes());
         self.turn_saga(name, at, journal, |saga| {
             if saga.mode != SagaMode::Tcc {
                 let mode = format!("{:?}", saga.mode);
@@ -157,6 +160,7 @@ impl Tables {
             check_after("branch.after", place, &plan.after)?;
             let known = saga.branches.iter().map(|branch| branch.plan.bytes());
             check_bytes(known.sum::<usize>() + plan.bytes())?;
+            room?;
             saga.branches.push(SagaBranch::new(plan));
             created = true;
             Ok(())
@@ -217,11 +221,11 @@ impl Tables {
 
     /// Removes a finished transaction whose time is over, or the first of too many. False = it is kept.
     fn forget_saga(&mut self, name: &SagaName<&str>, at: &At, journal: &mut Journal) -> bool {
-        let timers = &self.ledger.saga_timers.finished;
-        let first = timers.first().is_some_and(|(_, (namespace, gid))| {
+        let timers = &self.ledger.saga_timers;
+        let first = timers.finished.first().is_some_and(|(_, (namespace, gid))| {
             (&**namespace, &**gid) == (name.namespace, name.gid)
         });
-        let too_many = first && timers.len() > limits::SAGAS_FINISHED;
+        let too_many = first && timers.kept().is_too_much();
         let Some(space) = self.namespaces.get_mut(name.namespace) else { return false };
         let Some(saga) = space.sagas.get(name.gid) else { return false };
         let over = saga.fire_at_ms().is_some_and(|fire_at_ms| fire_at_ms <= at.now_ms);
@@ -299,12 +303,19 @@ impl Saga {
         self.phase = phase;
         self.since_ms = at.now_ms;
         if phase.is_finished() {
-            self.suspended = None;
+            self.suspended = Suspension::None;
+        }
+    }
+
+    /// What it was suspended for is settled by a decision, unless an operator has asked for it.
+    fn end_suspension(&mut self) {
+        if let Suspension::Stuck(_) = self.suspended {
+            self.suspended = Suspension::None;
         }
     }
 
     fn submit(&mut self, at: &At) {
-        self.suspended = None;
+        self.end_suspension();
         self.start_at_ms = at.now_ms.saturating_add(self.terms.delay_ms);
         self.enter(SagaPhase::Submitted, at);
         self.go_on(at);
@@ -330,12 +341,12 @@ impl Saga {
     }
 
     fn suspend(&mut self, why: &str) {
-        self.suspended = Some(why.into());
+        self.suspended = Suspension::Stuck(why.into());
     }
 
     /// Does what can be done now: ends a phase, or begins every call whose time has come.
     fn go_on(&mut self, at: &At) {
-        if self.suspended.is_some() {
+        if self.is_suspended() {
             return;
         }
         match self.phase {
@@ -408,7 +419,7 @@ impl Saga {
 
     /// Its time has come. False = nothing came of it.
     fn fire(&mut self, at: &At) -> bool {
-        if self.suspended.is_some() || self.phase.is_finished() {
+        if self.is_suspended() || self.phase.is_finished() {
             return false;
         }
         let before = self.clone();
@@ -521,17 +532,18 @@ impl Saga {
         call.state = CallState::Unknown { again_ms: at.now_ms.saturating_add(pause_ms) };
         let exhausted = policy.attempts > 0 && call.failures >= policy.attempts;
         self.error = why.into();
-        if !exhausted || self.suspended.is_some() {
+        if !exhausted || self.is_suspended() {
             return;
         }
         match name {
+            CallName::Branch { number: _, leg: SagaLeg::Backward } => {}
             CallName::Branch { .. } if self.may_refuse(name) => self.abort(why, at),
             CallName::Query | CallName::Branch { .. } => self.suspend("too many attempts failed"),
         }
     }
 
     fn obey(&mut self, order: &SagaOrder<&str>, at: &At) -> Result<(), Refusal> {
-        let suspended = self.suspended.is_some();
+        let suspended = self.is_suspended();
         let needs_suspended = match order {
             SagaOrder::Suspend { .. } => None,
             SagaOrder::Retry => Some(false),
@@ -541,10 +553,12 @@ impl Saga {
             return Err(self.is_otherwise());
         }
         match order {
-            SagaOrder::Suspend { reason } => self.suspend(cut(reason)),
+            SagaOrder::Suspend { reason } => {
+                self.suspended = Suspension::Ordered(cut(reason).into());
+            }
             SagaOrder::Retry => self.hurry(at),
             SagaOrder::Resume => {
-                self.suspended = None;
+                self.suspended = Suspension::None;
                 self.since_ms = at.now_ms;
                 self.query.failures = 0;
                 for branch in &mut self.branches {

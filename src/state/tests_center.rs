@@ -584,6 +584,67 @@ fn too_many_finished_transactions_go_in_their_order() {
     assert_eq!(&*first.gid, "t-000003");
 }
 
+fn laden<'a>(gid: &'a str, payload: &Blob) -> SagaBegin<&'a str> {
+    let terms = tcc(gid).terms;
+    let branch = BranchPlan {
+        id: "1".into(),
+        trial: String::new(),
+        action: "http://a".into(),
+        compensation: String::new(),
+        payload: payload.clone(),
+        after: vec![],
+        policy: terms.query_policy,
+    };
+    let name = SagaName { namespace: "default", gid };
+    SagaBegin { name, mode: SagaMode::Saga, terms, branches: vec![branch], submit: false }
+}
+
+/// What they are made of is bounded too. All share one payload, so the test itself takes little.
+#[test]
+fn transactions_are_bounded_in_what_they_take() {
+    let payload: Blob = vec![0; 500_000].into();
+    let mut world = World::default();
+    let mut at = At { term: 1, now_ms: 1_000, revision: 1 };
+    let mut journal = Journal::default();
+    let mut gids: Vec<String> = Vec::new();
+    let refused = loop {
+        let gid = format!("t-{:06}", gids.len());
+        at.revision += 1;
+        match world.state.tables.begin_saga(laden(&gid, &payload), &at, &mut journal) {
+            Ok(_) => gids.push(gid),
+            Err(refusal) => break refusal,
+        }
+    };
+    let limit = "bytes of the cluster's transactions".to_owned();
+    assert_eq!(refused, Refusal::LimitReached { limit, allowed: limits::SAGAS_BYTES as u64 });
+    assert!((2_140..=2_147).contains(&gids.len()), "{}", gids.len());
+    // Finished ones make room before their time, the first of them first, and no more of them than must.
+    for gid in &gids {
+        at.revision += 1;
+        at.now_ms += 1;
+        let name = SagaName { namespace: "default", gid };
+        world.state.tables.abort_saga(&name, "", &at, &mut journal).unwrap();
+    }
+    world.now_ms = at.now_ms;
+    assert_eq!(world.state.next_saga_ms(), Some(world.state.meta().now_ms), "it is time");
+    let due = world.state.due_sagas(world.now_ms, 10_000);
+    assert!(due.iter().map(|saga| &*saga.gid).eq(gids[..due.len()].iter().map(String::as_str)));
+    let kept = gids.len() - due.len();
+    assert!((530..=536).contains(&kept), "{kept}");
+    let steps = due.iter().map(|saga| SagaStep {
+        name: SagaName { namespace: "default".into(), gid: saga.gid.to_string() },
+        news: SagaNews::Due,
+    });
+    for steps in steps.collect::<Vec<_>>().chunks(limits::SAGA_STEPS) {
+        let taken = steps.len() as u64;
+        let advance = Op::AdvanceSagas { epoch: 1, steps: steps.to_vec() };
+        assert_eq!(world.run(advance), Reply::SagasAdvanced { taken });
+    }
+    assert!(world.state.due_sagas(world.now_ms, 1).is_empty());
+    assert_eq!(world.state.counts().sagas, kept as u64);
+    world.state.tables.begin_saga(laden("more", &payload), &at, &mut journal).unwrap();
+}
+
 /// A gid that the cluster gives is given once to a request, however often that is sent.
 #[test]
 fn a_given_gid_is_given_once_to_a_request() {

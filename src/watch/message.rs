@@ -154,7 +154,12 @@ pub(super) fn weigh(change: &Change) -> usize {
         }
         Some(Record::Counter(_)) => 7 * NUMBER,
         Some(Record::Saga(saga)) => {
-            let texts = saga.suspended.iter().chain([&saga.error]).map(|text| text.len() + TEXT);
+            let texts = saga
+                .suspended
+                .reason()
+                .into_iter()
+                .chain([&saga.error])
+                .map(|text| text.len() + TEXT);
             texts.sum::<usize>()
                 + saga.terms.query.len()
                 + TEXT

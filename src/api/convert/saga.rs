@@ -205,7 +205,7 @@ pub fn saga(saga: &state::Saga, payloads: bool) -> v1::Saga {
         status: status(saga.status()).into(),
         phase: status(phase).into(),
         since_ms: *since_ms,
-        suspended: suspended.as_ref().map(|why| why.to_string()).unwrap_or_default(),
+        suspended: suspended.reason().map(|why| why.to_string()).unwrap_or_default(),
         error: error.to_string(),
         recovery: recovery.into(),
         prepared_timeout_ms: terms.prepared_timeout_ms,

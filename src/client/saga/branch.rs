@@ -62,8 +62,8 @@ impl Branch {
         self
     }
 
-    /// How many calls may fail, in each direction, until the branch counts as refused, or, where that is no
-    /// way out, the transaction is suspended; by default any number.
+    /// How many calls may fail until the branch counts as refused, or, where that is no way out, the
+    /// transaction is suspended; by default any number. What takes back is called until it succeeds.
     pub fn attempts(mut self, attempts: u32) -> Branch {
         self.policy().attempts = attempts;
         self

@@ -5,9 +5,12 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use super::super::catalog::Catalog;
+use super::super::command::Refusal;
+use super::super::config::limit;
 use super::super::journal::Written;
 use super::super::table::{Key, Record, Saga, SagaStatus};
 use super::Ledger;
+use crate::limits;
 
 #[derive(Debug)]
 pub(in crate::state) struct SagaTable {
@@ -28,6 +31,16 @@ pub(in crate::state) struct SagaTimers {
     pub finished: BTreeSet<(u64, SagaPlace)>,
     /// How many transactions there are, suspended ones included.
     pub sagas: u64,
+    /// What all of them take, and the finished ones.
+    bytes: usize,
+    finished_bytes: usize,
+}
+
+/// Finished transactions that are kept.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::state) struct SagasKept {
+    count: usize,
+    bytes: usize,
 }
 
 impl SagaTable {
@@ -94,10 +107,37 @@ impl SagaTable {
     }
 }
 
+impl SagasKept {
+    /// The first of them goes, also before its time.
+    pub fn is_too_much(self) -> bool {
+        self.count > limits::SAGAS_FINISHED || self.bytes > limits::SAGAS_FINISHED_BYTES
+    }
+
+    pub fn without(self, saga: &Saga) -> SagasKept {
+        SagasKept { count: self.count - 1, bytes: self.bytes - saga.bytes() }
+    }
+}
+
 impl SagaTimers {
+    pub fn kept(&self) -> SagasKept {
+        SagasKept { count: self.finished.len(), bytes: self.finished_bytes }
+    }
+
+    /// Whether there is room for so many more.
+    pub fn check_bytes(&self, bytes: usize) -> Result<(), Refusal> {
+        match self.bytes + bytes > limits::SAGAS_BYTES {
+            true => Err(limit("bytes of the cluster's transactions", limits::SAGAS_BYTES)),
+            false => Ok(()),
+        }
+    }
+
     fn follow(&mut self, old: Option<&Saga>, new: Option<&Saga>) {
         self.sagas += u64::from(new.is_some());
         self.sagas -= u64::from(old.is_some());
+        let bytes = |saga: Option<&Saga>| saga.map_or(0, Saga::bytes);
+        let finished = |saga: Option<&Saga>| bytes(saga.filter(|it| it.phase.is_finished()));
+        self.bytes = self.bytes + bytes(new) - bytes(old);
+        self.finished_bytes = self.finished_bytes + finished(new) - finished(old);
         let place = |saga: &Saga| (saga.namespace.clone(), saga.gid.clone());
         if let Some((old, at_ms)) = old.and_then(|old| Some((old, old.fire_at_ms()?))) {
             self.timers_of(old).remove(&(at_ms, place(old)));

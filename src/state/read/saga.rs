@@ -6,7 +6,6 @@ use std::sync::Arc;
 use super::super::State;
 use super::super::memory::SagaPlace;
 use super::super::table::{Saga, SagaStatus};
-use crate::limits;
 
 impl State {
     pub fn saga(&self, namespace: &str, gid: &str) -> Option<&Arc<Saga>> {
@@ -39,7 +38,7 @@ impl State {
     /// When the next transaction is due, if any ever is.
     pub fn next_saga_ms(&self) -> Option<u64> {
         let timers = &self.tables.ledger.saga_timers;
-        if timers.finished.len() > limits::SAGAS_FINISHED {
+        if timers.kept().is_too_much() {
             return Some(self.meta.now_ms);
         }
         let firsts = [timers.running.first(), timers.finished.first()];
@@ -51,11 +50,15 @@ impl State {
     pub fn due_sagas(&self, now_ms: u64, limit: usize) -> Vec<Arc<Saga>> {
         let timers = &self.tables.ledger.saga_timers;
         let running = timers.running.iter().take_while(|(at_ms, _)| *at_ms <= now_ms);
-        let over = timers.finished.len().saturating_sub(limits::SAGAS_FINISHED);
-        let finished = timers.finished.iter().enumerate();
-        let finished = finished.take_while(|(i, (at_ms, _))| *at_ms <= now_ms || *i < over);
-        let places = running.chain(finished.map(|(_, timer)| timer)).take(limit);
-        places.map(|(_, place)| self.saga_at(place)).collect()
+        let running = running.map(|(_, place)| self.saga_at(place));
+        let mut kept = timers.kept();
+        let finished = timers.finished.iter().map_while(move |(at_ms, place)| {
+            let saga = self.saga_at(place);
+            let goes = *at_ms <= now_ms || kept.is_too_much();
+            kept = kept.without(&saga);
+            goes.then_some(saga)
+        });
+        running.chain(finished).take(limit).collect()
     }
 
     /// Those with calls under way that leaders of earlier terms began: what a new one takes over.

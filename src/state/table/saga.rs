@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{Blob, Key};
+use crate::limits;
 
 /// A transaction over several services. What never changes is shared by all versions of the record, so
 /// that a transition copies a few words for each branch.
@@ -18,8 +19,8 @@ pub struct Saga {
     pub phase: SagaPhase,
     /// Since when it is in its phase, or was resumed.
     pub since_ms: u64,
-    /// Why nothing goes on until an operator says so. Never of one that is finished.
-    pub suspended: Option<Arc<str>>,
+    /// Never of one that is finished.
+    pub suspended: Suspension,
     /// No branch is called before.
     pub start_at_ms: u64,
     /// Of a message: asking whoever prepared it what became of it.
@@ -98,6 +99,17 @@ pub enum SagaStatus {
     Suspended,
 }
 
+/// Whether nothing goes on until an operator says so, and why. Encoded as the `Option` of a reason that it
+/// once was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Suspension {
+    None,
+    /// It cannot go on by itself.
+    Stuck(Arc<str>),
+    /// An operator has asked for it: no decision of a client ends it.
+    Ordered(Arc<str>),
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SagaBranch {
     pub plan: Arc<BranchPlan>,
@@ -131,7 +143,7 @@ pub struct BranchPlan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CallPolicy {
     pub timeout_ms: u64,
-    /// Calls that may fail; 0 = any number.
+    /// Calls forward that may fail; 0 = any number. What takes back is repeated until it is done.
     pub attempts: u32,
     /// The pause after the first failure, which doubles up to the second.
     pub pause_ms: u64,
@@ -190,7 +202,7 @@ pub enum CallState {
         again_ms: u64,
     },
     Succeeded,
-    /// The participant has refused and done nothing.
+    /// The participant has refused, and this call did nothing.
     Failed,
     /// An operator has settled it elsewhere.
     Skipped,
@@ -203,19 +215,11 @@ impl Default for SagaCall {
 }
 
 impl SagaCall {
-    /// It may have, or may yet have, an effect that nobody takes back: a call that was refused has none, but one
-    /// before it may still be on its way.
+    /// It may have, or may yet have, an effect that nobody takes back. Also when it was refused: the same call may
+    /// have been made before, by a leader of the same term or by whatever lies between, and be on its way. And
+    /// what an operator has settled in one direction is not settled in the other.
     pub fn may_have_run(&self) -> bool {
-        match self.state {
-            CallState::Running { .. }
-            | CallState::Unknown { .. }
-            | CallState::Ongoing { .. }
-            | CallState::Succeeded => true,
-            CallState::Failed => self.attempt > 1,
-            // What an operator has settled in one direction is not settled in the other.
-            CallState::Skipped => self.attempt > 0,
-            CallState::Pending => false,
-        }
+        self.attempt > 0
     }
 }
 
@@ -296,6 +300,15 @@ impl SagaMode {
     }
 }
 
+impl Suspension {
+    pub fn reason(&self) -> Option<&Arc<str>> {
+        match self {
+            Suspension::None => None,
+            Suspension::Stuck(why) | Suspension::Ordered(why) => Some(why),
+        }
+    }
+}
+
 impl SagaPhase {
     pub fn is_finished(self) -> bool {
         matches!(self, SagaPhase::Succeeded | SagaPhase::Failed)
@@ -321,9 +334,16 @@ impl Saga {
         Key::Saga { namespace: self.namespace.clone(), gid: self.gid.clone() }
     }
 
+    /// What it takes in memory, about: what it began with and what came of that.
+    pub fn bytes(&self) -> usize {
+        let branches = self.branches.iter().map(|it| it.plan.bytes() + it.result.len());
+        let own = self.gid.len() + self.error.len() + self.terms.query.len();
+        own + limits::SAGA_BRANCH_BYTES + branches.sum::<usize>()
+    }
+
     pub fn status(&self) -> SagaStatus {
         match self.phase {
-            _ if self.suspended.is_some() => SagaStatus::Suspended,
+            _ if self.is_suspended() => SagaStatus::Suspended,
             SagaPhase::Prepared => SagaStatus::Prepared,
             SagaPhase::Submitted => SagaStatus::Submitted,
             SagaPhase::Aborting => SagaStatus::Aborting,
@@ -332,9 +352,13 @@ impl Saga {
         }
     }
 
+    pub fn is_suspended(&self) -> bool {
+        self.suspended != Suspension::None
+    }
+
     /// Nothing goes on by itself any more: it is finished, or suspended.
     pub fn rests(&self) -> bool {
-        self.suspended.is_some() || self.phase.is_finished()
+        self.is_suspended() || self.phase.is_finished()
     }
 
     /// In which direction branches are called now; None = in neither.
@@ -377,7 +401,7 @@ impl Saga {
     /// When time alone makes something of it; None = never. The record tells it, so that no index can say
     /// otherwise.
     pub fn fire_at_ms(&self) -> Option<u64> {
-        if self.suspended.is_some() {
+        if self.is_suspended() {
             return None;
         }
         match self.phase {

@@ -206,7 +206,7 @@ fn show_call(call: &SagaCall) -> String {
 }
 
 pub(super) fn show(saga: &Saga, part: &mut dyn FnMut(&str, String)) {
-    let why = saga.suspended.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+    let why = saga.suspended.reason().map(|why| format!(" ({why})")).unwrap_or_default();
     let phase = format!("{:?} {:?}{why} since {}", saga.mode, saga.phase, saga.since_ms);
     part("", phase);
     if saga.query != SagaCall::default() {

@@ -124,7 +124,10 @@ fn a_saga(mode: SagaMode, phase: SagaPhase) -> Saga {
         terms: terms(SagaRecovery::Forward).into(),
         phase,
         since_ms: 1_700_000_000_003,
-        suspended: (phase == SagaPhase::Submitted).then(|| "look".into()),
+        suspended: match phase {
+            SagaPhase::Submitted => Suspension::Stuck("look".into()),
+            _ => Suspension::None,
+        },
         start_at_ms: 1_700_000_000_004,
         query: call(STATES[1]),
         branches,
@@ -149,6 +152,9 @@ pub(super) fn records() -> Vec<(String, Key, Record)> {
         let saga = a_saga(mode, phase);
         all.push((name.to_owned(), saga.key(), Record::Saga(saga.into())));
     }
+    let suspended = Suspension::Ordered("look".into());
+    let saga = Saga { suspended, ..a_saga(SagaMode::Saga, SagaPhase::Aborting) };
+    all.push(("saga-suspended".into(), saga.key(), Record::Saga(saga.into())));
     let mut reply = |name: String, result: Result<Reply, Refusal>| {
         let outcome = Outcome { revision: 12, duplicate: false, result };
         let stored = StoredReply { lowest_unacknowledged: 6, outcome };

@@ -56,7 +56,7 @@ impl Model {
             terms: Arc::new(terms),
             phase: SagaPhase::Prepared,
             since_ms: place.now_ms,
-            suspended: None,
+            suspended: Suspension::None,
             start_at_ms: 0,
             query: nothing,
             branches: branches.into_iter().map(SagaBranch::new).collect(),
@@ -94,7 +94,7 @@ impl Model {
                 Err(Refusal::SagaIs { status: shown(saga) })
             }
             SagaPhase::Prepared => {
-                saga.suspended = None;
+                decided(saga);
                 aborted(saga, &first_bytes(reason), place);
                 Ok(turned(saga, true, place))
             }
@@ -272,9 +272,11 @@ impl Model {
         }
         let before = saga.clone();
         match order {
-            SagaOrder::Suspend { reason } => saga.suspended = Some(first_bytes(&reason).into()),
+            SagaOrder::Suspend { reason } => {
+                saga.suspended = Suspension::Ordered(first_bytes(&reason).into());
+            }
             SagaOrder::Finish => {
-                saga.suspended = None;
+                saga.suspended = Suspension::None;
                 saga.since_ms = place.now_ms;
                 saga.phase = match saga.phase {
                     SagaPhase::Submitted => SagaPhase::Succeeded,
@@ -295,7 +297,7 @@ impl Model {
             }
             SagaOrder::Resume | SagaOrder::Retry => {
                 if order == SagaOrder::Resume {
-                    saga.suspended = None;
+                    saga.suspended = Suspension::None;
                     saga.since_ms = place.now_ms;
                     saga.query.failures = 0;
                     saga.branches.iter_mut().for_each(|b| b.call.failures = 0);
@@ -350,12 +352,12 @@ fn first_bytes(text: &str) -> String {
 
 pub(in crate::state) fn shown(saga: &Saga) -> SagaStatus {
     match (&saga.suspended, saga.phase) {
-        (Some(_), _) => SagaStatus::Suspended,
-        (None, SagaPhase::Prepared) => SagaStatus::Prepared,
-        (None, SagaPhase::Submitted) => SagaStatus::Submitted,
-        (None, SagaPhase::Aborting) => SagaStatus::Aborting,
-        (None, SagaPhase::Succeeded) => SagaStatus::Succeeded,
-        (None, SagaPhase::Failed) => SagaStatus::Failed,
+        (Suspension::Stuck(_) | Suspension::Ordered(_), _) => SagaStatus::Suspended,
+        (Suspension::None, SagaPhase::Prepared) => SagaStatus::Prepared,
+        (Suspension::None, SagaPhase::Submitted) => SagaStatus::Submitted,
+        (Suspension::None, SagaPhase::Aborting) => SagaStatus::Aborting,
+        (Suspension::None, SagaPhase::Succeeded) => SagaStatus::Succeeded,
+        (Suspension::None, SagaPhase::Failed) => SagaStatus::Failed,
     }
 }
 
@@ -372,9 +374,16 @@ fn touch(saga: &mut Saga, place: &Place) {
     saga.modified_at_ms = place.now_ms;
 }
 
+/// A client does not overrule an operator.
+fn decided(saga: &mut Saga) {
+    if let Suspension::Stuck(_) = saga.suspended {
+        saga.suspended = Suspension::None;
+    }
+}
+
 fn submitted(saga: &mut Saga, place: &Place) {
     saga.phase = SagaPhase::Submitted;
-    saga.suspended = None;
+    decided(saga);
     saga.since_ms = place.now_ms;
     saga.start_at_ms = place.now_ms.saturating_add(saga.terms.delay_ms);
     settle(saga, place);
@@ -387,8 +396,8 @@ fn aborted(saga: &mut Saga, why: &str, place: &Place) {
     saga.start_at_ms = 0;
     for b in &mut saga.branches {
         let did_nothing = match b.call.state {
-            // What was asked for before may come later.
-            CallState::Failed => b.call.attempt == 1,
+            // The same call may have been made twice, and come once more.
+            CallState::Failed => false,
             CallState::Skipped => b.call.attempt == 0,
             CallState::Pending => true,
             _ => false,
@@ -416,7 +425,7 @@ fn asks(saga: &Saga) -> bool {
 
 /// Goes through the rules until none applies.
 fn settle(saga: &mut Saga, place: &Place) {
-    while saga.suspended.is_none() {
+    while !saga.is_suspended() {
         let before = saga.clone();
         match saga.phase {
             SagaPhase::Prepared if saga.query.state == CallState::Succeeded => {
@@ -529,10 +538,11 @@ fn failed(saga: &mut Saga, at: u32, policy: CallPolicy, why: &str, place: &Place
     call.state = CallState::Unknown { again_ms: place.now_ms.saturating_add(pause) };
     let enough = policy.attempts != 0 && call.failures >= policy.attempts;
     saga.error = why.into();
-    if enough && saga.suspended.is_none() {
+    if enough && !saga.is_suspended() {
         match may_abort {
             true => aborted(saga, why, place),
-            false => saga.suspended = Some("too many attempts failed".into()),
+            false if saga.phase == SagaPhase::Aborting => {}
+            false => saga.suspended = Suspension::Stuck("too many attempts failed".into()),
         }
     }
 }
@@ -579,7 +589,7 @@ fn answered(saga: &mut Saga, name: CallName, attempt: u32, answer: &CallAnswer, 
 
 fn on_time(saga: &mut Saga, place: &Place) {
     let finished = matches!(saga.phase, SagaPhase::Succeeded | SagaPhase::Failed);
-    if saga.suspended.is_some() || finished {
+    if saga.is_suspended() || finished {
         return;
     }
     let begins = saga.since_ms.max(saga.start_at_ms);
@@ -593,7 +603,7 @@ fn on_time(saga: &mut Saga, place: &Place) {
     } else if times_out && begins.saturating_add(timeout_ms) <= place.now_ms {
         aborted(saga, "not finished in time", place);
     } else if begins.saturating_add(saga.terms.suspend_after_ms) <= place.now_ms {
-        saga.suspended = Some("not finished for too long".into());
+        saga.suspended = Suspension::Stuck("not finished for too long".into());
     } else {
         let phase = saga.phase;
         for (at, call, policy) in current(saga) {
@@ -608,7 +618,7 @@ fn on_time(saga: &mut Saga, place: &Place) {
 
 /// When time makes something of it.
 fn fires(saga: &Saga) -> Option<u64> {
-    if saga.suspended.is_some() {
+    if saga.is_suspended() {
         return None;
     }
     let terms = &saga.terms;

@@ -211,7 +211,7 @@ impl Sketch {
             Sketch::Submit(name) => Op::SubmitSaga { name },
             Sketch::Abort(name) => Op::AbortSaga { name, reason: "changed my mind".into() },
             Sketch::Order(name, order) => {
-                let mut suspended = model.sagas.iter().filter(|saga| saga.suspended.is_some());
+                let mut suspended = model.sagas.iter().filter(|saga| saga.is_suspended());
                 let other = matches!(order, SagaOrder::Suspend { .. });
                 let name = suspended.next_back().filter(|_| !other).map_or(name, name_of);
                 Op::OrderSaga { name, order }
@@ -308,7 +308,7 @@ pub(super) fn assert_timers_alike(state: &State, model: &Model) {
         let mut left: Vec<_> =
             state.sagas_left_behind(term).iter().map(|saga| name_of(saga)).collect();
         left.sort();
-        let running = |saga: &Saga| saga.suspended.is_none() && saga.is_left_behind(term);
+        let running = |saga: &Saga| !saga.is_suspended() && saga.is_left_behind(term);
         let expected: Vec<_> = model.sagas_that(running).into_iter().map(name_of).collect();
         assert_eq!(left, expected);
     }

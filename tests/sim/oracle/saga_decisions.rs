@@ -4,7 +4,7 @@
 
 use quorate::state::{
     BranchPlan, CallPolicy, CallState, Saga, SagaBranch, SagaLeg, SagaMode, SagaPhase,
-    SagaRecovery, SagaTerms,
+    SagaRecovery, SagaTerms, Suspension,
 };
 
 /// What may be behind a change.
@@ -134,7 +134,7 @@ fn example(mode: SagaMode, recovery: SagaRecovery, phase: SagaPhase) -> Saga {
         terms: terms.into(),
         phase,
         since_ms: 0,
-        suspended: None,
+        suspended: Suspension::None,
         start_at_ms: 0,
         query: Default::default(),
         branches: vec![branch],

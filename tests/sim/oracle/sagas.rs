@@ -149,13 +149,13 @@ impl Oracle {
     /// Those that are neither finished nor suspended, and those that are suspended.
     pub fn unfinished_sagas(&self) -> (Vec<Arc<Saga>>, Vec<Arc<Saga>>) {
         let unfinished = self.history.sagas().filter(|saga| !saga.phase.is_finished());
-        unfinished.partition(|saga| saga.suspended.is_none())
+        unfinished.partition(|saga| !saga.is_suspended())
     }
 
     pub fn suspended_have_reasons(&mut self) {
         let (_, suspended) = self.unfinished_sagas();
         for saga in suspended {
-            if saga.suspended.as_deref().is_none_or(str::is_empty) {
+            if saga.suspended.reason().is_none_or(|why| why.is_empty()) {
                 self.violated(format!("{} is suspended and nobody says why", saga.gid));
             }
         }

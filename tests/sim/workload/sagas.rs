@@ -325,7 +325,7 @@ impl Writer {
             false => pick(&running, random),
         };
         let Some(saga) = chosen else { return };
-        let order = match (saga.suspended.is_some(), random.random_range(0..10)) {
+        let order = match (saga.is_suspended(), random.random_range(0..10)) {
             (true, 0) => SagaOrder::Finish,
             (true, 1) => {
                 let branches = u32::try_from(saga.branches.len()).expect("branches are few");
