@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use futures::{FutureExt as _, Stream, StreamExt as _};
+use futures::{FutureExt as _, Stream, StreamExt as _, TryFutureExt as _};
 use openraft::errors::{
     NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
 };
@@ -33,6 +33,10 @@ pub(super) const SNAPSHOT_CHUNK_BYTES: usize = 1024 * 1024;
 /// openraft's own pause after a failure only runs once the transport has polled the requests; without
 /// this one a peer that refuses connections is asked tens of thousands of times a second.
 const REFUSED_PAUSE: Duration = Duration::from_millis(50);
+/// How long a peer may take to answer that a stream is open. Not openraft's deadline, which is one heartbeat: on
+/// a busy machine or a long line each attempt would miss it, and openraft pauses between them. A connection that
+/// is dead breaks by itself.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What is asked of a peer in one message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -253,30 +257,28 @@ impl RaftNetworkV2<Types> for Link {
         if !self.pipelined {
             return openraft::network::stream_append_sequential(self, input, option);
         }
-        async move {
-            let input = input.map(|request| codec::encode_append(&request)).boxed();
-            let open = self.peers.stream(self.target, &self.address, Channel::Append, input);
-            match runtime::timeout(option.hard_ttl(), open).await {
-                Ok(Ok(answers)) => Ok(answers
-                    .map(|answer| match answer {
-                        Ok(bytes) => decoded(codec::decode_append_result(bytes)),
-                        Err(error) => Err(rpc_error(error)),
-                    })
-                    .boxed()),
+        let input = input.map(|request| codec::encode_append(&request)).boxed();
+        let open = self.peers.stream(self.target, &self.address, Channel::Append, input);
+        let (id, target) = (self.id, self.target);
+        let answers = async move {
+            match runtime::timeout(OPEN_TIMEOUT, open).await {
+                Ok(Ok(answers)) => Ok(answers.map(|answer| match answer {
+                    Ok(bytes) => decoded(codec::decode_append_result(bytes)),
+                    Err(error) => Err(rpc_error(error)),
+                })),
                 Ok(Err(error)) => {
                     runtime::sleep(REFUSED_PAUSE).await;
                     Err(rpc_error(error))
                 }
-                Err(_) => Err(Timeout {
-                    action: RPCTypes::AppendEntries,
-                    id: self.id,
-                    target: self.target,
-                    timeout: option.hard_ttl(),
+                Err(_) => {
+                    let (action, timeout) = (RPCTypes::AppendEntries, OPEN_TIMEOUT);
+                    Err(Timeout { action, id, target, timeout }.into())
                 }
-                .into()),
             }
-        }
-        .boxed()
+        };
+        // Opened by whoever reads the answers: openraft does not hear that it leads no more before it has the
+        // stream.
+        std::future::ready(Ok(answers.try_flatten_stream().boxed())).boxed()
     }
 
     async fn vote(

@@ -328,12 +328,11 @@ impl World {
             runtime::sleep_until(give_up).await;
             return Err(PeerError::Unreachable("no connection".to_owned()));
         }
+        // Whoever connects hears of it one journey later.
+        runtime::sleep(self.network.delay(to, from)).await;
         match self.running(to) {
             Some((scope, node)) => Ok((scope, node, self.network.connected(from, to))),
-            None => {
-                runtime::sleep(self.network.delay(to, from)).await;
-                Err(PeerError::Unreachable("refused".to_owned()))
-            }
+            None => Err(PeerError::Unreachable("refused".to_owned())),
         }
     }
 

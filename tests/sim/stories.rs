@@ -281,6 +281,31 @@ fn reads_do_not_wait_for_a_dead_leader() {
     });
 }
 
+/// A stream of the log takes as long to open as the lines are, which is longer than a heartbeat: a new leader
+/// opens it once and goes on.
+#[test]
+fn a_leader_at_the_end_of_a_long_line_replicates() {
+    tell(22, async |world| {
+        for id in world.nodes.clone() {
+            world.network.slow_down(id, Some(120));
+        }
+        let mut took = Duration::ZERO;
+        for _ in 0..5 {
+            let leads = leader(world);
+            let crash = End { crash: Crash::Kill, image: false };
+            world.end(leads, crash, Duration::from_secs(5)).await;
+            let next = || world.nodes.iter().find(|id| **id != leads && is_leader(world, **id));
+            until(world, Duration::from_secs(10), "the next leader", || next().is_some()).await;
+            let began = runtime::Instant::now();
+            let answer = write(world, leader(world), Duration::from_secs(10)).await;
+            assert!(answer.is_ok(), "{answer:?}");
+            took += began.elapsed();
+        }
+        assert!(took < Duration::from_secs(6), "the first writes of five leaders took {took:?}");
+        world.network.heal();
+    });
+}
+
 fn is_leader(world: &World, id: NodeId) -> bool {
     let leadership = world.running(id).map(|(_, node)| node.leadership());
     matches!(leadership, Some(Leadership::Leader { .. }))
