@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 /// Vote, ids and the range of live entries.
 ///
-/// Invariant: `live` begins right behind `purged` unless the log began at a higher index.
+/// Invariant: `live` begins right behind `purged`, or further on when the log began at a higher index.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Content {
     pub vote: Option<Bytes>,
@@ -116,7 +116,8 @@ impl Content {
         let (vote, committed, purged) = (id()?, id()?, id()?);
         let index = u64::from_le_bytes(take(&mut bytes)?);
         let purged = purged.map(|log_id| (index, log_id));
-        let whole = bytes.is_empty() && start <= end;
+        let behind = purged.as_ref().is_none_or(|(index, _)| *index < start);
+        let whole = bytes.is_empty() && start <= end && behind;
         whole.then_some(Content { vote, committed, purged, live: start..end })
     }
 }
@@ -164,6 +165,16 @@ mod tests {
             hex,
             "08000000000000000c0000000000000002000000766fffffffff0200000069640700000000000000"
         );
+    }
+
+    /// It would be nothing that the writer can go on from.
+    #[test]
+    fn live_entries_that_are_purged_are_no_content() {
+        for (index, live) in [(7, 7..9), (u64::MAX, 7..9), (u64::MAX, u64::MAX..u64::MAX)] {
+            let purged = Some((index, Bytes::from_static(b"id")));
+            let content = Content { purged, live, ..Content::default() };
+            assert_eq!(Content::decode(&content.encode()), None, "{content:?}");
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -38,10 +39,10 @@ use crate::limits;
 /// Writes end at multiples of this, padded with zeros: a block that is overwritten whole need not be
 /// read first when a reused segment has left the page cache.
 const BLOCK_BYTES: usize = 4096;
-/// Room for the header, a state and any frame that carries an id.
-const LEAST_SEGMENT_BYTES: u64 = 8 * 1024;
+/// Of segments: at least room for the header, a state and any frame that carries an id.
+const LENGTHS: RangeInclusive<u64> = 8 * 1024..=u32::MAX as u64;
 const _: () = assert!(
-    LEAST_SEGMENT_BYTES as usize
+    *LENGTHS.start() as usize
         > segment::HEADER + 4 * (limits::WAL_ID_BYTES + frame::HEADER) + 4 * frame::HEADER
 );
 /// Capacity that the group's buffer keeps after a large group.
@@ -203,9 +204,9 @@ impl WalCore {
         disk: Arc<dyn Disk>,
         options: WalOptions,
     ) -> Result<(WalCore, Recovered), OpenError> {
-        let allowed = LEAST_SEGMENT_BYTES..=u64::from(u32::MAX);
-        if !allowed.contains(&options.segment_bytes) || !options.segment_bytes.is_multiple_of(8) {
-            let text = format!("segments of {} bytes: not in {allowed:?}", options.segment_bytes);
+        let length = options.segment_bytes;
+        if !LENGTHS.contains(&length) || !length.is_multiple_of(frame::ALIGN as u64) {
+            let text = format!("segments of {length} bytes: not in {LENGTHS:?}");
             let source = io::Error::new(io::ErrorKind::InvalidInput, text);
             return Err(OpenError::Io { what: "open the log".into(), source });
         }

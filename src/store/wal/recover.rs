@@ -51,6 +51,10 @@ use super::{BLOCK_BYTES, Cut, OpenError, WalOptions};
 use crate::limits;
 use crate::store::disk::Disk;
 
+/// What is left of a log does not begin with a segment or a frame of a higher number: there are not as many
+/// writes in the life of a disk. From here on numbers are counted without looking for their end.
+const FIRST: u64 = u64::MAX / 2;
+
 /// What the writer goes on from.
 #[derive(Debug)]
 pub(super) struct Opened {
@@ -157,6 +161,9 @@ fn open_segments(disk: &dyn Disk, names: &[String]) -> Result<(Vec<Segment>, u64
     let mut log = None;
     let mut numbers: Vec<u64> = names.iter().filter_map(|name| segment::parse_name(name)).collect();
     numbers.sort_unstable();
+    if let Some(first) = numbers.first().filter(|first| !(1..=FIRST).contains(*first)) {
+        return Err(damaged(*first, 0, "no segment gets this number"));
+    }
     for number in numbers {
         if let Some(last) = segments.last()
             && last.number + 1 != number
@@ -335,6 +342,9 @@ impl Scan {
         let head = frame.head;
         let begins = offset == HEADER;
         if begins && first && segment.number > 1 {
+            if head.sequence > FIRST {
+                return Err(format!("it begins with frame {}", head.sequence));
+            }
             self.sequence = head.sequence - 1;
         }
         if head.sequence != self.sequence + 1 {

@@ -19,7 +19,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::frame;
+use super::{LENGTHS, frame};
 use crate::store::disk::{Disk, File};
 
 /// Bytes of the header. A whole sector, so that no write of a frame touches the header's sector.
@@ -115,7 +115,10 @@ impl Segment {
             return Ok(Err(BadHeader::Damaged("the header is that of another segment")));
         }
         let size = word(40);
-        if len < size || size < HEADER as u64 || size > u64::from(u32::MAX) {
+        if !LENGTHS.contains(&size) || !size.is_multiple_of(frame::ALIGN as u64) {
+            return Ok(Err(BadHeader::Damaged("the header has a length that no segment gets")));
+        }
+        if len < size {
             return Ok(Err(BadHeader::Damaged("the file is shorter than the header says")));
         }
         Ok(Ok((Segment { number, bytes: size, seed: frame::seed(word(32)), file }, word(16))))

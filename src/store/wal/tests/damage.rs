@@ -189,6 +189,40 @@ fn a_state_that_contradicts_what_was_before_is_damage() {
     }
 }
 
+/// Checksums are right, but nothing could be written behind it: numbers would overflow, or there is no room.
+#[test]
+fn a_segment_that_no_log_comes_to_is_damage() {
+    let content = Content { live: 3..3, ..Content::default() };
+    let purged =
+        |index| Content { purged: Some((index, Bytes::from_static(b"id"))), ..content.clone() };
+    let many = u64::MAX - 1;
+    let least = SEGMENT_BYTES;
+    for (number, bytes, sequence, content, good) in [
+        (5, least, 9, purged(2), true),
+        (5, least, 9, purged(3), false),
+        (5, least, 9, purged(u64::MAX), false),
+        (5, least, many, content.clone(), false),
+        (many, least, 9, content.clone(), false),
+        (0, least, 1, content.clone(), false),
+        (5, least - 8, 9, content.clone(), false),
+        (5, least + 4, 9, content.clone(), false),
+    ] {
+        let disk = FaultDisk::new();
+        segment::create_spare(&disk, "spare", bytes).unwrap();
+        let shape = Shape { log_id: 7, bytes };
+        let segment = Segment::prepare(&disk, "spare", &shape, number).unwrap();
+        let head = Head { kind: Kind::State, sequence, synced: sequence - 1, index: 0 };
+        let mut state = Vec::new();
+        frame::encode(&mut state, segment.seed, head, &content.encode());
+        segment.file.write_at(segment::HEADER as u64, &state).unwrap();
+        match open(&disk) {
+            Ok(_) if good => {}
+            Err(OpenError::Damaged { .. }) if !good => {}
+            other => panic!("{number} {bytes} {sequence} {content:?}: {other:?}"),
+        }
+    }
+}
+
 #[test]
 fn a_later_format_is_refused_as_such() {
     let (disk, _, _) = written(true);
