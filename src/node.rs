@@ -805,6 +805,8 @@ impl Node {
         let metrics = metrics.borrow_watched().clone();
         let index = |log_id: Option<crate::raft::types::LogId>| log_id.map_or(0, |id| id.index);
         let leader = self.present_leader();
+        // openraft tells last what it has committed: after a pause of the process the replica may be ahead of it.
+        let applied_index = index(self.0.replica.last_applied());
         let (counts, revision) = self.read(|state| (state.counts(), state.revision()));
         let mut errors = Vec::new();
         if let Err(error) = &metrics.running_state {
@@ -838,9 +840,9 @@ impl Node {
             is_leader: leader == Some(self.id()),
             learner: !voter,
             term: metrics.current_term,
-            last_log_index: metrics.last_log_index.unwrap_or(0),
-            committed_index: index(metrics.local_committed),
-            applied_index: index(self.0.replica.last_applied()),
+            last_log_index: metrics.last_log_index.unwrap_or(0).max(applied_index),
+            committed_index: index(metrics.local_committed).max(applied_index),
+            applied_index,
             snapshot_index: index(metrics.snapshot),
             purged_index: index(metrics.purged),
             revision,
