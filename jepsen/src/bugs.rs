@@ -180,7 +180,7 @@ pub fn parse_seeds(text: &str) -> Result<Range<u64>, String> {
 fn parse_diff(diff: &str) -> Result<Vec<FilePatch>, String> {
     let mut files: Vec<FilePatch> = Vec::new();
     for line in diff.split_inclusive('\n') {
-        if line.starts_with("--- ") {
+        if ["--- ", "diff ", "index "].iter().any(|other| line.starts_with(other)) {
             continue;
         }
         if let Some(path) = line.strip_prefix("+++ b/") {

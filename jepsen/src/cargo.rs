@@ -47,6 +47,8 @@ impl Cargo {
         }
         if let Some((tree, target)) = &self.place {
             command.current_dir(tree).env("CARGO_TARGET_DIR", target);
+            // Nobody debugs it, and it is compiled again and again.
+            command.env("CARGO_PROFILE_DEV_DEBUG", "false");
         }
         command
     }

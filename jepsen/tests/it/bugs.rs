@@ -83,6 +83,17 @@ fn a_patch_is_read() {
     }
 }
 
+/// As git writes it.
+#[test]
+fn a_patch_of_two_files_is_read() {
+    let between = "diff --git a/src/y.rs b/src/y.rs\nindex 0123456..789abcd 100644\n";
+    let second = DIFF.replace("src/x.rs", "src/y.rs");
+    let bug = Bug::parse("03-x", &format!("{HEAD}{DIFF}{between}{second}")).unwrap();
+    let paths: Vec<&str> = bug.files.iter().map(|file| file.path.as_str()).collect();
+    assert_eq!(paths, ["src/x.rs", "src/y.rs"]);
+    assert_eq!(bug.files[0].apply("one\ntwo\nthree\n").unwrap(), "one\n2\n");
+}
+
 /// Numbers of lines are no matter, but what is to change must stand at one place.
 #[test]
 fn a_patch_finds_its_place() {
