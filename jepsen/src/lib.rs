@@ -6,6 +6,7 @@
 //! judges nothing.
 
 pub mod append;
+pub mod bugs;
 pub mod check;
 pub mod cluster;
 pub mod edn;

@@ -3,6 +3,7 @@
 //! Exit codes: 0 the history is as it must be, 1 it is not, 2 that is unknown, 3 there is none or it cannot be
 //! judged: the file, the command line or the harness is wrong.
 
+mod cargo;
 mod command;
 mod sim;
 
@@ -20,6 +21,7 @@ struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Bugs(command::bugs::Options),
     Check(command::check::Options),
     Run(command::run::Options),
     /// Runs the simulation over many seeds, on all cores.
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         }
     };
     let done = match options.command {
+        Command::Bugs(options) => command::bugs::main(&options),
         Command::Check(options) => command::check::main(&options),
         Command::Run(options) => command::run::main(options),
         Command::Sim(options) => sim::run(&options).map(|held| match held {

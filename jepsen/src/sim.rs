@@ -3,14 +3,17 @@
 //! nodes, the variables of that binary say (`QUORATE_SIM_SECONDS` and so on), which are handed on.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader, IsTerminal as _, Read as _};
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
+
+use quorate_jepsen::bugs::parse_seeds;
+
+use crate::cargo::Cargo;
 
 /// Seeds that one process runs, at most.
 const CHUNK: u64 = 25;
@@ -21,7 +24,7 @@ const ELSEWHERE: Duration = Duration::from_secs(30);
 #[derive(Debug, clap::Args)]
 pub struct Options {
     /// Seeds to run, the last one excluded.
-    #[arg(long, value_parser = range)]
+    #[arg(long, value_parser = parse_seeds)]
     seeds: Range<u64>,
     /// Processes at the same time; without it, one on each core.
     #[arg(long)]
@@ -42,37 +45,94 @@ struct Outcome {
     failure: Option<String>,
 }
 
-/// `A..B`
-fn range(text: &str) -> Result<Range<u64>, String> {
-    let wrong = || "not of the form A..B".to_owned();
-    let (first, behind) = text.split_once("..").ok_or_else(wrong)?;
-    let number = |text: &str| text.parse::<u64>().map_err(|_| wrong());
-    let range = number(first)?..number(behind)?;
-    if range.is_empty() { Err("there is no seed in it".to_owned()) } else { Ok(range) }
-}
-
 /// Whether everything held. An error says why that is not known.
 pub fn run(options: &Options) -> Result<bool, String> {
     let Options { seeds, jobs, profile } = options;
-    let binary = build(profile)?;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let jobs = jobs.unwrap_or(cores).max(1) as u64;
+    let binary = Cargo::here().test_binary(&["--test", "sim"], profile)?;
+    let jobs = jobs.map_or_else(cores, |jobs| jobs as u64).max(1);
     let count = seeds.end - seeds.start;
     let size = count.div_ceil(jobs).clamp(1, CHUNK);
-    let next = Mutex::new(seeds.start);
-    let take = || {
-        let mut next = next.lock().expect("nobody panics with it");
-        let chunk = *next..seeds.end.min(*next + size);
-        *next = chunk.end;
+    let queue = Queue { next: Mutex::new(seeds.clone()), size };
+    run_all(&queue, &binary, &[], jobs, |outcomes| collect(count, outcomes))
+}
+
+/// What a search for one failure has come to.
+#[derive(Debug)]
+pub struct Search {
+    /// The lowest seed that failed as it was wanted, and how.
+    pub found: Option<(u64, String)>,
+    /// Other failures, and runs that came to no end.
+    pub others: Vec<String>,
+    pub seeds: u64,
+}
+
+/// Runs seeds in the test binary, with variables for it, until one fails as it is wanted.
+pub fn search(
+    binary: &Path,
+    variables: &[(String, String)],
+    seeds: Range<u64>,
+    is_wanted: impl Fn(&str) -> bool,
+) -> Search {
+    let queue = Queue { next: Mutex::new(seeds), size: 1 };
+    run_all(&queue, binary, variables, cores(), |outcomes| {
+        let mut search = Search { found: None, others: Vec::new(), seeds: 0 };
+        for outcome in outcomes {
+            search.seeds += 1;
+            match outcome {
+                Ok(Outcome { failure: None, .. }) => {}
+                Ok(Outcome { seed, failure: Some(failure), .. }) if is_wanted(&failure) => {
+                    queue.close();
+                    if search.found.as_ref().is_none_or(|(found, _)| seed < *found) {
+                        search.found = Some((seed, failure));
+                    }
+                }
+                Ok(Outcome { failure: Some(other), .. }) | Err(other) => search.others.push(other),
+            }
+        }
+        search
+    })
+}
+
+fn cores() -> u64 {
+    std::thread::available_parallelism().map_or(1, usize::from) as u64
+}
+
+/// Seeds that no process has taken yet.
+struct Queue {
+    next: Mutex<Range<u64>>,
+    /// How many one process takes.
+    size: u64,
+}
+
+impl Queue {
+    fn take(&self) -> Option<Range<u64>> {
+        let mut next = self.next.lock().expect("nobody panics with it");
+        let chunk = next.start..next.end.min(next.start + self.size);
+        next.start = chunk.end;
         (!chunk.is_empty()).then_some(chunk)
-    };
+    }
+
+    fn close(&self) {
+        let mut next = self.next.lock().expect("nobody panics with it");
+        next.start = next.end;
+    }
+}
+
+/// Lets processes run the seeds, and hands on what is heard of them.
+fn run_all<T>(
+    queue: &Queue,
+    binary: &Path,
+    variables: &[(String, String)],
+    jobs: u64,
+    hear: impl FnOnce(&mpsc::Receiver<Result<Outcome, String>>) -> T,
+) -> T {
     let (told, outcomes) = mpsc::channel();
     std::thread::scope(|scope| {
         for _ in 0..jobs {
-            let (told, binary, take) = (told.clone(), &binary, &take);
+            let told = told.clone();
             scope.spawn(move || {
-                while let Some(chunk) = take() {
-                    if let Err(error) = run_chunk(binary, chunk, &told) {
+                while let Some(chunk) = queue.take() {
+                    if let Err(error) = run_chunk(binary, variables, chunk, &told) {
                         // The other end is gone when another process has broken down.
                         let _ = told.send(Err(error));
                         return;
@@ -81,53 +141,21 @@ pub fn run(options: &Options) -> Result<bool, String> {
             });
         }
         drop(told);
-        collect(count, &outcomes)
-    })
-}
-
-/// Compiles the simulation and says where it is.
-fn build(profile: &str) -> Result<PathBuf, String> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
-    let mut command = Command::new(cargo);
-    // What `cargo run` says of this package would have others built anew whose build scripts look at it.
-    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    let of_package = |name: &String| {
-        ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.starts_with(prefix))
-    };
-    for name in names.filter(of_package) {
-        command.env_remove(name);
-    }
-    let built = command
-        .args(["test", "--package", "quorate", "--test", "sim", "--profile", profile])
-        .args(["--locked", "--no-run", "--message-format=json-render-diagnostics"])
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|error| format!("cargo: {error}"))?;
-    if !built.status.success() {
-        return Err(format!("the simulation does not compile: {}", built.status));
-    }
-    let messages = String::from_utf8_lossy(&built.stdout);
-    executable(&messages).ok_or_else(|| "cargo names no test binary".to_owned())
-}
-
-/// The test binary that cargo's messages name.
-fn executable(messages: &str) -> Option<PathBuf> {
-    messages.lines().find_map(|line| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let ours = message["target"]["name"] == "sim" && message["profile"]["test"] == true;
-        message["executable"].as_str().filter(|_| ours).map(PathBuf::from)
+        hear(&outcomes)
     })
 }
 
 /// Runs some seeds in a process of their own.
 fn run_chunk(
-    binary: &PathBuf,
+    binary: &Path,
+    variables: &[(String, String)],
     seeds: Range<u64>,
     told: &Sender<Result<Outcome, String>>,
 ) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("{}: {error}", binary.display());
     let mut child = Command::new(binary)
         .args(["--exact", "seeds_one_by_one", "--nocapture"])
+        .envs(variables.iter().map(|(name, value)| (name, value)))
         .env("QUORATE_SIM_RUN", format!("{}..{}", seeds.start, seeds.end))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -231,14 +259,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_have_two_ends_and_something_between() {
-        assert_eq!(range("3..10"), Ok(3..10));
-        for text in ["", "3", "3..", "..3", "a..b", "3..3", "4..3", "3..=4"] {
-            assert!(range(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
     fn lines_of_the_simulation_are_told_from_others() {
         let good = parse("seed 17 hash 00000000000000ff virtual 40000 ms: ok").unwrap();
         assert_eq!(good, Outcome { seed: 17, hash: 255, virtual_ms: 40_000, failure: None });
@@ -247,26 +267,5 @@ mod tests {
         for line in ["", "running 1 test", "seed 3", "seed x hash ff virtual 5 ms: ok", "a: b"] {
             assert_eq!(parse(line), None, "{line}");
         }
-    }
-
-    #[test]
-    fn the_test_binary_is_found_among_cargos_messages() {
-        let artifact = |name: &str, test: bool, executable: &str| {
-            serde_json::json!({
-                "reason": "compiler-artifact",
-                "target": { "name": name },
-                "profile": { "test": test },
-                "executable": executable,
-            })
-            .to_string()
-        };
-        let messages = [
-            artifact("quorate", false, "/a"),
-            artifact("sim", false, "/b"),
-            "no JSON".to_owned(),
-            artifact("sim", true, "/c"),
-        ];
-        assert_eq!(executable(&messages.join("\n")), Some(PathBuf::from("/c")));
-        assert_eq!(executable(&messages[..3].join("\n")), None);
     }
 }

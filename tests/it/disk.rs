@@ -135,6 +135,39 @@ fn a_node_with_a_damaged_log_refuses_to_start() {
     });
 }
 
+/// The log is replaced by an older copy of itself, as by a backup of its directory. Its votes since then are
+/// forgotten, and entries that it has acknowledged: the node must not take part again.
+#[test]
+fn a_log_replaced_by_an_older_copy_is_refused() {
+    run(async {
+        let mut cluster = Cluster::three().await;
+        let client = cluster.client();
+        client.register(instance("web", "before"), None).await.unwrap();
+        let id = cluster.followers().await[0];
+        let log = cluster.node(id).data.join("log");
+        let copy = |from: &Path, to: &Path| {
+            for file in files(from) {
+                std::fs::copy(&file, to.join(file.file_name().unwrap())).unwrap();
+            }
+        };
+        assert_eq!(cluster.stop(id).await, 0);
+        let older = tempfile::tempdir().unwrap();
+        copy(&log, older.path());
+        cluster.start(id).await;
+        client.register(instance("web", "meanwhile"), None).await.unwrap();
+        cluster.same_digest().await;
+        assert_eq!(cluster.stop(id).await, 0);
+
+        copy(older.path(), &log);
+        cluster.spawn(id);
+        assert_eq!(cluster.exit_code(id).await, 4);
+        let text = cluster.node(id).log_text();
+        let last = text.lines().last().unwrap_or_default();
+        assert!(last.contains("the log was replaced by an older one"), "{text}");
+        client.register(instance("web", "afterwards"), None).await.unwrap();
+    });
+}
+
 /// A write that was torn by a crash is no damage: zeros behind the last frame, half of it missing.
 /// The node drops it and starts.
 #[test]

@@ -1,5 +1,6 @@
 //! What the command line can do, and how verdicts are printed.
 
+pub mod bugs;
 pub mod check;
 mod rounds;
 pub mod run;

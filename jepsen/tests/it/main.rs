@@ -5,6 +5,7 @@
 mod append;
 mod bank;
 mod binary;
+mod bugs;
 mod counter;
 mod coverage;
 mod edn;
