@@ -2,15 +2,19 @@
 //! that starts late counts from when it should have started. What is registered really changes with
 //! every call, so that nothing is answered as a repetition.
 
-mod cpu;
-mod histogram;
+pub mod cpu;
+pub mod histogram;
 mod load;
 mod notice;
+pub mod plot;
 mod saga;
+mod sweep;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -36,6 +40,8 @@ pub enum Workload {
     Register,
     /// Read instances by unary calls
     Get,
+    /// Read all instances of a service, of which each has 100, by unary calls
+    Discover,
     /// Register instances over session streams
     StreamRegister,
     /// Read instances over session streams
@@ -54,6 +60,10 @@ pub enum Workload {
     ConfigCache,
     /// Transactions of four steps by unary calls: publish, add twice, read
     Txn,
+    /// Keep sessions alive by unary calls; `--keys` says how many sessions
+    Heartbeat,
+    /// How long after one change each of many watches of a service hears of it, and the last of them
+    Watch,
     /// How long after a deregistration clients that follow the service do without the instance
     Deregister,
     /// Sagas of two steps, from their beginning to their end, with a participant in this process
@@ -74,8 +84,11 @@ impl Workload {
         match self {
             Workload::Register
             | Workload::Get
+            | Workload::Discover
             | Workload::Count
             | Workload::Txn
+            | Workload::Heartbeat
+            | Workload::Watch
             | Workload::Deregister
             | Workload::Saga => Way::Unary,
             Workload::StreamRegister
@@ -87,10 +100,27 @@ impl Workload {
         }
     }
 
+    /// Whether `--rate` means anything to it.
+    fn takes_rate(self) -> bool {
+        let own = matches!(self, Workload::Watch | Workload::Deregister | Workload::Saga);
+        !own && self.way() != Way::Local
+    }
+
+    /// What its reads are called.
+    fn read(self) -> &'static str {
+        match self {
+            Workload::Discover => "discover",
+            Workload::Watch => "notice",
+            _ => "get",
+        }
+    }
+
     /// What its writes do.
     fn write(self) -> &'static str {
         match self {
-            Workload::Register | Workload::Get => "register",
+            Workload::Register | Workload::Get | Workload::Discover => "register",
+            Workload::Heartbeat => "keep_alive",
+            Workload::Watch => "last_notice",
             Workload::StreamRegister | Workload::StreamGet | Workload::Mix => "register",
             Workload::StreamPublish | Workload::ConfigCache => "publish",
             Workload::Count | Workload::StreamCount | Workload::CountLocal => "count",
@@ -104,6 +134,7 @@ impl Workload {
         match self {
             Workload::Register => "register",
             Workload::Get => "get",
+            Workload::Discover => "discover",
             Workload::StreamRegister => "stream-register",
             Workload::StreamGet => "stream-get",
             Workload::Mix => "mix",
@@ -113,6 +144,8 @@ impl Workload {
             Workload::CountLocal => "count-local",
             Workload::ConfigCache => "config-cache",
             Workload::Txn => "txn",
+            Workload::Heartbeat => "heartbeat",
+            Workload::Watch => "watch",
             Workload::Deregister => "deregister",
             Workload::Saga => "saga",
         }
@@ -124,7 +157,7 @@ impl Workload {
 pub struct BenchArgs {
     #[arg(value_enum)]
     pub workload: Workload,
-    /// Unary calls under way at once; for `deregister`, clients that follow
+    /// Unary calls under way at once; for `watch` and `deregister`, watches and clients that follow
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub clients: u32,
     /// Connections to each node for unary calls [default: one for 32 clients, at most 8]
@@ -134,7 +167,7 @@ pub struct BenchArgs {
         value_parser = clap::value_parser!(u32).range(1..=limits::CLIENT_CONNECTIONS as i64),
     )]
     pub connections: Option<u32>,
-    /// Session streams
+    /// Session streams; for `watch`, connections that the watches share
     #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub streams: u32,
     /// Calls under way at once on each stream
@@ -161,6 +194,9 @@ pub struct BenchArgs {
         value_parser = clap::value_parser!(u32).range(1..=10_000_000),
     )]
     pub keys: u32,
+    /// Pairs of metadata of an instance, of which one is the value
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=limits::METADATA_PAIRS as i64))]
+    pub pairs: u32,
     /// How long to measure
     #[arg(long, value_name = "S", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub seconds: u32,
@@ -191,6 +227,12 @@ pub struct BenchArgs {
     /// Prefix of the services' names
     #[arg(long, value_name = "NAME", default_value = "bench")]
     pub service: String,
+    /// Measure at so many rates, up to what a first measurement has reached: how latency grows with the load
+    #[arg(long, value_name = "POINTS", conflicts_with = "rate", value_parser = clap::value_parser!(u32).range(2..=100))]
+    pub sweep: Option<u32>,
+    /// Draw latency against load, as SVG
+    #[arg(long, value_name = "FILE", requires = "sweep")]
+    pub plot: Option<PathBuf>,
     /// Processes of the nodes, if they run on this machine: their processor time is shown
     #[arg(long, value_name = "PID,...", value_delimiter = ',')]
     pub pids: Vec<u32>,
@@ -219,7 +261,8 @@ pub struct Report {
     /// By kind of error.
     pub error_counts: BTreeMap<String, u64>,
     pub error_example: Option<String>,
-    /// By kind of call: `register`, `get`, `publish`, `count`, `txn`, `deregister`, `saga`.
+    /// By kind of call: `register`, `get`, `discover`, `publish`, `count`, `txn`, `keep_alive`, `notice`,
+    /// `last_notice`, `deregister`, `saga`.
     pub calls: BTreeMap<&'static str, Figures>,
     /// Microseconds of processor time for each call, of this process.
     pub client_cpu_us_per_op: Option<f64>,
@@ -246,6 +289,13 @@ pub struct ServerCpu {
 
 /// Runs the load and prints what came out.
 pub async fn run(args: BenchArgs, context: &Context) -> Result<(), Error> {
+    if args.rate.is_some() && !args.workload.takes_rate() {
+        let what = format!("--rate: {} makes as many calls as it can", args.workload.name());
+        return Err(Error::refused(exit::USAGE, what));
+    }
+    if args.sweep.is_some() {
+        return sweep::run(&args, context).await;
+    }
     let report = measure(&args, context).await?;
     context.printer().answer(&report, || text(&report))?;
     if report.ops == 0 {
@@ -352,7 +402,7 @@ fn report(
         })
     };
     let calls: BTreeMap<&'static str, Figures> =
-        [("get", &tally.gets), (args.workload.write(), &tally.writes)]
+        [(args.workload.read(), &tally.gets), (args.workload.write(), &tally.writes)]
             .into_iter()
             .filter_map(|(name, histogram)| Some((name, figures(histogram)?)))
             .collect();
@@ -362,7 +412,7 @@ fn report(
         workload: args.workload,
         clients: (way == Way::Unary).then_some(args.clients),
         connections: (way == Way::Unary).then_some(connections),
-        streams: (way == Way::Streamed).then_some(args.streams),
+        streams: (way == Way::Streamed || args.workload == Workload::Watch).then_some(args.streams),
         window: (way == Way::Streamed).then_some(args.window),
         threads: args.threads,
         size: args.size,
@@ -391,6 +441,7 @@ fn report(
 fn text(report: &Report) -> String {
     let mut text = String::new();
     let how = match (report.clients, report.streams) {
+        (Some(watches), Some(streams)) => format!("{watches} watches over {streams} connections"),
         (Some(clients), _) => format!(
             "{clients} unary clients over {} connections a node",
             report.connections.unwrap_or(1)
@@ -409,7 +460,8 @@ fn text(report: &Report) -> String {
         traits.push("exactly-once ids".to_owned());
     }
     let is_local = report.workload.way() == Way::Local;
-    if report.calls.contains_key("get") && !is_local {
+    let reads = ["get", "discover"].iter().any(|call| report.calls.contains_key(call));
+    if reads && !is_local {
         traits.push(if report.stale { "stale reads" } else { "linearizable reads" }.to_owned());
     }
     if let Some(rate) = report.rate {

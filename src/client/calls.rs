@@ -89,6 +89,9 @@ reads! {
     list_sagas(ListSagasRequest) -> ListSagasResponse;
     /// One page.
     list_alarms(ListAlarmsRequest) -> ListAlarmsResponse;
+    /// A session that whoever opens it keeps alive; [`Client::session`] keeps one by itself.
+    open_session(OpenSessionRequest) -> OpenSessionResponse;
+    keep_session_alive(KeepAliveRequest) -> KeepAliveResponse;
 }
 
 impl Client {

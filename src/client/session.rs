@@ -126,16 +126,16 @@ impl fmt::Debug for Ticket {
 impl Client {
     /// Opens a session and keeps it alive in the background until it is closed, lost or dropped.
     pub async fn session(&self, options: SessionOptions) -> Result<Session, Error> {
-        self.open_session(options, Patience::Ttl).await
+        self.session_with(options, Patience::Ttl).await
     }
 
     /// A session that is lost only when the cluster says so, for what does no harm while nobody knows
     /// whether it is alive; see [`Session::overdue`].
     pub(super) async fn patient_session(&self, options: SessionOptions) -> Result<Session, Error> {
-        self.open_session(options, Patience::ClusterSaysSo).await
+        self.session_with(options, Patience::ClusterSaysSo).await
     }
 
-    async fn open_session(
+    async fn session_with(
         &self,
         options: SessionOptions,
         patience: Patience,

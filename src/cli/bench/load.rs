@@ -2,16 +2,17 @@
 //! calls under way.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::histogram::Histogram;
-use super::{BenchArgs, Way, Workload, notice, saga};
+use super::{BenchArgs, Way, Workload, notice, saga, watch};
 use crate::cli::Error;
 use crate::client::{
     Call, Client, ConfigCache, ConfigCacheOptions, Counter, CounterOptions, Counters, Options,
@@ -21,8 +22,11 @@ use crate::error;
 use crate::limits;
 use crate::proto::v1;
 
-/// Instances of one service.
+/// Instances of one service, and of one that is discovered as a whole.
 const INSTANCES: u32 = 1_000;
+const DISCOVERED: u32 = 100;
+/// How long a session lives that `heartbeat` keeps alive.
+const SESSION_TTL_MS: u64 = *limits::SESSION_TTL_MS.end();
 /// Unary clients that share a session: its window must not hold them up.
 const CLIENTS_OF_SESSION: u32 = (limits::SESSION_IN_FLIGHT / 4) as u32;
 /// Calls under way while filling and cleaning up.
@@ -87,6 +91,8 @@ pub struct Plan {
     namespace: String,
     filler: String,
     consistency: v1::Consistency,
+    /// What `heartbeat` keeps alive, by key.
+    sessions: OnceLock<Vec<u64>>,
 }
 
 impl Plan {
@@ -95,7 +101,13 @@ impl Plan {
             true => v1::Consistency::Stale,
             false => v1::Consistency::Linearizable,
         };
-        Plan { args: args.clone(), namespace, filler: "v".repeat(args.size as usize), consistency }
+        Plan {
+            args: args.clone(),
+            namespace,
+            filler: "v".repeat(args.size as usize),
+            consistency,
+            sessions: OnceLock::new(),
+        }
     }
 
     pub fn namespace(&self) -> &str {
@@ -112,7 +124,11 @@ impl Plan {
     }
 
     pub fn service(&self, key: u32) -> String {
-        format!("{}-{}", self.args.service, key / INSTANCES)
+        let size = match self.args.workload {
+            Workload::Discover => DISCOVERED,
+            _ => INSTANCES,
+        };
+        format!("{}-{}", self.args.service, key / size)
     }
 
     fn register(&self, key: u32, change: u64) -> v1::RegisterRequest {
@@ -123,6 +139,9 @@ impl Plan {
     pub fn instance(&self, key: u32, change: u64) -> v1::Instance {
         let mut value = format!("{change:016x}");
         value.push_str(&self.filler[16..]);
+        let others =
+            (1..self.args.pairs).map(|pair| (format!("pair-{pair}"), format!("{key:016}")));
+        let metadata = others.chain([("value".to_owned(), value)]).collect();
         v1::Instance {
             namespace: self.namespace.clone(),
             service: self.service(key),
@@ -132,7 +151,7 @@ impl Plan {
                 host: "192.0.2.1".to_owned(),
                 port: 1 + key % 65_535,
             }],
-            metadata: BTreeMap::from([("value".to_owned(), value)]),
+            metadata,
             ..Default::default()
         }
     }
@@ -144,6 +163,20 @@ impl Plan {
             id: format!("i{key}"),
             consistency: self.consistency.into(),
         }
+    }
+
+    fn discover(&self, key: u32) -> v1::ListInstancesRequest {
+        v1::ListInstancesRequest {
+            namespace: self.namespace.clone(),
+            service: self.service(key),
+            consistency: self.consistency.into(),
+            ..Default::default()
+        }
+    }
+
+    fn keep_alive(&self, key: u32) -> v1::KeepAliveRequest {
+        let sessions = self.sessions.get().map_or(&[][..], Vec::as_slice);
+        v1::KeepAliveRequest { session: sessions.get(key as usize).copied().unwrap_or(0) }
     }
 
     pub fn deregister(&self, key: u32) -> v1::DeregisterRequest {
@@ -198,9 +231,11 @@ impl Plan {
         match self.args.workload {
             Workload::Register
             | Workload::Get
+            | Workload::Discover
             | Workload::StreamRegister
             | Workload::StreamGet
             | Workload::Mix
+            | Workload::Watch
             | Workload::Deregister => Some(|plan, key| plan.register(key, 0).into()),
             Workload::ConfigCache => Some(|plan, key| plan.publish(key, 0).into()),
             Workload::StreamPublish
@@ -208,8 +243,14 @@ impl Plan {
             | Workload::StreamCount
             | Workload::CountLocal
             | Workload::Txn
+            | Workload::Heartbeat
             | Workload::Saga => None,
         }
+    }
+
+    /// How many watches share a connection.
+    pub fn watches_of_connection(&self) -> usize {
+        self.args.clients.div_ceil(self.args.streams) as usize
     }
 
     /// The part of `all` workers that thread number `thread` runs.
@@ -277,6 +318,9 @@ pub async fn run(
     if plan.args.workload == Workload::Deregister {
         return notice::run(thread, plan, shared, options).await;
     }
+    if plan.args.workload == Workload::Watch {
+        return watch::run(thread, plan, shared, options).await;
+    }
     if plan.args.workload == Workload::Saga {
         return saga::run(thread, plan, shared, options).await;
     }
@@ -287,7 +331,10 @@ pub async fn run(
     let all = if streamed { plan.args.streams } else { plan.args.clients };
     let share = plan.share(all, thread);
     let ids = !plan.args.without_ids
-        && !matches!(plan.args.workload, Workload::Get | Workload::StreamGet);
+        && !matches!(
+            plan.args.workload,
+            Workload::Get | Workload::Discover | Workload::StreamGet | Workload::Heartbeat
+        );
     let mut session: Option<Session> = None;
     let mut workers = JoinSet::new();
     for (nth, number) in share.enumerate() {
@@ -353,7 +400,7 @@ impl Worker {
 
     fn reads_next(&mut self) -> bool {
         match self.plan.args.workload {
-            Workload::Get | Workload::StreamGet => true,
+            Workload::Get | Workload::Discover | Workload::StreamGet => true,
             Workload::Register
             | Workload::StreamRegister
             | Workload::StreamPublish
@@ -361,6 +408,8 @@ impl Worker {
             | Workload::StreamCount
             | Workload::CountLocal
             | Workload::Txn
+            | Workload::Heartbeat
+            | Workload::Watch
             | Workload::Deregister
             | Workload::Saga => false,
             Workload::ConfigCache => true,
@@ -398,18 +447,15 @@ impl Worker {
             }
             let (read, key) = (self.reads_next(), self.draw(keys));
             let begun = due.unwrap_or_else(Instant::now);
-            let error = if read {
-                self.client.get_instance(self.plan.get(key)).await.err()
-            } else {
-                let change = self.next_change();
-                let (plan, session) = (&self.plan, self.session.as_ref());
-                match plan.args.workload {
-                    Workload::Count => {
-                        self.client.add_counter(plan.count(key), session).await.err()
-                    }
-                    Workload::Txn => self.client.txn(plan.txn(key, change), session).await.err(),
-                    _ => self.client.register(plan.register(key, change), session).await.err(),
-                }
+            let change = self.next_change();
+            let (client, plan, session) = (&self.client, &self.plan, self.session.as_ref());
+            let error = match plan.args.workload {
+                Workload::Get => client.get_instance(plan.get(key)).await.err(),
+                Workload::Discover => client.list_instances(plan.discover(key)).await.err(),
+                Workload::Heartbeat => client.keep_session_alive(plan.keep_alive(key)).await.err(),
+                Workload::Count => client.add_counter(plan.count(key), session).await.err(),
+                Workload::Txn => client.txn(plan.txn(key, change), session).await.err(),
+                _ => client.register(plan.register(key, change), session).await.err(),
             };
             self.count(read, begun, Instant::now(), error.as_ref());
             self.shared.done.fetch_add(1, Ordering::Relaxed);
@@ -575,10 +621,39 @@ async fn local(thread: u32, client: &Client, plan: &Plan, shared: &Shared) -> Re
 
 /// Makes once what a workload finds there; nothing for those that make it themselves.
 pub async fn fill(client: &Client, plan: &Plan, progress: impl FnMut(u32)) -> Result<(), Error> {
+    if plan.args.workload == Workload::Heartbeat {
+        let sessions = open_sessions(client, plan, progress).await?;
+        return plan
+            .sessions
+            .set(sessions)
+            .map_err(|_| crate::error::Error::internal("filled twice").into());
+    }
     match plan.filling() {
         Some(call) => sweep(client, plan, progress, call).await,
         None => Ok(()),
     }
+}
+
+/// A session for each key.
+async fn open_sessions(
+    client: &Client,
+    plan: &Plan,
+    mut progress: impl FnMut(u32),
+) -> Result<Vec<u64>, Error> {
+    let opened = (0..plan.args.keys).map(|_| {
+        let (ttl_ms, name) = (SESSION_TTL_MS, "quorate bench".to_owned());
+        client.open_session(v1::OpenSessionRequest { ttl_ms, client: name })
+    });
+    let mut opened = futures::stream::iter(opened).buffer_unordered(FILL_WINDOW);
+    let (mut sessions, mut shown) = (Vec::new(), Instant::now());
+    while let Some(answer) = opened.next().await {
+        sessions.push(answer?.session);
+        if shown.elapsed() >= Duration::from_secs(1) {
+            shown = Instant::now();
+            progress(sessions.len() as u32);
+        }
+    }
+    Ok(sessions)
 }
 
 /// Removes what was made. Counters and items one by one: no stream carries these calls.
@@ -590,11 +665,22 @@ pub async fn clean(
     let (counts, publishes) = match plan.args.workload {
         // The participants are gone, the sagas go by themselves.
         Workload::Saga => return Ok(()),
+        Workload::Heartbeat => {
+            let sessions = plan.sessions.get().into_iter().flatten();
+            let closed = sessions.map(|&session| client.close_session(session));
+            let mut closed = futures::stream::iter(closed).buffer_unordered(FILL_WINDOW);
+            while let Some(answer) = closed.next().await {
+                answer?;
+            }
+            return Ok(());
+        }
         Workload::Register
         | Workload::Get
+        | Workload::Discover
         | Workload::StreamRegister
         | Workload::StreamGet
         | Workload::Mix
+        | Workload::Watch
         | Workload::Deregister => {
             return sweep(client, plan, progress, |plan, key| plan.deregister(key).into()).await;
         }

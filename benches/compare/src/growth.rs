@@ -1,0 +1,186 @@
+//! What size costs: memory and restart, and the price of a write with more keys, watchers and connections.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::etcd::{Etcd, connect};
+use crate::load::Figures;
+use crate::ours::Ours;
+use crate::said;
+
+/// One cluster that holds so many instances or keys.
+#[derive(Debug, Clone, Serialize)]
+pub struct Size {
+    pub keys: u64,
+    /// Of the largest node, in bytes, without what an empty one takes.
+    pub bytes_per_key: f64,
+    pub rss_mb: f64,
+    /// From the start of all three processes until each serves linearizable reads.
+    pub restart_seconds: f64,
+}
+
+/// Resident memory of the largest process.
+fn rss(pids: &[u32]) -> u64 {
+    let of = |pid: &u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()
+    };
+    pids.iter().filter_map(of).max().unwrap_or(0) * 1024
+}
+
+pub async fn size_of_ours(binary: &Path, dir: &Path, keys: u64) -> Result<Size, String> {
+    let mut cluster = Ours::start(binary, dir).await?;
+    let empty = rss(&cluster.pids());
+    let count = keys.to_string();
+    // Three pairs of metadata and an endpoint each.
+    cluster
+        .bench(&[
+            "register",
+            "--keys",
+            &count,
+            "--pairs",
+            "3",
+            "--size",
+            "16",
+            "--seconds",
+            "1",
+            "--warm-up",
+            "0",
+            "--keep",
+        ])
+        .await?;
+    let full = rss(&cluster.pids());
+    for node in 0..3 {
+        cluster.kill(node)?;
+    }
+    let begun = Instant::now();
+    for node in 0..3 {
+        cluster.spawn(node)?;
+    }
+    cluster.ready().await?;
+    Ok(size(keys, empty, full, begun.elapsed()))
+}
+
+pub async fn size_of_etcd(binary: &Path, dir: &Path, keys: u64) -> Result<Size, String> {
+    let mut cluster = Etcd::start(binary, dir).await?;
+    let empty = rss(&cluster.pids());
+    // What an instance's record takes, about.
+    cluster.fill(keys, 150).await?;
+    let full = rss(&cluster.pids());
+    for node in 0..3 {
+        cluster.kill(node).map_err(said)?;
+    }
+    let begun = Instant::now();
+    for node in 0..3 {
+        cluster.spawn(node).map_err(said)?;
+    }
+    cluster.ready().await?;
+    Ok(size(keys, empty, full, begun.elapsed()))
+}
+
+fn size(keys: u64, empty: u64, full: u64, restart: Duration) -> Size {
+    Size {
+        keys,
+        bytes_per_key: full.saturating_sub(empty) as f64 / keys as f64,
+        rss_mb: full as f64 / 1e6,
+        restart_seconds: restart.as_secs_f64(),
+    }
+}
+
+/// The price of one more: writes beside so many of something that only is there.
+#[derive(Debug, Clone, Serialize)]
+pub struct Point {
+    pub count: u64,
+    pub put: Figures,
+    /// Over session streams; etcd has no such thing.
+    pub stream: Option<Figures>,
+}
+
+fn seconds(time: Duration) -> String {
+    time.as_secs().max(1).to_string()
+}
+
+/// Writes with so many keys in the cluster.
+pub async fn keys_of_ours(cluster: &Ours, keys: u64, time: Duration) -> Result<Point, String> {
+    let (count, time) = (keys.to_string(), seconds(time));
+    let unary = ["register", "--clients", "64", "--keys", &count, "--seconds", &time, "--keep"];
+    let put = cluster.figures("register", &unary).await?;
+    let stream = ["stream-register", "--keys", &count, "--seconds", &time, "--no-fill", "--keep"];
+    let stream = cluster.figures("register", &stream).await?;
+    Ok(Point { count: keys, put, stream: Some(stream) })
+}
+
+pub async fn keys_of_etcd(cluster: &Etcd, keys: u64, time: Duration) -> Result<Point, String> {
+    cluster.fill(keys, 256).await?;
+    Ok(Point { count: keys, put: cluster.put(64, keys, 256, time).await?, stream: None })
+}
+
+/// Writes beside watches of a service in which nothing happens.
+pub async fn watches_of_ours(
+    cluster: &Ours,
+    watches: u64,
+    time: Duration,
+) -> Result<Point, String> {
+    use quorate::client::WatchRange;
+    let mut tasks = tokio::task::JoinSet::new();
+    let (told, mut heard) = tokio::sync::mpsc::channel::<()>(watches.max(1) as usize);
+    let mut client = cluster.client()?;
+    for number in 0..watches {
+        if number % 100 == 0 {
+            client = cluster.client()?;
+        }
+        let range = WatchRange::Service { namespace: "default".into(), service: "idle".into() };
+        let (mut watch, told) = (client.watch(range), told.clone());
+        tasks.spawn(async move {
+            let _ = watch.next().await;
+            let _ = told.send(()).await;
+            while let Some(Ok(_)) = watch.next().await {}
+        });
+    }
+    for _ in 0..watches {
+        heard.recv().await.ok_or("a watch has ended")?;
+    }
+    let time = seconds(time);
+    let unary = ["register", "--clients", "64", "--keys", "10000", "--seconds", &time, "--keep"];
+    let put = cluster.figures("register", &unary).await?;
+    let stream = ["stream-register", "--keys", "10000", "--seconds", &time, "--no-fill", "--keep"];
+    let stream = cluster.figures("register", &stream).await?;
+    Ok(Point { count: watches, put, stream: Some(stream) })
+}
+
+/// Writes beside connections over which one call was made.
+pub async fn connections_of_ours(
+    cluster: &Ours,
+    count: u64,
+    time: Duration,
+) -> Result<Point, String> {
+    let mut clients = Vec::new();
+    for _ in 0..count {
+        let client = cluster.client()?;
+        client.status().await.map_err(said)?;
+        clients.push(client);
+    }
+    let time = seconds(time);
+    let unary = ["register", "--clients", "64", "--keys", "10000", "--seconds", &time, "--keep"];
+    let put = cluster.figures("register", &unary).await?;
+    drop(clients);
+    Ok(Point { count, put, stream: None })
+}
+
+pub async fn connections_of_etcd(
+    cluster: &Etcd,
+    count: u64,
+    time: Duration,
+) -> Result<Point, String> {
+    let mut connections = Vec::new();
+    for number in 0..count {
+        connections.push(connect(&Etcd::endpoint(number as usize % 3)).await?);
+    }
+    let put = cluster.put(64, 10_000, 256, time).await?;
+    drop(connections);
+    Ok(Point { count, put, stream: None })
+}
