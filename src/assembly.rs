@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::clock::{Clock, SystemClock};
+use crate::clock;
 use crate::limits::WAL_SEGMENT_BYTES;
 use crate::node::{self, Node, OnFatal, Parts, Storage};
 use crate::options::{Config, Durability};
@@ -123,7 +123,7 @@ impl Assembly {
 /// Opens everything, recovers the state and starts the node.
 pub async fn assemble(config: &Config, progress: &Progress) -> Result<Assembly, Error> {
     progress.say("starting: reading the disk".to_owned());
-    let clock = SystemClock;
+    let clock = clock::of_process();
     let cluster_id = match &config.cluster_id {
         Some(cluster_id) => cluster_id.clone(),
         None => cluster_to_join(config).await?,
@@ -259,7 +259,7 @@ pub async fn assemble(config: &Config, progress: &Progress) -> Result<Assembly, 
         replica,
         checkpoints: Arc::new(StoreCheckpoints { handle: handle.clone(), disk: snapshots.clone() }),
         peers: Arc::new(GrpcPeers::new(identity.clone())),
-        clock: Arc::new(clock),
+        clock,
         observer: Arc::new(Silent),
         disk: Arc::new(NodeDisk {
             data_dir: dir.path().to_owned(),

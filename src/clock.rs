@@ -2,6 +2,7 @@
 //! [`crate::runtime::Instant`], which the simulation controls.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Milliseconds since the Unix epoch. May jump in either direction; the state only ever takes the
@@ -19,5 +20,95 @@ impl Clock for SystemClock {
     fn wall_ms(&self) -> u64 {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// The clock that a process goes by.
+pub fn of_process() -> Arc<dyn Clock> {
+    #[cfg(feature = "failpoints")]
+    if let Some(file) = std::env::var_os("QUORATE_FAULT_CLOCK") {
+        return Arc::new(moved::MovedClock::follow(file.into()));
+    }
+    Arc::new(SystemClock)
+}
+
+#[cfg(feature = "failpoints")]
+mod moved {
+    use std::path::{Path, PathBuf};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicI64, Ordering};
+    use std::time::Duration;
+
+    use super::{Clock, SystemClock};
+
+    /// How often the file is looked at.
+    const LOOK: Duration = Duration::from_millis(20);
+
+    /// The machine's clock, moved by as many milliseconds as a file says.
+    #[derive(Debug)]
+    pub struct MovedClock(Arc<AtomicI64>);
+
+    impl MovedClock {
+        #[allow(clippy::disallowed_methods)] // It has to see the file also while the node's own tasks rest.
+        pub fn follow(file: PathBuf) -> MovedClock {
+            let moved = Arc::new(AtomicI64::new(read(&file).unwrap_or(0)));
+            let followed = Arc::downgrade(&moved);
+            std::thread::spawn(move || {
+                while let Some(moved) = followed.upgrade() {
+                    if let Some(ms) = read(&file)
+                        && moved.swap(ms, Ordering::Relaxed) != ms
+                    {
+                        tracing::warn!("the wall clock is moved by {ms} ms");
+                    }
+                    drop(moved);
+                    std::thread::sleep(LOOK);
+                }
+            });
+            MovedClock(moved)
+        }
+    }
+
+    /// None = it says nothing that can be understood, so the clock stays as it is.
+    fn read(file: &Path) -> Option<i64> {
+        std::fs::read_to_string(file).ok()?.trim().parse().ok()
+    }
+
+    impl Clock for MovedClock {
+        fn wall_ms(&self) -> u64 {
+            SystemClock.wall_ms().saturating_add_signed(self.0.load(Ordering::Relaxed))
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+
+        use std::time::Instant;
+
+        use super::*;
+
+        #[test]
+        fn the_file_moves_the_clock() {
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join("clock");
+            let clock = MovedClock::follow(file.clone());
+            let moves_to = |ms: i64| {
+                let give_up = Instant::now() + Duration::from_secs(20);
+                while clock.wall_ms().abs_diff(SystemClock.wall_ms().saturating_add_signed(ms))
+                    > 5_000
+                {
+                    assert!(Instant::now() < give_up, "the clock is not moved by {ms} ms");
+                    std::thread::sleep(LOOK);
+                }
+            };
+            moves_to(0);
+            for ms in [3_600_000, -3_600_000] {
+                std::fs::write(&file, ms.to_string()).unwrap();
+                moves_to(ms);
+            }
+            std::fs::write(&file, "later").unwrap();
+            std::thread::sleep(3 * LOOK);
+            moves_to(-3_600_000);
+        }
     }
 }

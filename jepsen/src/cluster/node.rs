@@ -68,12 +68,34 @@ impl Node {
             command.arg(option).arg(address.to_string());
         }
         command.args(options);
+        // Only a binary with the feature `failpoints` looks at it.
+        command.env("QUORATE_FAULT_CLOCK", self.clock_file());
         // The end of this pipe stops the node should the harness be killed.
         command.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn()?;
         let pid = child.id();
         self.child = Some(child);
         Ok(pid)
+    }
+
+    /// Where a binary with the feature `failpoints` reads by how much its wall clock is moved.
+    fn clock_file(&self) -> PathBuf {
+        self.setup.log.with_extension("clock")
+    }
+
+    /// Moves the node's wall clock, also after a start.
+    pub fn move_clock(&self, ms: i64) -> io::Result<()> {
+        // The node must not read half of it.
+        let (file, half) = (self.clock_file(), self.setup.log.with_extension("clock-new"));
+        fs::write(&half, ms.to_string())?;
+        fs::rename(half, file)
+    }
+
+    /// How often the node's log tells of such a jump.
+    pub fn clock_notices(&self, ms: i64) -> io::Result<usize> {
+        let log = fs::read(&self.setup.log)?;
+        let notice = format!("the wall clock is moved by {ms} ms");
+        Ok(String::from_utf8_lossy(&log).matches(&notice).count())
     }
 
     /// SIGKILL, and the process is gone; how it ended, or None if it did not run.

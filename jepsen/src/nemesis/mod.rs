@@ -3,6 +3,7 @@
 //! A fault that did nothing would make a run look better than it is. So each one shows by what it did: a
 //! process that is gone, one that the kernel calls stopped, bytes that had to wait.
 
+mod clock;
 mod damage;
 mod links;
 mod membership;
@@ -37,9 +38,11 @@ pub enum Kind {
     Member,
     /// Files of a node that is down are damaged.
     Damage,
+    /// Wall clocks jump, of a binary with the feature `failpoints`.
+    Clock,
 }
 
-/// Faults by name, `all` for all.
+/// What `all` stands for: the faults that any binary can suffer.
 pub const KINDS: &[Kind] = &[
     Kind::Partition,
     Kind::Slow,
@@ -61,6 +64,7 @@ pub enum Fault {
     Transfer(membership::Transfer),
     Member(membership::Replace),
     Damage(damage::Damage),
+    Clock(clock::Jump),
 }
 
 /// What a fault does its work with.
@@ -95,6 +99,7 @@ impl Kind {
             Kind::Transfer => "transfer",
             Kind::Member => "member",
             Kind::Damage => "damage",
+            Kind::Clock => "clock",
         }
     }
 
@@ -108,6 +113,7 @@ impl Kind {
             Kind::Transfer => Fault::Transfer(membership::Transfer::draw(random)),
             Kind::Member => Fault::Member(membership::Replace::draw(random)),
             Kind::Damage => Fault::Damage(damage::Damage::draw(random)),
+            Kind::Clock => Fault::Clock(clock::Jump::draw(random)),
         }
     }
 
@@ -115,7 +121,7 @@ impl Kind {
     /// left of a node.
     fn is_alone(self) -> bool {
         match self {
-            Kind::Partition | Kind::Slow | Kind::Kill | Kind::Pause => false,
+            Kind::Partition | Kind::Slow | Kind::Kill | Kind::Pause | Kind::Clock => false,
             Kind::Transfer | Kind::Member | Kind::Damage => true,
         }
     }
@@ -131,6 +137,7 @@ impl Fault {
             Fault::Transfer(_) => Kind::Transfer,
             Fault::Member(_) => Kind::Member,
             Fault::Damage(_) => Kind::Damage,
+            Fault::Clock(_) => Kind::Clock,
         }
     }
 
@@ -144,6 +151,7 @@ impl Fault {
             Fault::Transfer(transfer) => transfer.begin(scene).await,
             Fault::Member(replace) => replace.begin(scene).await,
             Fault::Damage(damage) => damage.begin(scene).await,
+            Fault::Clock(jump) => jump.begin(scene).await,
         }
     }
 
@@ -157,6 +165,7 @@ impl Fault {
             Fault::Transfer(fault) => format!("{fault:?}"),
             Fault::Member(fault) => format!("{fault:?}"),
             Fault::Damage(fault) => format!("{fault:?}"),
+            Fault::Clock(fault) => format!("{fault:?}"),
         }
     }
 }
