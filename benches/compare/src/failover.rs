@@ -74,6 +74,10 @@ where
     }
     let watch = async {
         sleep(BEFORE).await;
+        if shared.borrow().last == now {
+            shared.borrow_mut().stopping = true;
+            return Err(format!("nothing was acknowledged in {BEFORE:?} of peace"));
+        }
         shared.borrow_mut().longest = Duration::ZERO;
         kill().await?;
         let killed = Instant::now();
@@ -114,6 +118,11 @@ pub async fn ours(binary: &Path, dir: &Path, kills: u32) -> Result<Gaps, String>
                     let instance = v1::Instance {
                         service: "failover".to_owned(),
                         id: format!("i{writer}"),
+                        endpoints: vec![v1::Endpoint {
+                            name: String::new(),
+                            host: "192.0.2.1".to_owned(),
+                            port: 8080,
+                        }],
                         metadata: [("value".to_owned(), format!("{number}-{change}"))].into(),
                         ..Default::default()
                     };
