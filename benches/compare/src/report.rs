@@ -59,7 +59,7 @@ fn number(value: f64) -> String {
             }
             text
         }
-        v if v >= 100.0 => format!("{v:.0}"),
+        v if v >= 100.0 || v == 0.0 => format!("{v:.0}"),
         v if v >= 10.0 => format!("{v:.1}"),
         v => format!("{v:.2}"),
     }
@@ -317,8 +317,8 @@ mod tests {
 
     #[test]
     fn numbers_read_well() {
-        let read = [0.5, 12.34, 123.4, 1_234.0, 1_234_567.0].map(number);
-        assert_eq!(read, ["0.50", "12.3", "123", "1 234", "1 234 567"]);
+        let read = [0.0, 0.5, 12.34, 123.4, 1_234.0, 1_234_567.0].map(number);
+        assert_eq!(read, ["0", "0.50", "12.3", "123", "1 234", "1 234 567"]);
         assert_eq!(decades(10_000, 1_000_000), [10_000, 100_000, 1_000_000]);
     }
 
