@@ -33,10 +33,11 @@ pub(super) const SNAPSHOT_CHUNK_BYTES: usize = 1024 * 1024;
 /// openraft's own pause after a failure only runs once the transport has polled the requests; without
 /// this one a peer that refuses connections is asked tens of thousands of times a second.
 const REFUSED_PAUSE: Duration = Duration::from_millis(50);
-/// How long a peer may take to answer that a stream is open. Not openraft's deadline, which is one heartbeat: on
-/// a busy machine or a long line each attempt would miss it, and openraft pauses between them. A connection that
-/// is dead breaks by itself.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a peer may take to answer that a stream is open. Longer than openraft's deadline, which is one
+/// heartbeat: on a busy machine or a long line each attempt would miss it, and openraft pauses between them. Not
+/// much longer: what the stream is to carry was chosen when its opening began, and the log may be purged
+/// meanwhile.
+const OPEN_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// What is asked of a peer in one message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

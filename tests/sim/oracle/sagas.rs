@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use quorate::state::{
-    BarrierOutcome, Event, Key, Op, Record, Refusal, Reply, Saga, SagaBranch, SagaLeg, SagaName,
-    SagaOp, SagaPhase, SagaStatus,
+    BarrierOutcome, Event, Key, Kind, Op, Record, Refusal, Reply, Saga, SagaBranch, SagaLeg,
+    SagaName, SagaOp, SagaOrder, SagaPhase, SagaStatus,
 };
 
 use super::Oracle;
@@ -128,6 +128,14 @@ impl Oracle {
                 Err("no client asked for anything of the kind".to_owned())
             }
             (_, Err(Refusal::SagaIs { status })) => is(*status),
+            // Of TCC, whose branches come one by one.
+            (
+                Op::OrderSaga { name: _, order: SagaOrder::Skip { branch } },
+                Err(Refusal::NotFound { kind: Kind::Saga, .. }),
+            ) => match found.branches.get(*branch as usize) {
+                None => Ok(()),
+                Some(_) => Err("the branch was there".to_owned()),
+            },
             _ => Err("no client asked for anything of the kind".to_owned()),
         })
     }
