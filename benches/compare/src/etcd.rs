@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::load::{Figures, closed_loop};
+use crate::load::{Figures, closed_loop, quantile};
 
 #[allow(clippy::all, clippy::pedantic)]
 mod api {
@@ -338,7 +338,7 @@ impl Etcd {
             lasts.push(last.as_secs_f64() * 1e3);
             sleep(Duration::from_millis(50)).await;
         }
-        Ok(lasts_as_figures(lasts))
+        Ok(lasts_as_figures(&lasts))
     }
 
     /// Keeps leases alive, each once a second: etcd's own way, one stream a connection.
@@ -393,12 +393,8 @@ impl Drop for Etcd {
 }
 
 /// Times until the last watcher had heard.
-pub fn lasts_as_figures(mut lasts: Vec<f64>) -> Figures {
-    lasts.sort_by(f64::total_cmp);
-    let at = |share: f64| {
-        let place = ((lasts.len() as f64 * share).ceil() as usize).clamp(1, lasts.len().max(1));
-        lasts.get(place - 1).copied().unwrap_or(0.0)
-    };
+fn lasts_as_figures(lasts: &[f64]) -> Figures {
+    let at = |share: f64| quantile(lasts, share).unwrap_or(0.0);
     Figures { p50_ms: at(0.5), p99_ms: at(0.99), max_ms: at(1.0), ..Figures::default() }
 }
 

@@ -13,6 +13,7 @@ use tokio::task::{LocalSet, yield_now};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::etcd::{Etcd, KvClient, PutRequest, connect};
+use crate::load::quantile;
 use crate::ours::Ours;
 
 const WRITERS: usize = 16;
@@ -33,10 +34,7 @@ pub struct Gaps {
 
 impl Gaps {
     pub fn quantile(&self, share: f64) -> f64 {
-        let mut sorted = self.ms.clone();
-        sorted.sort_by(f64::total_cmp);
-        let place = ((sorted.len() as f64 * share).ceil() as usize).clamp(1, sorted.len().max(1));
-        sorted.get(place - 1).copied().unwrap_or(f64::NAN)
+        quantile(&self.ms, share).unwrap_or(f64::NAN)
     }
 }
 

@@ -100,18 +100,27 @@ pub struct Point {
     pub stream: Option<Figures>,
 }
 
-fn seconds(time: Duration) -> String {
-    time.as_secs().max(1).to_string()
+/// Keys that are written beside watches and connections.
+const KEYS: u64 = 10_000;
+
+/// Unary writes of 64 clients; makes what is not there.
+async fn unary(cluster: &Ours, keys: u64, time: Duration) -> Result<Figures, String> {
+    let (keys, seconds) = (keys.to_string(), time.as_secs().max(1).to_string());
+    let how = ["register", "--clients", "64", "--keys", &keys, "--seconds", &seconds, "--keep"];
+    cluster.figures("register", &how).await
+}
+
+/// Writes over session streams to what is there.
+async fn streamed(cluster: &Ours, keys: u64, time: Duration) -> Result<Figures, String> {
+    let (keys, seconds) = (keys.to_string(), time.as_secs().max(1).to_string());
+    let how = ["stream-register", "--keys", &keys, "--seconds", &seconds, "--no-fill", "--keep"];
+    cluster.figures("register", &how).await
 }
 
 /// Writes with so many keys in the cluster.
 pub async fn keys_of_ours(cluster: &Ours, keys: u64, time: Duration) -> Result<Point, String> {
-    let (count, time) = (keys.to_string(), seconds(time));
-    let unary = ["register", "--clients", "64", "--keys", &count, "--seconds", &time, "--keep"];
-    let put = cluster.figures("register", &unary).await?;
-    let stream = ["stream-register", "--keys", &count, "--seconds", &time, "--no-fill", "--keep"];
-    let stream = cluster.figures("register", &stream).await?;
-    Ok(Point { count: keys, put, stream: Some(stream) })
+    let put = unary(cluster, keys, time).await?;
+    Ok(Point { count: keys, put, stream: Some(streamed(cluster, keys, time).await?) })
 }
 
 pub async fn keys_of_etcd(cluster: &Etcd, keys: u64, time: Duration) -> Result<Point, String> {
@@ -144,12 +153,8 @@ pub async fn watches_of_ours(
     for _ in 0..watches {
         heard.recv().await.ok_or("a watch has ended")?;
     }
-    let time = seconds(time);
-    let unary = ["register", "--clients", "64", "--keys", "10000", "--seconds", &time, "--keep"];
-    let put = cluster.figures("register", &unary).await?;
-    let stream = ["stream-register", "--keys", "10000", "--seconds", &time, "--no-fill", "--keep"];
-    let stream = cluster.figures("register", &stream).await?;
-    Ok(Point { count: watches, put, stream: Some(stream) })
+    let put = unary(cluster, KEYS, time).await?;
+    Ok(Point { count: watches, put, stream: Some(streamed(cluster, KEYS, time).await?) })
 }
 
 /// Writes beside connections over which one call was made.
@@ -164,9 +169,7 @@ pub async fn connections_of_ours(
         client.status().await.map_err(said)?;
         clients.push(client);
     }
-    let time = seconds(time);
-    let unary = ["register", "--clients", "64", "--keys", "10000", "--seconds", &time, "--keep"];
-    let put = cluster.figures("register", &unary).await?;
+    let put = unary(cluster, KEYS, time).await?;
     drop(clients);
     Ok(Point { count, put, stream: None })
 }
@@ -180,7 +183,7 @@ pub async fn connections_of_etcd(
     for number in 0..count {
         connections.push(connect(&Etcd::endpoint(number as usize % 3)).await?);
     }
-    let put = cluster.put(64, 10_000, 256, time).await?;
+    let put = cluster.put(64, KEYS, 256, time).await?;
     drop(connections);
     Ok(Point { count, put, stream: None })
 }

@@ -25,6 +25,14 @@ pub struct Figures {
     pub servers_us: f64,
 }
 
+/// The least value that the share of all does not exceed; None when there is none.
+pub fn quantile(values: &[f64], share: f64) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let place = ((sorted.len() as f64 * share).ceil() as usize).max(1);
+    sorted.get(place - 1).copied()
+}
+
 #[derive(Debug, Default)]
 struct Tally {
     times: Histogram,
