@@ -618,8 +618,6 @@ pub const MANIFEST_BYTES: usize = 1024 * 1024 * 1024;
 pub const EXPORT_NAME_BYTES: usize = 200;
 /// How often a publication whose format is that of the current release is tried while others publish.
 pub const PUBLISH_ATTEMPTS: usize = 8;
-/// How often a change of some of a service's settings is tried while others change them.
-pub const SERVICE_ATTEMPTS: u32 = 8;
 
 const _: () = {
     assert!(COMMAND_BYTES < PEER_MESSAGE_BYTES, "a command fits one peer message");
