@@ -311,7 +311,18 @@ impl RaftLogReader<Types> for Log {
         start: u64,
         end: u64,
     ) -> Result<Vec<Entry>, io::Error> {
-        self.entries(start, end, LOG_READ_BYTES)
+        match self.entries(start, end, LOG_READ_BYTES) {
+            // Purged while this was under way: openraft asks again behind it, or for a snapshot. It sends an empty
+            // request in place of the entries; an error would end the node.
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound
+                    && self.purged_index() >= Some(start) =>
+            {
+                tracing::debug!(start, "entries to replicate were purged");
+                Ok(Vec::new())
+            }
+            entries => entries,
+        }
     }
 
     async fn read_vote(&mut self) -> Result<Option<VoteOf<Types>>, io::Error> {

@@ -21,6 +21,7 @@ use openraft::raft::{
 };
 use openraft::{OptionalSend, alias};
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use super::codec::{self, Malformed};
 use super::machine::SnapshotFile;
@@ -35,8 +36,7 @@ pub(super) const SNAPSHOT_CHUNK_BYTES: usize = 1024 * 1024;
 const REFUSED_PAUSE: Duration = Duration::from_millis(50);
 /// How long a peer may take to answer that a stream is open. Longer than openraft's deadline, which is one
 /// heartbeat: on a busy machine or a long line each attempt would miss it, and openraft pauses between them. Not
-/// much longer: what the stream is to carry was chosen when its opening began, and the log may be purged
-/// meanwhile.
+/// much longer: what the stream is to carry was chosen when its opening began, and is not purged meanwhile.
 const OPEN_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// What is asked of a peer in one message.
@@ -227,6 +227,30 @@ fn rpc_error(error: PeerError) -> RPCError<Types> {
     }
 }
 
+/// The answers of a stream of the log until it breaks, where they end without an error. openraft would take an
+/// error for one of what is in flight by then, which may be more than this stream was opened for, and purge what
+/// it has already told the next stream to carry; that stream's read would end the node. Without an error the next
+/// stream goes on behind what was acknowledged here.
+fn until_broken(
+    target: NodeId,
+    answers: BoxStream<'static, Result<Bytes, PeerError>>,
+    wanted: oneshot::Sender<()>,
+) -> impl Stream<Item = Result<StreamAppendResult<Types>, RPCError<Types>>> {
+    futures::stream::unfold(Some((answers, wanted)), move |state| async move {
+        let (mut answers, wanted) = state?;
+        let answer = answers.next().await?;
+        match answer.and_then(|bytes| Ok(codec::decode_append_result(bytes)?)) {
+            Ok(result) => Some((Ok(result), Some((answers, wanted)))),
+            Err(error) => {
+                tracing::debug!(target, %error, "replication stream broke");
+                drop(wanted);
+                runtime::sleep(REFUSED_PAUSE).await;
+                None
+            }
+        }
+    })
+}
+
 fn decoded<T>(result: Result<T, Malformed>) -> Result<T, RPCError<Types>> {
     result.map_err(|error| RPCError::Network(NetworkError::new(&error)))
 }
@@ -258,20 +282,22 @@ impl RaftNetworkV2<Types> for Link {
         if !self.pipelined {
             return openraft::network::stream_append_sequential(self, input, option);
         }
-        let input = input.map(|request| codec::encode_append(&request)).boxed();
-        let open = self.peers.stream(self.target, &self.address, Channel::Append, input);
+        // A transport may still ask for requests after it has reported an error. What they would carry may
+        // have been purged by then.
+        let (wanted, unwanted) = oneshot::channel();
+        let input = input.map(|request| codec::encode_append(&request)).take_until(unwanted);
+        let open = self.peers.stream(self.target, &self.address, Channel::Append, input.boxed());
         let (id, target) = (self.id, self.target);
         let answers = async move {
             match runtime::timeout(OPEN_TIMEOUT, open).await {
-                Ok(Ok(answers)) => Ok(answers.map(|answer| match answer {
-                    Ok(bytes) => decoded(codec::decode_append_result(bytes)),
-                    Err(error) => Err(rpc_error(error)),
-                })),
+                Ok(Ok(answers)) => Ok(until_broken(target, answers, wanted)),
                 Ok(Err(error)) => {
+                    drop(wanted);
                     runtime::sleep(REFUSED_PAUSE).await;
                     Err(rpc_error(error))
                 }
                 Err(_) => {
+                    drop(wanted);
                     let (action, timeout) = (RPCTypes::AppendEntries, OPEN_TIMEOUT);
                     Err(Timeout { action, id, target, timeout }.into())
                 }
@@ -376,5 +402,118 @@ impl SnapshotFile {
             .await
         })
         .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use openraft::raft::StreamAppendError;
+
+    use super::*;
+    use crate::raft::types::{LeaderId, LogId};
+
+    /// A peer that refuses streams, or answers once and breaks; in both cases somebody goes on to read what is
+    /// to be sent.
+    #[derive(Debug)]
+    struct Breaking {
+        opens: bool,
+    }
+
+    impl Peers for Breaking {
+        fn call(
+            &self,
+            _: NodeId,
+            _: &str,
+            _: Method,
+            _: Bytes,
+            _: Duration,
+        ) -> BoxFuture<'static, Result<Bytes, PeerError>> {
+            unreachable!("a stream is opened")
+        }
+
+        fn stream(
+            &self,
+            _: NodeId,
+            _: &str,
+            _: Channel,
+            mut input: BoxStream<'static, Bytes>,
+        ) -> BoxFuture<'static, Result<BoxStream<'static, Result<Bytes, PeerError>>, PeerError>>
+        {
+            let error = PeerError::NoAnswer("reset".to_owned());
+            if !self.opens {
+                tokio::spawn(input.count());
+                return std::future::ready(Err(error)).boxed();
+            }
+            async move {
+                input.next().await.unwrap();
+                tokio::spawn(input.count());
+                let result =
+                    Ok(Some(LogId { leader_id: LeaderId { term: 1, node_id: 1 }, index: 7 }));
+                let answers = [Ok(codec::encode_append_result(&result)), Err(error)];
+                Ok(futures::stream::iter(answers).boxed())
+            }
+            .boxed()
+        }
+
+        fn snapshot(
+            &self,
+            _: NodeId,
+            _: &str,
+            _: Bytes,
+            _: BoxStream<'static, Bytes>,
+            _: Duration,
+        ) -> BoxFuture<'static, Result<Bytes, PeerError>> {
+            unreachable!("a stream is opened")
+        }
+    }
+
+    type Answer = Result<Result<Option<LogId>, StreamAppendError<Types>>, RPCError<Types>>;
+
+    /// What openraft sees of a stream, and how many requests were read in all.
+    async fn seen(opens: bool) -> (Vec<Answer>, usize) {
+        let network = Network::new(1, Arc::new(Breaking { opens }));
+        let mut link = network.link(2, &Member::default(), true);
+        let read = Arc::new(AtomicUsize::new(0));
+        let counter = read.clone();
+        let requests = futures::stream::repeat_with(move || {
+            counter.fetch_add(1, Ordering::SeqCst);
+            AppendEntriesRequest {
+                vote: Vote { leader_id: LeaderId { term: 1, node_id: 1 }, committed: true },
+                prev_log_id: None,
+                entries: Vec::new(),
+                leader_commit: None,
+            }
+        });
+        // One at a time: the reader would never end.
+        let requests = requests.then(|request| async {
+            tokio::task::yield_now().await;
+            request
+        });
+        let option = RPCOption::new(Duration::from_secs(1));
+        let answers = link.stream_append(requests.boxed(), option).await.unwrap();
+        let answers: Vec<Answer> = answers.collect().await;
+        let then = read.load(Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(read.load(Ordering::SeqCst), then, "nobody reads on");
+        (answers, then)
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_breaks_ends_without_an_error() {
+        let (answers, read) = seen(true).await;
+        assert_eq!(answers.len(), 1, "{answers:?}");
+        let acknowledged = answers[0].as_ref().unwrap().as_ref().unwrap();
+        assert_eq!(acknowledged.map(|id| id.index), Some(7));
+        assert!(read > 0);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_refused_says_so() {
+        let (answers, _) = seen(false).await;
+        assert!(matches!(answers[..], [Err(RPCError::Network(_))]), "{answers:?}");
     }
 }

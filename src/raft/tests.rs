@@ -179,6 +179,23 @@ mod behind {
         }
     }
 
+    /// A stream of the log that is under way asks for what is being purged: nothing is no error, which would
+    /// end the node.
+    #[tokio::test]
+    async fn what_is_purged_is_not_replicated() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut log, wal) = open(directory.path(), true);
+        let entries = (0..9).map(|index| Entry { log_id: id(1, index), payload: Payload::Blank });
+        log.append(entries, IOFlushed::noop()).await.unwrap();
+        log.purge(id(1, 4)).await.unwrap();
+        for start in [0, 4] {
+            assert_eq!(log.limited_get_log_entries(start, 7).await.unwrap(), []);
+        }
+        let rest = log.limited_get_log_entries(5, 7).await.unwrap();
+        assert_eq!(rest.iter().map(|entry| entry.log_id.index).collect::<Vec<_>>(), [5, 6]);
+        wal.shutdown();
+    }
+
     #[tokio::test]
     async fn a_log_goes_on_behind_a_state_from_elsewhere() {
         let own = [id(1, 0), id(1, 1), id(2, 2), id(2, 3)];
