@@ -22,6 +22,8 @@ pub struct Report {
     pub anomalies: Vec<Anomaly>,
     /// Why parts of the history could not be judged.
     pub unknown: Vec<String>,
+    /// What is worth knowing, and weighs nothing: what was seen and is allowed, what was excused.
+    pub notes: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,8 +37,8 @@ pub struct Anomaly {
 
 impl Report {
     pub(crate) fn new(property: &'static str, succeeded: usize) -> Report {
-        let (anomalies, unknown) = (Vec::new(), Vec::new());
-        Report { property, valid: Valid::Unknown, succeeded, anomalies, unknown }
+        let (anomalies, unknown, notes) = (Vec::new(), Vec::new(), Vec::new());
+        Report { property, valid: Valid::Unknown, succeeded, anomalies, unknown, notes }
     }
 
     /// Derives the verdict. One anomaly is enough for false; a history in which nothing succeeded shows nothing.
@@ -75,6 +77,7 @@ impl Report {
             "found": self.anomalies.len(),
             "anomalies": anomalies.collect::<Vec<_>>(),
             "unknown": self.unknown,
+            "notes": self.notes,
         })
     }
 }
@@ -108,6 +111,7 @@ impl fmt::Display for Report {
         for reason in &self.unknown {
             writeln!(f, "unknown: {reason}")?;
         }
+        self.notes.iter().try_for_each(|note| writeln!(f, "note: {note}"))?;
         for anomaly in self.anomalies.iter().take(SHOWN) {
             writeln!(f, "{}: {}", anomaly.name, anomaly.what)?;
             anomaly.details.iter().try_for_each(|detail| writeln!(f, "  {detail}"))?;

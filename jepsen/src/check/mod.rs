@@ -10,5 +10,6 @@ pub mod lock;
 pub mod once;
 pub mod registry;
 pub mod replay;
+pub mod saga;
 pub mod set;
 pub mod watch;

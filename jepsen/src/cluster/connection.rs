@@ -138,6 +138,13 @@ calls! {
     deregister = registry_client::RegistryClient.deregister(DeregisterRequest) -> DeregisterResponse;
     put_service = registry_client::RegistryClient.put_service(PutServiceRequest) -> PutServiceResponse;
     list_instances = registry_client::RegistryClient.list_instances(ListInstancesRequest) -> ListInstancesResponse;
+    begin_saga = sagas_client::SagasClient.begin(BeginSagaRequest) -> BeginSagaResponse;
+    register_branch = sagas_client::SagasClient.register_branch(RegisterBranchRequest) -> RegisterBranchResponse;
+    submit_saga = sagas_client::SagasClient.submit(SubmitSagaRequest) -> SubmitSagaResponse;
+    abort_saga = sagas_client::SagasClient.abort(AbortSagaRequest) -> AbortSagaResponse;
+    get_saga = sagas_client::SagasClient.get(GetSagaRequest) -> GetSagaResponse;
+    list_sagas = sagas_client::SagasClient.list(ListSagasRequest) -> ListSagasResponse;
+    end_gray = config_client::ConfigClient.end_gray(EndGrayRequest) -> EndGrayResponse;
     status = cluster_client::ClusterClient.status(StatusRequest) -> StatusResponse;
     members = cluster_client::ClusterClient.members(MembersRequest) -> MembersResponse;
     add_learner = cluster_client::ClusterClient.add_learner(AddLearnerRequest) -> AddLearnerResponse;

@@ -25,7 +25,7 @@ use callers::Callers;
 use connection::Connection;
 use links::{Links, Party};
 pub use node::{Node, Setup};
-use proxy::{Proxy, Target};
+use proxy::{Proxy, Target, Visitors};
 use route::Route;
 
 /// How long the harness waits for one answer of a node.
@@ -64,6 +64,8 @@ pub struct Cluster {
     members: BTreeMap<u64, Member>,
     /// Where clients find who is in each slot.
     slots: Vec<watch::Sender<Target>>,
+    /// Where programs that use the client library do. Nodes advertise them as their own address.
+    doors: Vec<Proxy>,
     /// Ids and ports are used once.
     next_id: u64,
     exits: Vec<Exit>,
@@ -85,6 +87,7 @@ impl Cluster {
             callers: Callers::default(),
             members: BTreeMap::new(),
             slots: Vec::new(),
+            doors: Vec::new(),
             next_id: 1,
             exits: Vec::new(),
         };
@@ -97,7 +100,10 @@ impl Cluster {
         for (slot, (mut setup, peers)) in defined.into_iter().enumerate() {
             setup.options.extend(["--initial-cluster".to_owned(), members.join(",")]);
             let target = Target { party: Party::Node(setup.id), address: setup.client };
-            cluster.slots.push(watch::Sender::new(target));
+            let (sender, target) = watch::channel(target);
+            let door = Proxy::start(Visitors::Clients, target, cluster.links.clone()).await?;
+            cluster.slots.push(sender);
+            cluster.doors.push(door);
             cluster.enter(slot, setup, peers)?;
         }
         for id in cluster.ids() {
@@ -111,8 +117,10 @@ impl Cluster {
         let id = self.next_id;
         self.next_id += 1;
         let [client, peer, http] = free_addresses()?;
-        let target = Target { party: Party::Node(id), address: peer };
-        let peers = Proxy::start(self.callers.clone(), target, self.links.clone()).await?;
+        // It stays there for good.
+        let (_, target) = watch::channel(Target { party: Party::Node(id), address: peer });
+        let visitors = Visitors::Peers(self.callers.clone());
+        let peers = Proxy::start(visitors, target, self.links.clone()).await?;
         let setup = Setup {
             id,
             client,
@@ -127,7 +135,9 @@ impl Cluster {
         Ok((setup, peers))
     }
 
-    fn enter(&mut self, slot: Slot, setup: Setup, peers: Proxy) -> io::Result<()> {
+    fn enter(&mut self, slot: Slot, mut setup: Setup, peers: Proxy) -> io::Result<()> {
+        let door = self.doors[slot].address.to_string();
+        setup.options.extend(["--advertise-client".to_owned(), door]);
         let admin = Connection::direct(setup.client, ADMIN).map_err(io::Error::other)?;
         let member = Member { node: Node::new(setup), slot, admin, _peers: peers };
         self.members.insert(member.node.id(), member);
@@ -234,6 +244,11 @@ impl Cluster {
             links: self.links.clone(),
         };
         self.slots.iter().map(route).collect()
+    }
+
+    /// Addresses under which the client library reaches the node of each slot.
+    pub fn doors(&self) -> Vec<SocketAddr> {
+        self.doors.iter().map(|door| door.address).collect()
     }
 
     /// Calls of the harness to this node, which no link stops.

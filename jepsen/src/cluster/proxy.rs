@@ -1,11 +1,12 @@
-//! What stands before a node for its peers: every connection of theirs goes through here, and obeys the rules
-//! of the links between the two nodes.
+//! What stands before a node for those who know it by an address: its peers, and programs that use the client
+//! library. Every connection of theirs goes through here, and obeys the rules of the links between the two.
 
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
@@ -24,6 +25,14 @@ pub struct Target {
     pub address: SocketAddr,
 }
 
+/// Who connects to a proxy.
+#[derive(Debug, Clone)]
+pub enum Visitors {
+    /// Nodes, each of which is looked up.
+    Peers(Callers),
+    Clients,
+}
+
 #[derive(Debug)]
 pub struct Proxy {
     pub address: SocketAddr,
@@ -31,11 +40,15 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Listens on a free port, which stays its own.
-    pub async fn start(callers: Callers, target: Target, links: Links) -> io::Result<Proxy> {
+    /// Listens on a free port, which stays its own. A connection goes where the target is when it begins.
+    pub async fn start(
+        visitors: Visitors,
+        target: watch::Receiver<Target>,
+        links: Links,
+    ) -> io::Result<Proxy> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
-        let task = tokio::spawn(accept(listener, callers, target, links));
+        let task = tokio::spawn(accept(listener, visitors, target, links));
         Ok(Proxy { address, task })
     }
 }
@@ -46,7 +59,12 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, callers: Callers, target: Target, links: Links) {
+async fn accept(
+    listener: TcpListener,
+    visitors: Visitors,
+    target: watch::Receiver<Target>,
+    links: Links,
+) {
     // Connections end with the listener.
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -58,12 +76,16 @@ async fn accept(listener: TcpListener, callers: Callers, target: Target, links: 
                 continue;
             }
         };
-        let Some(party) = who(&callers, caller, &listener).await else {
+        let party = match &visitors {
+            Visitors::Peers(callers) => who(callers, caller, &listener).await,
+            Visitors::Clients => Some(Party::Clients),
+        };
+        let Some(party) = party else {
             // Dropped: it may try again. Told at the end of the run, as it is no fault that was asked for.
             links.count_stranger();
             continue;
         };
-        let way = Way::new(party, target, links.clone());
+        let way = Way::new(party, *target.borrow(), links.clone());
         connections.spawn(async move {
             if let Ok(far) = way.connect().await
                 && stream.set_nodelay(true).is_ok()

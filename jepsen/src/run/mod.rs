@@ -61,7 +61,11 @@ pub async fn run(options: &Options) -> Result<(), Error> {
         Cluster::start(&options.binary, &options.dir, nodes, &options.node_options()).await?;
     recovery::answers(&cluster).await.map_err(Error::Start)?;
 
-    let shape = Shape { clients: options.clients, stale_reads: options.stale_reads };
+    let shape = Shape {
+        clients: options.clients,
+        endpoints: cluster.doors().iter().map(ToString::to_string).collect(),
+        stale_reads: options.stale_reads,
+    };
     let workload = options.workload.workload(shape);
     prepare(&*workload, &cluster).await?;
     let (phase, phases) = watch::channel(Phase::Work);

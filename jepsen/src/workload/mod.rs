@@ -11,6 +11,8 @@ mod lock;
 mod once;
 mod register;
 mod registry;
+mod saga;
+mod server;
 mod session;
 mod set;
 mod watch;
@@ -52,6 +54,8 @@ pub enum Kind {
     Registry,
     /// Locks: exclusive, and fenced by their tokens.
     Lock,
+    /// Global transactions: done or undone as a whole, none is stuck.
+    Saga,
 }
 
 pub const KINDS: &[Kind] = &[
@@ -64,6 +68,7 @@ pub const KINDS: &[Kind] = &[
     Kind::Watch,
     Kind::Registry,
     Kind::Lock,
+    Kind::Saga,
 ];
 
 /// What a client asks.
@@ -108,9 +113,11 @@ pub trait Workload: Debug + Send + Sync {
 }
 
 /// How a run is shaped, as far as its workload needs to know.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Shape {
     pub clients: usize,
+    /// Where the client library finds the nodes.
+    pub endpoints: Vec<String>,
     /// Of registers, see `run::options::Options`.
     pub stale_reads: bool,
 }
@@ -127,6 +134,7 @@ impl Kind {
             Kind::Watch => "watch",
             Kind::Registry => "registry",
             Kind::Lock => "lock",
+            Kind::Saga => "saga",
         }
     }
 
@@ -141,6 +149,7 @@ impl Kind {
             Kind::Watch => Arc::new(watch::Watches::default()),
             Kind::Registry => Arc::new(registry::Registry::default()),
             Kind::Lock => Arc::new(lock::Locks::default()),
+            Kind::Saga => Arc::new(saga::Sagas::new(shape)),
         }
     }
 
@@ -156,6 +165,7 @@ impl Kind {
             Kind::Watch => watch::judge(history),
             Kind::Registry => registry::judge(history),
             Kind::Lock => lock::judge(history),
+            Kind::Saga => saga::judge(history),
         }
     }
 }

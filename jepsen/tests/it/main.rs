@@ -17,5 +17,6 @@ mod opinion;
 mod register;
 mod registry;
 mod replay;
+mod saga;
 mod set;
 mod watch;
