@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 
 use super::counter::int;
-use super::coverage::{get, nemesis};
+use super::faults::Faults;
 use super::leases::{Lease, Time, leases};
 use super::replay::anomaly;
 use crate::edn::Value;
@@ -28,14 +28,16 @@ pub struct Terms {
 
 /// The life of an instance, by its events.
 #[derive(Debug, Default)]
-struct Life<'a> {
-    session: i64,
+pub(super) struct Life<'a> {
+    pub session: i64,
+    /// Asked for, unless it certainly did not take place.
+    pub asked: Option<&'a Op>,
     /// Acknowledged.
-    registered: Option<&'a Op>,
+    pub registered: Option<&'a Op>,
     /// Asked for, whatever came of it.
-    leaving: Option<&'a Op>,
+    pub leaving: Option<&'a Op>,
     /// Acknowledged.
-    left: Option<&'a Op>,
+    pub left: Option<&'a Op>,
 }
 
 struct Listing<'a> {
@@ -76,30 +78,10 @@ pub fn check(history: &History, terms: Terms) -> Result<Report, Error> {
     Ok(report)
 }
 
-/// When the nemesis did something, and whether a fault held from then on.
-struct Faults(Vec<(usize, Time, bool)>);
-
-impl Faults {
-    fn new(history: &History) -> Faults {
-        let mut hold = 0;
-        let times = nemesis(history).map(|(_, op)| {
-            hold += i32::from(get(op, "begin").is_some()) - i32::from(get(op, "end").is_some());
-            (op.index, op.time, hold > 0)
-        });
-        Faults(times.collect())
-    }
-
-    /// Since when nothing was in the way at this op; None: something is.
-    fn last_before(&self, index: usize) -> Option<Time> {
-        let before = self.0.partition_point(|(at, ..)| *at < index);
-        match before.checked_sub(1).map(|at| self.0[at]) {
-            None => Some(0),
-            Some((_, time, holds)) => (!holds).then_some(time),
-        }
-    }
-}
-
-fn lives<'a>(history: &'a History, calls: &[Call]) -> Result<HashMap<&'a Value, Life<'a>>, Error> {
+pub(super) fn lives<'a>(
+    history: &'a History,
+    calls: &[Call],
+) -> Result<HashMap<&'a Value, Life<'a>>, Error> {
     let mut lives: HashMap<&Value, Life<'_>> = HashMap::new();
     for call in calls {
         let invoked = &history.ops[call.invoke];
@@ -112,6 +94,7 @@ fn lives<'a>(history: &'a History, calls: &[Call]) -> Result<HashMap<&'a Value, 
         let done = done.map(|at| &history.ops[at]);
         if invoked.f == "register" {
             life.registered = done;
+            life.asked = Some(invoked).filter(|_| history.outcome(*call) != Kind::Fail);
         } else {
             life.leaving.get_or_insert(invoked);
             life.left = life.left.or(done);

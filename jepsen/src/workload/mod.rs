@@ -4,9 +4,12 @@
 //! operations and carry them out, and a judgement of what they saw.
 
 mod append;
+mod balance;
 mod bank;
 mod config;
 mod counter;
+mod gray;
+mod life;
 mod lock;
 mod once;
 mod register;
@@ -56,6 +59,10 @@ pub enum Kind {
     Lock,
     /// Global transactions: done or undone as a whole, none is stuck.
     Saga,
+    /// Clients that balance: nobody is picked who has left.
+    Balance,
+    /// Gray releases: each client gets the release that is its own.
+    Gray,
 }
 
 pub const KINDS: &[Kind] = &[
@@ -69,6 +76,8 @@ pub const KINDS: &[Kind] = &[
     Kind::Registry,
     Kind::Lock,
     Kind::Saga,
+    Kind::Balance,
+    Kind::Gray,
 ];
 
 /// What a client asks.
@@ -135,6 +144,8 @@ impl Kind {
             Kind::Registry => "registry",
             Kind::Lock => "lock",
             Kind::Saga => "saga",
+            Kind::Balance => "balance",
+            Kind::Gray => "gray",
         }
     }
 
@@ -150,6 +161,8 @@ impl Kind {
             Kind::Registry => Arc::new(registry::Registry::default()),
             Kind::Lock => Arc::new(lock::Locks::default()),
             Kind::Saga => Arc::new(saga::Sagas::new(shape)),
+            Kind::Balance => Arc::new(balance::Balance::new(shape)),
+            Kind::Gray => Arc::new(gray::Grays::default()),
         }
     }
 
@@ -166,6 +179,8 @@ impl Kind {
             Kind::Registry => registry::judge(history),
             Kind::Lock => lock::judge(history),
             Kind::Saga => saga::judge(history),
+            Kind::Balance => balance::judge(history),
+            Kind::Gray => gray::judge(history),
         }
     }
 }

@@ -20,6 +20,7 @@ use super::Boxed;
 
 /// The method, whatever the server does.
 pub const METHOD: &str = "jepsen.Calls/Call";
+pub const PATH: &str = "/jepsen.Calls/Call";
 
 /// Serves the method on loopback until the runtime ends.
 pub async fn serve<S>(service: S) -> io::Result<SocketAddr>

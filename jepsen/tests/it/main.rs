@@ -3,12 +3,14 @@
 #![allow(clippy::unwrap_used)]
 
 mod append;
+mod balance;
 mod bank;
 mod binary;
 mod bugs;
 mod counter;
 mod coverage;
 mod edn;
+mod gray;
 mod history;
 mod lines;
 mod lock;
