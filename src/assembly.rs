@@ -124,6 +124,8 @@ impl Assembly {
 pub async fn assemble(config: &Config, progress: &Progress) -> Result<Assembly, Error> {
     progress.say("starting: reading the disk".to_owned());
     let clock = clock::of_process();
+    #[cfg(feature = "failpoints")]
+    crate::failpoint::follow();
     let cluster_id = match &config.cluster_id {
         Some(cluster_id) => cluster_id.clone(),
         None => cluster_to_join(config).await?,

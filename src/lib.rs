@@ -19,6 +19,8 @@ pub mod clock;
 pub mod content;
 pub mod error;
 #[cfg(feature = "server")]
+pub mod failpoint;
+#[cfg(feature = "server")]
 pub mod http;
 pub mod limits;
 #[cfg(feature = "server")]

@@ -7,7 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which rooms each room may use. What is not listed may be used by everybody: error, limits, proto,
-/// and, on the server's side, runtime and clock, which stand for tokio and time.
+/// and, on the server's side, runtime and clock, which stand for tokio and time, and failpoint, which is nothing
+/// in a release.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("main", &["cli", "server", "options", "panic"]),
     ("cli", &["client", "content", "options", "restore"]),
@@ -36,18 +37,19 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("policy", &[]),
     ("runtime", &[]),
     ("clock", &[]),
+    ("failpoint", &[]),
     ("error", &[]),
     ("limits", &[]),
     ("proto", &[]),
 ];
 
 /// Rooms that these alone may use besides their listed ones.
-const COMMON: &[&str] = &["error", "limits", "proto", "runtime", "clock"];
+const COMMON: &[&str] = &["error", "limits", "proto", "runtime", "clock", "failpoint"];
 /// The client is a crate of its own without the feature `server`; the core knows nothing but numbers.
 const COMMON_OF: &[(&str, &[&str])] = &[
     ("client", &["error", "limits", "proto"]),
     ("state", &["limits"]),
-    ("store", &["limits"]),
+    ("store", &["failpoint", "limits"]),
     ("content", &["error", "limits"]),
     ("allow", &["limits"]),
     ("policy", &["error", "limits"]),

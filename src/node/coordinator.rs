@@ -26,6 +26,7 @@ pub use self::call::Call;
 use self::lines::Lines;
 use super::{Answer, Leadership, Node, is_below, shortened};
 use crate::error::Error;
+use crate::failpoint::failpoint;
 use crate::limits::{COMMAND_BYTES, SAGA_STEPS};
 use crate::proto::v1::Consistency;
 use crate::runtime::{self, Instant};
@@ -337,6 +338,10 @@ impl<'a> Leading<'a> {
             self.node.0.saga_figures.calls.fetch_add(1, Ordering::Relaxed);
             let answer = self.call(call);
             self.calls.push(Box::pin(async move {
+                failpoint!(await SagaDecided, |error: std::io::Error| {
+                    let error = error.to_string();
+                    Done { key, participant, answer: CallAnswer::Unknown { error } }
+                });
                 let answer = runtime::timeout_at(deadline, answer).await;
                 let answer = answer.unwrap_or_else(|_| no_answer());
                 Done { key, participant, answer }

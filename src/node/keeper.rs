@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::{Leadership, Node};
 use crate::error::Error;
+use crate::failpoint::failpoint;
 use crate::proto::v1::Consistency;
 use crate::runtime::{self, Instant};
 use crate::state::{Command, InstanceName, Op, Reply};
@@ -189,6 +190,7 @@ pub async fn run(node: Node) {
 
 async fn expire(node: &Node, term: u64, sessions: Vec<u64>) {
     tracing::info!(count = sessions.len(), first = sessions.first(), "sessions expired");
+    failpoint!(await Expiry, |_| ());
     let op = Op::ExpireSessions { term, sessions };
     if let Err(error) = node.propose_here(&Command { request: None, op }, TIMEOUT).await {
         // Still marked as expiring: they take no keep-alive, and the next tick proposes them again.

@@ -10,6 +10,7 @@ use openraft::{ChangeMembers, Precondition};
 use super::wire::{Admin, AdminReply, WireError};
 use super::{AGAIN, Leadership, MemberStatus, Node};
 use crate::error::Error;
+use crate::failpoint::failpoint;
 use crate::limits::NODE_IDS;
 use crate::proto::v1::Consistency;
 use crate::raft::codec;
@@ -236,6 +237,7 @@ impl Node {
             }
         }
         self.note(Op::RetireMember { node: id }).await?;
+        failpoint!(await MembershipHalf, |error: std::io::Error| Err(Error::internal(error)));
         // Again: an addition that was under way may have taken place meanwhile.
         let Some(member) = self.member(id) else { return Ok(AdminReply::Done) };
         let ids = BTreeSet::from([id]);

@@ -23,6 +23,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use super::wire::{self, WireError};
 use super::{Answer, Leadership, Node};
 use crate::error::Error;
+use crate::failpoint::failpoint;
 use crate::limits::{
     BATCH_BYTES, BATCH_COMMANDS, MAX_CALL_TIMEOUT, PROPOSAL_QUEUE, PROPOSALS_IN_FLIGHT,
 };
@@ -320,6 +321,11 @@ async fn settle(node: &Node, batch: Vec<Pending>, mut answer: oneshot::Receiver<
     };
     match result {
         Ok(Ok(response)) => {
+            failpoint!(await Answer, |_| {
+                for pending in waiting.into_iter().flatten() {
+                    proposer.fail(pending, Error::LeaderChanged);
+                }
+            });
             let outcomes: Vec<Outcome> = response.data.0;
             assert_eq!(outcomes.len(), waiting.len(), "one outcome per command");
             for (slot, outcome) in waiting.into_iter().zip(outcomes) {

@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 
 use super::codec;
 use super::types::{Entry, LogId, Types, Vote};
+use crate::failpoint::failpoint;
 use crate::limits::{LOG_READ_BYTES, LOG_TAIL_BYTES};
 use crate::store::wal::{Recovered, WalReader, Write};
 
@@ -424,6 +425,7 @@ impl RaftLogStorage<Types> for Log {
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
+        failpoint!(await LogPurge, |error| Err(io::Error::other(error)));
         {
             let mut state = self.state();
             if state.purged.is_none_or(|purged| purged < log_id) {

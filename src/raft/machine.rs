@@ -20,6 +20,7 @@ use super::types::{
     LogId, Outcomes, Payload, SnapshotMeta, StoredMembership, Types, Watch, WatchReceiver,
     WatchSender,
 };
+use crate::failpoint::failpoint;
 use crate::runtime;
 use crate::state::{self, State};
 use crate::store::checkpoint::{self, Digest};
@@ -232,6 +233,7 @@ impl Machine {
         &self,
         entries: Vec<EntryResponder<Types>>,
     ) -> Vec<(openraft::storage::ApplyResponder<Types>, Outcomes)> {
+        failpoint!(Apply);
         let started = runtime::Instant::now();
         let mut wake_ups: Vec<(WakeUps, SagaWakeUps)> = Vec::new();
         let mut answers = Vec::with_capacity(entries.len());

@@ -21,6 +21,7 @@ use super::inbox::Inbox;
 use super::pending::AppliedEntry;
 use super::recovery::{self, Recovery, first_meta, load_snapshot, refill};
 use super::snapshot::{self, Head, SnapshotMeta, is_received};
+use crate::failpoint::failpoint;
 use crate::limits::{DIGESTS_KEPT, SNAPSHOTS_KEPT};
 use crate::state::{Meta, State};
 
@@ -120,6 +121,10 @@ impl Checkpointer {
         self.usable()?;
         let stages = self.inbox.settled().take_stages();
         for stage in stages {
+            failpoint!(CheckpointBeforeWrite, |error| {
+                self.failed = true;
+                Err(image::Error::Io(error).into())
+            });
             let image = &mut self.image;
             let point = stage.point.expect("only a stage with a point is taken");
             if let Some(at) = image.meta().map(|meta| meta.point.index) {
@@ -139,6 +144,7 @@ impl Checkpointer {
                     return Err(error.into());
                 }
             }
+            failpoint!(CheckpointAfterWrite);
         }
         Ok(self.image.meta())
     }
@@ -153,6 +159,9 @@ impl Checkpointer {
         {
             return Ok(last.clone());
         }
+        failpoint!(SnapshotCreate, |source| {
+            Err(Error::Io { what: "beginning a snapshot".to_owned(), source })
+        });
         let Checkpointer { image, disk, .. } = self;
         let mut rows = image.scan().peekable();
         let Meta { revision, now_ms } = match rows.peek() {
@@ -188,7 +197,11 @@ impl Checkpointer {
         let (meta, state) = checked?;
         // An error from here on leaves open which state the disk holds: only a start can tell.
         self.failed = true;
+        failpoint!(SnapshotInstall, |source| {
+            Err(Error::Io { what: format!("installing {name}"), source })
+        });
         let meta = self.flip(meta)?;
+        failpoint!(SnapshotInstalled);
         refill(&mut *self.image, &*self.disk, &meta)?;
         self.failed = false;
         self.snapshot = Some(meta.clone());

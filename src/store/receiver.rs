@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::disk::{Disk, File};
 use super::snapshot::{Error, SnapshotMeta, is_received_as, received_name, verify};
+use crate::failpoint::failpoint;
 use crate::limits::{DISK_LOW_BYTES, PEER_MESSAGE_BYTES, SNAPSHOT_FILE_BYTES, SNAPSHOT_SYNC_BYTES};
 
 /// A transfer under way. Dropping it ends it and removes its file.
@@ -101,6 +102,9 @@ impl Receiver {
                 expected: self.cluster_id.clone(),
             });
         }
+        failpoint!(SnapshotReceived, |error| {
+            Err(Error::io(format!("renaming {}", self.name))(error))
+        });
         let name = received_name(meta.point.index, self.number);
         self.disk
             .rename(&self.name, &name)

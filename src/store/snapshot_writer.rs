@@ -11,6 +11,7 @@ use super::snapshot::{
     BLOCK, BLOCK_HEADER, END_MAGIC, Error, FOOTER, FOOTER_BYTES, Head, RECORD_CAP, RECORD_HEADER,
     SnapshotMeta, block_crc, encode_head, file_name, put_u32, verify,
 };
+use crate::failpoint::failpoint;
 use crate::limits::{SNAPSHOT_BLOCK_BYTES, SNAPSHOT_SYNC_BYTES};
 
 /// Writes the snapshot of `records`, which come in key order, and reads it back before it gets its
@@ -26,7 +27,11 @@ pub fn write<E: std::fmt::Display>(
     let tmp = format!("{name}.tmp");
     let written = write_tmp(disk, head, &tmp, records, expected);
     let meta = written.and_then(|()| verify(disk, &tmp)).and_then(|meta| {
+        failpoint!(SnapshotBeforeRename, |error| Err(Error::io(format!("renaming {tmp}"))(error)));
         disk.rename(&tmp, &name).map_err(Error::io(format!("renaming {tmp}")))?;
+        failpoint!(SnapshotAfterRename, |error| {
+            Err(Error::io("syncing the snapshot directory")(error))
+        });
         disk.sync_dir().map_err(Error::io("syncing the snapshot directory"))?;
         Ok(SnapshotMeta { name, ..meta })
     });

@@ -116,8 +116,12 @@ pub fn check(history: &History, kinds: &[&str]) -> Report {
     report
 }
 
-/// Where operations of clients succeeded.
+/// What clients do without any node.
+const LOCAL: [&str; 3] = ["wait", "pick", "journal"];
+
+/// Where operations of clients succeeded that needed the cluster.
 fn positions(history: &History) -> impl Iterator<Item = usize> {
-    let is_ok = |op: &Op| op.kind == Kind::Ok && matches!(op.process, Process::Client(_));
+    let asks = |op: &Op| matches!(op.process, Process::Client(_)) && !LOCAL.contains(&&*op.f);
+    let is_ok = move |op: &Op| op.kind == Kind::Ok && asks(op);
     history.ops.iter().enumerate().filter(move |(_, op)| is_ok(op)).map(|(at, _)| at)
 }

@@ -69,6 +69,8 @@ pub struct Cluster {
     /// Ids and ports are used once.
     next_id: u64,
     exits: Vec<Exit>,
+    /// Nodes whose processes may end, and how they did.
+    mortal: BTreeMap<u64, Option<String>>,
 }
 
 impl Cluster {
@@ -90,6 +92,7 @@ impl Cluster {
             doors: Vec::new(),
             next_id: 1,
             exits: Vec::new(),
+            mortal: BTreeMap::new(),
         };
         let mut defined = Vec::new();
         for _ in 0..nodes {
@@ -193,15 +196,36 @@ impl Cluster {
         self.member(id).node.signal(signal)
     }
 
-    /// Looks for processes that ended by themselves, notes them and starts them again.
+    /// Looks for processes that ended by themselves, notes them and starts them again. Those that may end stay
+    /// down.
     pub fn look_after(&mut self) -> io::Result<()> {
         for id in self.ids() {
+            if self.mortal.contains_key(&id) {
+                self.has_ended(id)?;
+                continue;
+            }
             if let Some(status) = self.member_mut(id).node.exited()? {
                 self.exits.push(Exit { node: id, status: status.to_string() });
                 self.spawn(id)?;
             }
         }
         Ok(())
+    }
+
+    /// From now on the process may end by itself, because that was asked for; or not any more.
+    pub fn expects_end(&mut self, id: u64, may: bool) {
+        match may {
+            true => self.mortal.insert(id, None),
+            false => self.mortal.remove(&id),
+        };
+    }
+
+    /// How a process that may end did; None if it did not.
+    pub fn has_ended(&mut self, id: u64) -> io::Result<Option<String>> {
+        if let Some(status) = self.ended(id)? {
+            self.mortal.insert(id, Some(status.to_string()));
+        }
+        Ok(self.mortal.get(&id).cloned().flatten())
     }
 
     /// How a process that is expected to end did; None while it runs.

@@ -68,8 +68,9 @@ impl Node {
             command.arg(option).arg(address.to_string());
         }
         command.args(options);
-        // Only a binary with the feature `failpoints` looks at it.
+        // Only a binary with the feature `failpoints` looks at them.
         command.env("QUORATE_FAULT_CLOCK", self.clock_file());
+        command.env("QUORATE_FAILPOINTS", self.failpoint_file());
         // The end of this pipe stops the node should the harness be killed.
         command.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn()?;
@@ -85,17 +86,33 @@ impl Node {
 
     /// Moves the node's wall clock, also after a start.
     pub fn move_clock(&self, ms: i64) -> io::Result<()> {
-        // The node must not read half of it.
-        let (file, half) = (self.clock_file(), self.setup.log.with_extension("clock-new"));
-        fs::write(&half, ms.to_string())?;
-        fs::rename(half, file)
+        replace(&self.clock_file(), &ms.to_string())
     }
 
     /// How often the node's log tells of such a jump.
     pub fn clock_notices(&self, ms: i64) -> io::Result<usize> {
+        self.told(&format!("the wall clock is moved by {ms} ms"))
+    }
+
+    /// Where a binary with the feature `failpoints` reads what is to happen at which place.
+    fn failpoint_file(&self) -> PathBuf {
+        self.setup.log.with_extension("failpoints")
+    }
+
+    /// Says what is to happen from now on, also after a start; nothing: nothing.
+    pub fn set_failpoint(&self, text: &str) -> io::Result<()> {
+        replace(&self.failpoint_file(), text)
+    }
+
+    /// How often the node's log tells that the point was hit.
+    pub fn failpoint_hits(&self, point: &str) -> io::Result<usize> {
+        self.told(&format!("failpoint {point} is hit"))
+    }
+
+    /// How often the node's log says this.
+    fn told(&self, notice: &str) -> io::Result<usize> {
         let log = fs::read(&self.setup.log)?;
-        let notice = format!("the wall clock is moved by {ms} ms");
-        Ok(String::from_utf8_lossy(&log).matches(&notice).count())
+        Ok(String::from_utf8_lossy(&log).matches(notice).count())
     }
 
     /// SIGKILL, and the process is gone; how it ended, or None if it did not run.
@@ -129,6 +146,13 @@ impl Node {
         // The name before it may hold anything but ends with the last bracket.
         stat.rsplit_once(')')?.1.trim_start().chars().next()
     }
+}
+
+/// Writes a file of which nobody reads a half.
+fn replace(file: &Path, text: &str) -> io::Result<()> {
+    let half = file.with_extension("new");
+    fs::write(&half, text)?;
+    fs::rename(half, file)
 }
 
 impl Drop for Node {

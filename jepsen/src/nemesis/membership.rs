@@ -84,7 +84,7 @@ impl Active for Transferred {
 /// A node is removed, and later a new one, with an empty directory and a new number, takes its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Replace {
-    whom: Whom,
+    pub(super) whom: Whom,
 }
 
 impl Replace {
@@ -98,6 +98,15 @@ impl Replace {
             return Ok(None);
         }
         let victim = self.whom.choose(scene).await[0];
+        self.remove(scene, victim).await.map(Some)
+    }
+
+    /// Removes this node, also when half of that was done before.
+    pub(super) async fn remove(
+        &self,
+        scene: &mut Scene<'_>,
+        victim: u64,
+    ) -> io::Result<Box<dyn Active>> {
         let slot = scene.cluster.slot(victim);
         let removed = remove(scene, victim).await;
         if removed.is_ok() {
@@ -108,7 +117,7 @@ impl Replace {
             ("whom", Value::keyword(self.whom.name())),
             ("nodes", ids(&[victim])),
         ]);
-        Ok(Some(Box::new(Removed { victim, slot, removed, what })))
+        Ok(Box::new(Removed { victim, slot, removed, what }))
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod clock;
 mod damage;
+pub mod failpoint;
 mod links;
 mod membership;
 mod partition;
@@ -40,6 +41,8 @@ pub enum Kind {
     Damage,
     /// Wall clocks jump, of a binary with the feature `failpoints`.
     Clock,
+    /// A place in the code panics, waits or fails, of the same binary.
+    Failpoint,
 }
 
 /// What `all` stands for: the faults that any binary can suffer.
@@ -65,6 +68,7 @@ pub enum Fault {
     Member(membership::Replace),
     Damage(damage::Damage),
     Clock(clock::Jump),
+    Failpoint(failpoint::Failpoint),
 }
 
 /// What a fault does its work with.
@@ -100,6 +104,7 @@ impl Kind {
             Kind::Member => "member",
             Kind::Damage => "damage",
             Kind::Clock => "clock",
+            Kind::Failpoint => "failpoint",
         }
     }
 
@@ -114,6 +119,7 @@ impl Kind {
             Kind::Member => Fault::Member(membership::Replace::draw(random)),
             Kind::Damage => Fault::Damage(damage::Damage::draw(random)),
             Kind::Clock => Fault::Clock(clock::Jump::draw(random)),
+            Kind::Failpoint => Fault::Failpoint(failpoint::Failpoint::draw(random)),
         }
     }
 
@@ -122,7 +128,7 @@ impl Kind {
     fn is_alone(self) -> bool {
         match self {
             Kind::Partition | Kind::Slow | Kind::Kill | Kind::Pause | Kind::Clock => false,
-            Kind::Transfer | Kind::Member | Kind::Damage => true,
+            Kind::Transfer | Kind::Member | Kind::Damage | Kind::Failpoint => true,
         }
     }
 }
@@ -138,6 +144,7 @@ impl Fault {
             Fault::Member(_) => Kind::Member,
             Fault::Damage(_) => Kind::Damage,
             Fault::Clock(_) => Kind::Clock,
+            Fault::Failpoint(_) => Kind::Failpoint,
         }
     }
 
@@ -152,6 +159,7 @@ impl Fault {
             Fault::Member(replace) => replace.begin(scene).await,
             Fault::Damage(damage) => damage.begin(scene).await,
             Fault::Clock(jump) => jump.begin(scene).await,
+            Fault::Failpoint(failpoint) => failpoint.begin(scene).await,
         }
     }
 
@@ -166,6 +174,7 @@ impl Fault {
             Fault::Member(fault) => format!("{fault:?}"),
             Fault::Damage(fault) => format!("{fault:?}"),
             Fault::Clock(fault) => format!("{fault:?}"),
+            Fault::Failpoint(fault) => format!("{fault:?}"),
         }
     }
 }

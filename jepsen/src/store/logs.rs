@@ -27,7 +27,21 @@ pub fn panics(dir: &Path) -> io::Result<Vec<(String, Lines)>> {
     Ok(found)
 }
 
-/// What Rust prints, and how the node logs it.
+/// What Rust prints, and how the node logs it. Who was asked to panic may.
 fn tells(line: &str) -> bool {
-    line.contains("panicked at") || line.contains("panic;")
+    let panics = line.contains("panicked at") || line.contains("panic;");
+    panics && !line.contains("failpoint ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_asked_to_panic_may() {
+        assert!(tells("thread 'main' panicked at src/main.rs:1:1:"));
+        assert!(tells("ERROR panic; the process aborts panic=\"index 3\" at=\"src/a.rs:1\""));
+        assert!(!tells("ERROR panic; the process aborts panic=\"failpoint apply\" at=\"x\""));
+        assert!(!tells("WARN failpoint apply is hit: Panic"));
+    }
 }

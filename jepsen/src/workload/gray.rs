@@ -195,10 +195,6 @@ impl One {
     }
 }
 
-fn key(item: &Value) -> String {
-    gray::key(item)
-}
-
 async fn publish(way: &Connection, what: &Invocation) -> Outcome {
     let Some([item, value, gray @ ..]) = what.value.elements() else {
         panic!("{} publishes nothing", what.value);
@@ -212,7 +208,7 @@ async fn publish(way: &Connection, what: &Invocation) -> Outcome {
         })),
         _ => None,
     };
-    let publication = config::publication(GROUP, key(item), value.to_string());
+    let publication = config::publication(GROUP, gray::key(item), value.to_string());
     // How many are kept is a matter of the item, not of one gray release.
     let keep = if gray.is_some() { 0 } else { publication.keep };
     match way.publish(v1::PublishConfigRequest { gray, keep, ..publication }).await {
@@ -242,7 +238,7 @@ async fn end(way: &Connection, what: &Invocation) -> (Outcome, bool) {
     };
     let request = v1::EndGrayRequest {
         group: GROUP.to_owned(),
-        key: key(item),
+        key: gray::key(item),
         rule: rule.clone(),
         promote: *promote,
         ..Default::default()
@@ -261,7 +257,7 @@ async fn read(way: &Connection, what: &Invocation) -> Outcome {
     let labels = gray::labels(*reader).into_iter().collect();
     let request = v1::GetConfigRequest {
         group: GROUP.to_owned(),
-        key: key(item),
+        key: gray::key(item),
         client: Some(v1::ConfigClient { id: gray::client(*reader), labels }),
         ..Default::default()
     };

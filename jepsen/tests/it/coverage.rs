@@ -52,6 +52,17 @@ fn a_run_that_does_not_count() {
     assert_eq!(open, ["kill :it was not ended", "nothing succeeded after the last fault"]);
 }
 
+/// What needs no node shows nothing of the cluster.
+#[test]
+fn what_clients_do_by_themselves() {
+    let (kill, gone) = (begin(1, "kill", true), end(1, "kill", ":proof \"gone\""));
+    let survives = ["nothing succeeded during any kill"];
+    for alone in ["pick", "wait", "journal"] {
+        let alone = OK.replace(":read", &format!(":{alone}"));
+        assert_eq!(missing(&format!("{OK}{kill}{alone}{gone}{OK}"), &["kill"]), survives);
+    }
+}
+
 /// Where no majority is left nothing needs to succeed, and of several faults of a kind one is enough.
 #[test]
 fn what_needs_no_success() {

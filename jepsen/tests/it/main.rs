@@ -10,6 +10,7 @@ mod bugs;
 mod counter;
 mod coverage;
 mod edn;
+mod failpoints;
 mod gray;
 mod history;
 mod lines;

@@ -34,6 +34,7 @@ use self::prepare::{Outcome, Retired, Slot, Work};
 use self::reader::{Change, Place, Shared};
 use self::segment::{Segment, Shape};
 use super::disk::Disk;
+use crate::failpoint::failpoint;
 use crate::limits;
 
 /// Writes end at multiples of this, padded with zeros: a block that is overwritten whole need not be
@@ -340,6 +341,7 @@ impl WalCore {
         self.push_committed()?;
         self.write()?;
         self.sync()?;
+        failpoint!(LogAfterSync);
         {
             let mut index = self.shared.write();
             for change in self.changes.drain(..) {
@@ -553,6 +555,7 @@ impl WalCore {
         if let Some(meter) = &mut self.meter {
             meter.sync_begins();
         }
+        failpoint!(LogBeforeSync, |error| Err(self.fail(error)));
         let synced = self.active.file.sync();
         if let Some(meter) = &mut self.meter {
             meter.sync_ended();

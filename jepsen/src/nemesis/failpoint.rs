@@ -1,0 +1,282 @@
+//! Failpoints: a place in one node's code panics, waits or fails, once or for a while. Only a binary with the
+//! feature `failpoints` has them; what each place is for is told in its `src/failpoint.rs`.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use quorate::proto::v1;
+use tokio::time::{Instant, sleep};
+
+use super::membership::Replace;
+use super::{Active, Ending, Scene, Whom, ids, majority_without, map};
+use crate::edn::Value;
+use crate::random::Random;
+
+/// How long it may take until the place is come to, and how often that is looked for.
+const PATIENCE: Duration = Duration::from_secs(15);
+const LOOK: Duration = Duration::from_millis(50);
+/// How long a process that panics may take to end.
+const END: Duration = Duration::from_secs(5);
+/// Of sessions that are left alone.
+const TTL_MS: u64 = 1_000;
+/// What is written on the way.
+const COUNTER: &str = "jepsen_failpoint";
+
+/// What brings a node to a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Writes: any node gets there.
+    Writes,
+    /// Writes that are answered: the leader gets there.
+    Answers,
+    /// A node is down for so long that the log it lacks is gone.
+    Snapshot,
+    /// The leader: a session is left alone.
+    Session,
+    /// The leader: a transaction calls somebody.
+    Saga,
+    /// The leader: another node is removed.
+    Removal,
+}
+
+/// A place as the binary knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Point {
+    pub name: &'static str,
+    way: Way,
+    /// It can fail there.
+    fails: bool,
+}
+
+const fn point(name: &'static str, way: Way, fails: bool) -> Point {
+    Point { name, way, fails }
+}
+
+/// All places; a test holds them against the binary's.
+pub const POINTS: &[Point] = &[
+    point("log-before-sync", Way::Writes, true),
+    point("log-after-sync", Way::Writes, false),
+    point("log-purge", Way::Writes, true),
+    point("checkpoint-before-write", Way::Writes, true),
+    point("checkpoint-after-write", Way::Writes, false),
+    point("snapshot-create", Way::Writes, true),
+    point("snapshot-before-rename", Way::Writes, true),
+    point("snapshot-after-rename", Way::Writes, true),
+    point("snapshot-received", Way::Snapshot, true),
+    point("snapshot-install", Way::Snapshot, true),
+    point("snapshot-installed", Way::Snapshot, false),
+    point("apply", Way::Writes, false),
+    point("answer", Way::Answers, true),
+    point("saga-decided", Way::Saga, true),
+    point("expiry", Way::Session, true),
+    point("membership-half", Way::Removal, true),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Action {
+    Panic,
+    Sleep(u64),
+    Error,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Action::Panic => f.write_str("panic"),
+            Action::Sleep(ms) => write!(f, "sleep({ms})"),
+            Action::Error => f.write_str("error"),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failpoint {
+    point: Point,
+    action: Action,
+    /// Once, and not until the fault ends.
+    once: bool,
+}
+
+impl Failpoint {
+    pub fn draw(random: &mut Random) -> Failpoint {
+        let point = *random.pick(POINTS);
+        let action = match random.below(if point.fails { 3 } else { 2 }) {
+            0 => Action::Panic,
+            1 => Action::Sleep(random.between(20..=1_500)),
+            _ => Action::Error,
+        };
+        // A process panics once.
+        let once = action == Action::Panic || random.chance(50);
+        Failpoint { point, action, once }
+    }
+
+    /// What the node's file says.
+    fn line(&self) -> String {
+        let Failpoint { point, action, once } = self;
+        format!("{} {action}{}", point.name, if *once { " 1" } else { "" })
+    }
+
+    pub async fn begin(&self, scene: &mut Scene<'_>) -> io::Result<Option<Box<dyn Active>>> {
+        let Some((leader, _)) = scene.cluster.leader().await else { return Ok(None) };
+        let others: Vec<u64> =
+            scene.cluster.awake().into_iter().filter(|&id| id != leader).collect();
+        if others.is_empty() {
+            return Ok(None);
+        }
+        let other = *scene.random.pick(&others);
+        let node = match self.point.way {
+            Way::Writes if scene.random.chance(50) => leader,
+            Way::Writes | Way::Snapshot => other,
+            Way::Answers | Way::Session | Way::Saga | Way::Removal => leader,
+        };
+        let removes = (self.point.way == Way::Removal).then_some(other);
+        let before = scene.cluster.node(node).failpoint_hits(self.point.name)?;
+        for mortal in [Some(node), removes].into_iter().flatten() {
+            scene.cluster.expects_end(mortal, true);
+        }
+        if self.point.way == Way::Snapshot {
+            fall_behind(scene, node, leader).await?;
+        }
+        scene.cluster.node(node).set_failpoint(&self.line())?;
+        if self.point.way == Way::Snapshot {
+            scene.cluster.spawn(node)?;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        let mut hit = false;
+        while !hit && Instant::now() < deadline {
+            lead_there(scene, self.point.way, leader, other).await;
+            sleep(LOOK).await;
+            hit = scene.cluster.node(node).failpoint_hits(self.point.name)? > before;
+        }
+        if self.action == Action::Panic && hit {
+            // A panic under guard ends nothing, so that this is no condition.
+            let deadline = Instant::now() + END;
+            while scene.cluster.has_ended(node)?.is_none() && Instant::now() < deadline {
+                sleep(LOOK).await;
+            }
+        }
+        let what = map([
+            ("kind", Value::keyword("failpoint")),
+            ("point", Value::keyword(self.point.name)),
+            ("does", Value::String(self.line())),
+            ("nodes", ids(&[node])),
+        ]);
+        let leaves_majority = majority_without(scene, &[node]);
+        let point = self.point;
+        Ok(Some(Box::new(Armed { node, point, before, removes, what, leaves_majority })))
+    }
+}
+
+/// Takes the node down until the leader has forgotten what the node lacks.
+async fn fall_behind(scene: &mut Scene<'_>, node: u64, leader: u64) -> io::Result<()> {
+    let admin = scene.cluster.admin(node).clone();
+    let applied = admin.status(v1::StatusRequest {}).await.map_or(0, |it| it.applied_index);
+    scene.cluster.kill(node)?;
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        write(scene, leader).await;
+        let status = scene.cluster.admin(leader).status(v1::StatusRequest {}).await;
+        if status.is_ok_and(|status| status.purged_index > applied) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Some writes, one after the other, so that each is an entry.
+async fn write(scene: &Scene<'_>, leader: u64) {
+    for _ in 0..20 {
+        let request = v1::AddCounterRequest {
+            name: COUNTER.to_owned(),
+            kind: v1::CounterKind::Gauge.into(),
+            delta: 1,
+            ..Default::default()
+        };
+        // What becomes of it does not matter.
+        if scene.cluster.admin(leader).add_counter(request).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Makes it likely that the node gets there. What becomes of that is seen in the node's log.
+async fn lead_there(scene: &Scene<'_>, way: Way, leader: u64, other: u64) {
+    let admin = scene.cluster.admin(leader);
+    match way {
+        Way::Writes | Way::Answers | Way::Snapshot => write(scene, leader).await,
+        Way::Session => {
+            let request =
+                v1::OpenSessionRequest { ttl_ms: TTL_MS, client: "jepsen-failpoint".to_owned() };
+            let _ = admin.open_session(request).await;
+            sleep(Duration::from_millis(TTL_MS)).await;
+        }
+        Way::Saga => {
+            let branch = v1::NewSagaBranch {
+                action: format!("counter:///{COUNTER}?delta=1"),
+                ..Default::default()
+            };
+            let request = v1::BeginSagaRequest {
+                mode: v1::SagaMode::Saga.into(),
+                branches: vec![branch],
+                submit: true,
+                ..Default::default()
+            };
+            let _ = admin.begin_saga(request).await;
+        }
+        Way::Removal => {
+            let _ = admin.remove(v1::RemoveRequest { id: other }).await;
+        }
+    }
+}
+
+struct Armed {
+    node: u64,
+    point: Point,
+    /// How often its log told of a hit before.
+    before: usize,
+    /// The node whose removal was begun.
+    removes: Option<u64>,
+    what: Value,
+    leaves_majority: bool,
+}
+
+impl Active for Armed {
+    fn what(&self) -> Value {
+        self.what.clone()
+    }
+
+    fn leaves_majority(&self) -> bool {
+        self.leaves_majority
+    }
+
+    fn end<'a>(self: Box<Self>, scene: &'a mut Scene<'_>) -> Ending<'a> {
+        Box::pin(async move {
+            let Armed { node, point, before, removes, .. } = *self;
+            scene.cluster.node(node).set_failpoint("")?;
+            // It must see that before whatever ends it counts again.
+            sleep(2 * LOOK).await;
+            let ended = scene.cluster.has_ended(node)?;
+            for mortal in [Some(node), removes].into_iter().flatten() {
+                scene.cluster.expects_end(mortal, false);
+            }
+            scene.cluster.spawn(node)?;
+            let hits = scene.cluster.node(node).failpoint_hits(point.name)? - before;
+            if let Some(victim) = removes {
+                // Half a removal is finished, and somebody takes the place.
+                let removed = Replace { whom: Whom::One }.remove(scene, victim).await?;
+                if let Err(why) = removed.end(scene).await? {
+                    return Ok(Err(why));
+                }
+            }
+            Ok(match (hits, ended) {
+                (0, _) => Err(format!(
+                    "node {node} did not come to {}, or its binary has no failpoints",
+                    point.name
+                )),
+                (hits, None) => Ok(format!("hit {hits} times")),
+                (hits, Some(status)) => Ok(format!("hit {hits} times, and ended by {status}")),
+            })
+        })
+    }
+}
