@@ -139,7 +139,7 @@ impl Cluster {
     }
 
     fn enter(&mut self, slot: Slot, mut setup: Setup, peers: Proxy) -> io::Result<()> {
-        let door = self.doors[slot].address.to_string();
+        let door = self.door(slot).to_string();
         setup.options.extend(["--advertise-client".to_owned(), door]);
         let admin = Connection::direct(setup.client, ADMIN).map_err(io::Error::other)?;
         let member = Member { node: Node::new(setup), slot, admin, _peers: peers };
@@ -270,7 +270,12 @@ impl Cluster {
         self.slots.iter().map(route).collect()
     }
 
-    /// Addresses under which the client library reaches the node of each slot.
+    /// Where the client library reaches the node of a slot.
+    pub fn door(&self, slot: Slot) -> SocketAddr {
+        self.doors[slot].address
+    }
+
+    /// The same of all slots.
     pub fn doors(&self) -> Vec<SocketAddr> {
         self.doors.iter().map(|door| door.address).collect()
     }

@@ -173,11 +173,11 @@ impl Active for Removed {
             let through = scene.cluster.ids()[0];
             let id = scene.cluster.join(self.slot, through).await?;
             scene.cluster.takes_slot(id);
-            let setup = &scene.cluster.node(id).setup;
+            // As the node itself advertises them.
             let request = v1::AddLearnerRequest {
                 id,
-                peer_address: setup.advertised.to_string(),
-                client_address: setup.client.to_string(),
+                peer_address: scene.cluster.node(id).setup.advertised.to_string(),
+                client_address: scene.cluster.door(self.slot).to_string(),
             };
             let added = async |way: &Connection| {
                 match way.add_learner(request.clone()).await {
