@@ -445,12 +445,12 @@ mod tests {
         {
             let error = PeerError::NoAnswer("reset".to_owned());
             if !self.opens {
-                tokio::spawn(input.count());
+                runtime::spawn(input.count());
                 return std::future::ready(Err(error)).boxed();
             }
             async move {
                 input.next().await.unwrap();
-                tokio::spawn(input.count());
+                runtime::spawn(input.count());
                 let result =
                     Ok(Some(LogId { leader_id: LeaderId { term: 1, node_id: 1 }, index: 7 }));
                 let answers = [Ok(codec::encode_append_result(&result)), Err(error)];
