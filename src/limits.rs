@@ -309,6 +309,11 @@ pub const SHUTDOWN_BLOCKED: Duration = Duration::from_millis(250);
 /// What an operator may count on from the signal to the end of the process.
 pub const STOP: Duration = Duration::from_secs(5);
 
+/// Bytes of discovery's answers that a node keeps for whoever asks the same, and what each of them counts for
+/// besides.
+pub const DISCOVERY_ANSWERS_BYTES: usize = 64 * 1024 * 1024;
+pub const DISCOVERY_ANSWER_OVERHEAD: usize = 512;
+
 // ---- watch ----
 
 /// Revisions, and their bytes, that a node keeps for resuming watchers.

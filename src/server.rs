@@ -157,7 +157,12 @@ impl Server {
             durability: config.durability.as_str().to_owned(),
             started,
         };
-        let api = Api { node: node.clone(), about: Arc::new(about), drain: Drain::default() };
+        let api = Api {
+            node: node.clone(),
+            about: Arc::new(about),
+            drain: Drain::default(),
+            answers: Arc::default(),
+        };
         // Set here and nowhere else.
         let _ = serving.set(api.clone());
 

@@ -398,10 +398,10 @@ impl Read for v1::ListSessionsRequest {
 }
 
 /// Names of a service, checked.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ServiceName {
-    namespace: String,
-    name: String,
+    pub namespace: String,
+    pub name: String,
 }
 
 impl ServiceName {

@@ -8,6 +8,8 @@ pub mod cluster;
 pub mod config;
 pub mod convert;
 pub mod counter;
+mod discovery;
+mod encoded;
 pub mod lock;
 pub mod registry;
 pub mod saga;
@@ -28,6 +30,7 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 use self::calls::{Read, Write};
+pub use self::discovery::Answers;
 use crate::error::Error;
 use crate::limits::{
     CLIENT_ANSWER_BYTES, CLIENT_MESSAGE_BYTES, DEFAULT_CALL_TIMEOUT, MAX_CALL_TIMEOUT,
@@ -92,6 +95,7 @@ pub struct Api {
     pub node: Node,
     pub about: Arc<About>,
     pub drain: Drain,
+    pub answers: Arc<Answers>,
 }
 
 impl Api {
@@ -116,6 +120,7 @@ impl Api {
             .add_service(limited!(SagasServer::new(saga::Sagas(self.clone()))))
             .add_service(limited!(TxnServer::new(txn::Txn(self.clone()))))
             .into_axum_router();
+        let router = discovery::route(router, self);
         let router = watch::route::<WatchRequest>(router, self);
         Routes::from(watch::route::<WatchRangesRequest>(router, self))
     }

@@ -217,6 +217,69 @@ async fn a_health_check_comes_back_whole() {
     node.server.stop().await;
 }
 
+/// Answers of discovery are kept for whoever asks the same: each change shows at once, to every filter, with the
+/// header of its own time.
+#[tokio::test]
+async fn discovery_never_answers_with_what_was() {
+    let node = TestNode::start().await;
+    let mut registry = node.registry();
+    let filters = [
+        v1::InstanceFilter::default(),
+        v1::InstanceFilter { healthy_only: true, ..Default::default() },
+        v1::InstanceFilter { zone: "z1".into(), ..Default::default() },
+    ];
+    let mut last = 0;
+    let mut look = async |expected: [usize; 3]| {
+        for _ in 0..2 {
+            for (filter, expected) in filters.iter().zip(expected) {
+                let request = v1::ListInstancesRequest { filter: Some(filter.clone()), ..list() };
+                let answer = node.registry().list_instances(request.clone()).await.unwrap();
+                let answer = answer.into_inner();
+                let header = answer.header.unwrap();
+                assert_eq!(header.consistency(), Consistency::Linearizable);
+                assert_eq!((header.node_id, answer.instances.len()), (1, expected), "{filter:?}");
+                let revision = node.api().node.read(crate::state::State::revision);
+                assert_eq!(header.revision, revision);
+                assert!(last <= header.revision);
+                last = header.revision;
+                // The same as whoever encodes for one caller.
+                let apart = node.api().read(Request::new(request)).await.unwrap().into_inner();
+                assert_eq!(answer, apart);
+            }
+        }
+    };
+    look([0, 0, 0]).await;
+    registry.register(register("1")).await.unwrap();
+    look([1, 1, 0]).await;
+    let mut zoned = register("2");
+    zoned.instance.as_mut().unwrap().zone = "z1".into();
+    registry.register(zoned).await.unwrap();
+    look([2, 2, 1]).await;
+    let drains = v1::UpdateInstanceRequest {
+        service: "web".into(),
+        id: "2".into(),
+        admin: v1::Admin::Draining.into(),
+        ..Default::default()
+    };
+    registry.update_instance(drains).await.unwrap();
+    look([2, 1, 1]).await;
+    // Settings are part of the answer, and decide what it holds.
+    for (protect_threshold_percent, expected) in [(90, [2, 2, 1]), (10, [2, 1, 1])] {
+        let service =
+            v1::Service { name: "web".into(), protect_threshold_percent, ..Default::default() };
+        let put = v1::PutServiceRequest { service: Some(service), ..Default::default() };
+        registry.put_service(put).await.unwrap();
+        look(expected).await;
+    }
+    for id in ["1", "2"] {
+        let gone =
+            v1::DeregisterRequest { service: "web".into(), id: id.into(), ..Default::default() };
+        registry.deregister(gone).await.unwrap();
+    }
+    look([0, 0, 0]).await;
+    node.server.stop().await;
+}
+
 #[tokio::test]
 async fn a_service_is_registered_discovered_changed_and_removed() {
     let node = TestNode::start().await;

@@ -1,25 +1,19 @@
 //! `quorate.v1.Watches`, and its method and `Registry.Watch` as they are mounted: a message is encoded
 //! by the first watcher that gets it, and the same bytes go to all others.
 
-use std::convert::Infallible;
-use std::marker::PhantomData;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use axum::Router;
 use bytes::BufMut as _;
 use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream, StreamExt as _};
-use tonic::body::Body;
-use tonic::codec::{Codec, EncodeBuf, Encoder};
-use tonic::codegen::{Body as HttpBody, Service, StdError, http};
-use tonic::server::{Grpc, ServerStreamingService};
+use tonic::codec::EncodeBuf;
+use tonic::server::ServerStreamingService;
 use tonic::{Request, Response, Status};
-use tonic_prost::{ProstCodec, ProstDecoder};
 
+use super::encoded::{self, Encoded};
 use super::{Api, convert, shutting_down, timeout};
 use crate::error::Error;
-use crate::limits::{CLIENT_ANSWER_BYTES, CLIENT_MESSAGE_BYTES};
 use crate::proto::v1::{
     Consistency, WatchRangesRequest, WatchRequest, WatchResponse, watches_server,
 };
@@ -131,45 +125,11 @@ impl watches_server::Watches for Watches {
 
 /// Mounts the method of these requests.
 pub fn route<R: Ranged>(router: Router, api: &Api) -> Router {
-    router.route_service(R::PATH, Shared::<R> { api: api.clone(), method: PhantomData })
-}
-
-/// The service of one method.
-#[derive(Debug)]
-struct Shared<R> {
-    api: Api,
-    method: PhantomData<fn(R)>,
-}
-
-impl<R> Clone for Shared<R> {
-    fn clone(&self) -> Self {
-        Shared { api: self.api.clone(), method: PhantomData }
-    }
-}
-
-impl<R, B> Service<http::Request<B>> for Shared<R>
-where
-    R: Ranged,
-    B: HttpBody + Send + 'static,
-    B::Error: Into<StdError> + Send,
-{
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let method = Method(self.api.clone());
-        Box::pin(async move {
-            let mut grpc = Grpc::new(SharedCodec::<R>(PhantomData))
-                .max_decoding_message_size(CLIENT_MESSAGE_BYTES)
-                .max_encoding_message_size(CLIENT_ANSWER_BYTES);
-            Ok(grpc.server_streaming(method, request).await)
-        })
-    }
+    let api = api.clone();
+    encoded::route::<Sent, R>(router, R::PATH, move |mut grpc, request| {
+        let method = Method(api.clone());
+        Box::pin(async move { grpc.server_streaming(method, request).await })
+    })
 }
 
 struct Method(Api);
@@ -185,32 +145,8 @@ impl<R: Ranged> ServerStreamingService<R> for Method {
     }
 }
 
-/// Decodes as always; encodes by copying bytes.
-struct SharedCodec<R>(PhantomData<fn(R)>);
-
-impl<R: Ranged> Codec for SharedCodec<R> {
-    type Encode = Sent;
-    type Decode = R;
-    type Encoder = SharedEncoder;
-    type Decoder = ProstDecoder<R>;
-
-    fn encoder(&mut self) -> SharedEncoder {
-        SharedEncoder
-    }
-
-    fn decoder(&mut self) -> Self::Decoder {
-        ProstCodec::<WatchResponse, R>::default().decoder()
-    }
-}
-
-struct SharedEncoder;
-
-impl Encoder for SharedEncoder {
-    type Item = Sent;
-    type Error = Status;
-
-    fn encode(&mut self, sent: Sent, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buf.put(convert::watch_bytes(&sent.message, sent.client.as_deref()));
-        Ok(())
+impl Encoded for Sent {
+    fn put(self, buf: &mut EncodeBuf<'_>) {
+        buf.put(convert::watch_bytes(&self.message, self.client.as_deref()));
     }
 }

@@ -4,6 +4,7 @@
 //! may ask, [`types`] its types with ours filled in.
 
 pub mod codec;
+mod commits;
 pub mod fetch;
 pub mod log;
 pub mod machine;

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::codec::{self, Malformed};
+use super::commits;
 use super::machine::SnapshotFile;
 use super::types::{Member, NodeId, SnapshotMeta, StoredMembership, Types, Vote};
 use crate::runtime;
@@ -285,7 +286,8 @@ impl RaftNetworkV2<Types> for Link {
         // A transport may still ask for requests after it has reported an error. What they would carry may
         // have been purged by then.
         let (wanted, unwanted) = oneshot::channel();
-        let input = input.map(|request| codec::encode_append(&request)).take_until(unwanted);
+        let input = commits::with_entries(input).take_until(unwanted);
+        let input = input.map(|request| codec::encode_append(&request));
         let open = self.peers.stream(self.target, &self.address, Channel::Append, input.boxed());
         let (id, target) = (self.id, self.target);
         let answers = async move {

@@ -11,7 +11,7 @@
 //! - names are shared: the key of a map, the records below it and the indexes hold one `Arc<str>`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 mod alarm;
 mod config;
@@ -65,6 +65,19 @@ pub(super) struct ServiceTable {
     pub healthy: usize,
     /// Instances that are not disabled.
     pub visible: usize,
+    /// Made when somebody asks for it, gone with the next change.
+    version: OnceLock<ServiceVersion>,
+}
+
+/// Stands for all there is of a service at one time. Two of them are equal only when nothing of the service has
+/// changed in between.
+#[derive(Debug, Clone, Default)]
+pub struct ServiceVersion(Arc<()>);
+
+impl PartialEq for ServiceVersion {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -477,6 +490,7 @@ impl NamespaceTable {
                 instances: Catalog::default(),
                 healthy: 0,
                 visible: 0,
+                version: OnceLock::new(),
             }
         })
     }
@@ -498,6 +512,7 @@ impl ServiceTable {
             Some(_) => _ = ledger.checked.insert(self.name.clone()),
             None => _ = ledger.checked.remove(&self.name),
         }
+        self.version.take();
         let record = Arc::new(record);
         let before = self.settings.replace(record.clone());
         Written::put(record.key(), Record::Service(record), before.map(Record::Service))
@@ -505,6 +520,7 @@ impl ServiceTable {
 
     /// None when it has no settings. The caller prunes.
     pub fn remove_settings(&mut self, ledger: &mut Ledger) -> Option<Written> {
+        self.version.take();
         ledger.checked.remove(&self.name);
         self.settings.take().map(|gone| Written::removed(gone.key(), Record::Service(gone)))
     }
@@ -522,7 +538,13 @@ impl ServiceTable {
         Written::put(record.key(), Record::Instance(record), old.map(Record::Instance))
     }
 
+    pub fn version(&self) -> ServiceVersion {
+        self.version.get_or_init(ServiceVersion::default).clone()
+    }
+
+    /// To be called with each change of an instance.
     fn count(&mut self, old: Option<&Instance>, new: Option<&Instance>) {
+        self.version.take();
         let one = |instance: Option<&Instance>, is: fn(&Instance) -> bool| {
             usize::from(instance.is_some_and(is))
         };

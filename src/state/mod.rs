@@ -46,7 +46,7 @@ mod tests_properties;
 pub use command::*;
 pub use config::Verdict;
 pub use counter::window_ms;
-pub use memory::SessionEntry;
+pub use memory::{ServiceVersion, SessionEntry};
 pub use read::*;
 pub use scope::{Match, Scope};
 pub use table::*;

@@ -14,13 +14,13 @@ pub use self::config::{ConfigClient, ConfigFilter, ConfigHistory};
 pub use self::counter::CounterFilter;
 use super::State;
 use super::command::{Refusal, Reply, Txn};
-use super::memory::{ServiceTable, SessionEntry};
+use super::memory::{ServiceTable, ServiceVersion, SessionEntry};
 use super::scope::Scope;
 use super::table::{Instance, Member, Namespace, Pairs, Record, Service, Session};
 use crate::limits;
 
 /// Which instances discovery returns.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Filter {
     /// Only those that can take calls, unless the protect threshold returns all.
     pub healthy_only: bool,
@@ -106,6 +106,11 @@ impl State {
             .cloned()
             .collect();
         Discovery { instances, protected, service: Some(table.view()) }
+    }
+
+    /// None when there is no such service.
+    pub fn service_version(&self, namespace: &str, service: &str) -> Option<ServiceVersion> {
+        self.tables.service(namespace, service).map(ServiceTable::version)
     }
 
     pub fn service(&self, namespace: &str, name: &str) -> Option<ServiceView> {

@@ -909,16 +909,34 @@ fn assert_indexes_alike(state: &State, model: &Model) {
     assert_eq!(format!("{:?}", restored(state).tables.ledger), format!("{ledger:?}"));
 }
 
+/// Whoever has seen a service at one version knows what it is for as long as the version is that one.
+fn assert_versions_move(known: &mut Vec<(Option<ServiceVersion>, Discovery)>, state: &State) {
+    let names =
+        NAMESPACES.iter().flat_map(|namespace| SERVICES.map(|service| (namespace, service)));
+    let now: Vec<_> = names
+        .map(|(namespace, service)| {
+            let version = state.service_version(namespace, service);
+            (version, state.discover(namespace, service, &Filter::default()))
+        })
+        .collect();
+    for ((before, was), (after, is)) in known.iter().zip(&now) {
+        assert!(before != after || was == is, "{was:?} has become {is:?} unnoticed");
+    }
+    *known = now;
+}
+
 #[test]
 fn behaves_like_the_model() {
     check("tests_properties::behaves_like_the_model", history(40), |sketch| {
         let mut state = State::default();
+        let mut versions = Vec::new();
         for (entry, outcomes, model) in fill_in(&sketch) {
             let before = state.revision();
             let applied = entry.apply_to(&mut state);
             assert_eq!(applied.outcomes, outcomes, "answers to {entry:?}");
             assert_records_alike(&state, &model, &entry);
             assert_reads_alike(&state, &model);
+            assert_versions_move(&mut versions, &state);
 
             assert_eq!(applied.meta, state.meta());
             let mut revision = before;

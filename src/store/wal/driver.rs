@@ -1,6 +1,6 @@
 //! The thread that drives the log in production: take everything queued, stage it, one write, one
-//! sync, then the callbacks in order. No timer: a lone write leaves at once, and groups grow by
-//! themselves while a sync is under way.
+//! sync, then the callbacks in order. A lone write leaves at once, and groups grow by themselves while a
+//! sync is under way. Only the seal waits for a pause.
 //!
 //! A second thread prepares segments. The simulation uses neither, it drives a `WalCore` by itself.
 
@@ -15,6 +15,10 @@ use std::time::{Duration, Instant};
 use super::prepare::Job;
 use super::{Meter, WalCore, WalReader, Write};
 use crate::limits;
+
+/// How long nothing must have been written before the log is sealed: a write of its own behind each of a row of
+/// groups would cost as much as they do, and the kernel takes seconds to write it back.
+const SEAL_AFTER: Duration = Duration::from_millis(10);
 
 /// Called once, after the writes are durable or certainly not acknowledged.
 type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
@@ -63,6 +67,25 @@ struct Shared {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until there is work or the log is closed, at most so long.
+    fn wait<'a>(
+        &self,
+        mut queue: MutexGuard<'a, Queue>,
+        at_most: Option<Duration>,
+    ) -> MutexGuard<'a, Queue> {
+        let nothing = |queue: &mut Queue| queue.waiting.is_empty() && !queue.closed;
+        queue.idle = true;
+        let mut queue = match at_most {
+            Some(at_most) => {
+                let waited = self.work.wait_timeout_while(queue, at_most, nothing);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
+            None => self.work.wait_while(queue, nothing).unwrap_or_else(PoisonError::into_inner),
+        };
+        queue.idle = false;
+        queue
     }
 }
 
@@ -212,7 +235,7 @@ impl Driver {
     /// Ends well when the log is closed.
     fn serve(&mut self) -> io::Result<()> {
         let mut group = VecDeque::new();
-        while self.take(&mut group) {
+        while self.take(&mut group)? {
             if let Err(error) = self.write(&group) {
                 // Back into the queue, from which they are failed in order.
                 let mut queue = self.shared.lock();
@@ -229,9 +252,6 @@ impl Driver {
                 let _ = self.jobs.try_send(job);
             }
             self.shared.bytes_on_disk.store(self.core.bytes_on_disk(), Ordering::Relaxed);
-            if self.shared.lock().waiting.is_empty() {
-                self.core.seal()?;
-            }
         }
         self.core.close()
     }
@@ -243,17 +263,18 @@ impl Driver {
         self.core.commit()
     }
 
-    /// Waits for work and takes all of it. False when the log is closed and nothing is left.
-    fn take(&self, group: &mut VecDeque<Submission>) -> bool {
-        let mut queue = self.shared.lock();
-        while queue.waiting.is_empty() {
-            if queue.closed {
-                return false;
-            }
-            queue.idle = true;
-            queue = self.shared.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+    /// Waits for work and takes all of it; seals the log when there is none for a while. False when the log is
+    /// closed and nothing is left.
+    fn take(&mut self, group: &mut VecDeque<Submission>) -> io::Result<bool> {
+        let mut queue = self.shared.wait(self.shared.lock(), Some(SEAL_AFTER));
+        if queue.waiting.is_empty() && !queue.closed {
+            drop(queue);
+            self.core.seal()?;
+            queue = self.shared.wait(self.shared.lock(), None);
         }
-        queue.idle = false;
+        if queue.waiting.is_empty() {
+            return Ok(false);
+        }
         std::mem::swap(&mut queue.waiting, group);
         queue.bytes = 0;
         let blocked = queue.blocked > 0;
@@ -261,7 +282,7 @@ impl Driver {
         if blocked {
             self.shared.room.notify_all();
         }
-        true
+        Ok(true)
     }
 
     /// Nothing is acknowledged any more. The failure goes first to who ends the process.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Condvar, Mutex, mpsc};
+use std::time::Duration;
 
 use super::*;
 use crate::store::disk::{File, RealDisk};
@@ -44,6 +45,43 @@ fn callbacks_come_in_order_and_after_the_sync() {
     let (core, recovered) = WalCore::open(disk, WalOptions { create: false, ..options }).unwrap();
     assert_eq!((recovered.last, recovered.committed), (Some(2000), Some("c".into())));
     assert!(core.active.number > 4);
+}
+
+/// Without another write, without a shutdown: the last group is told from a tear once a pause has come.
+#[test]
+fn a_pause_seals_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk: Arc<RealDisk> = Arc::new(RealDisk::open(directory.path()).unwrap());
+    let (core, _) = WalCore::open(disk.clone(), options(true)).unwrap();
+    let wal = Wal::spawn(core, no_failure());
+    let (sender, receiver) = mpsc::channel();
+    for index in 1..4 {
+        let sender = sender.clone();
+        let done = Box::new(move |result: io::Result<()>| sender.send(result).unwrap());
+        wal.submit(vec![entry(index, "payload")], done);
+        receiver.recv().unwrap().unwrap();
+    }
+    let segment = directory.path().join(&disk.list().unwrap()[0]);
+    let frames = || {
+        let bytes = std::fs::read(&segment).unwrap();
+        bytes.len() - bytes.iter().rev().take_while(|byte| **byte == 0).count()
+    };
+    let at_once = frames();
+    let (_nothing, pause) = mpsc::channel::<()>();
+    let looks = (0..5_000).map(|_| {
+        _ = pause.recv_timeout(Duration::from_millis(2));
+        frames()
+    });
+    assert!(looks.into_iter().any(|end| end > at_once), "it is not sealed");
+    let mut bytes = std::fs::read(&segment).unwrap();
+    let last = bytes.windows(7).rposition(|window| window == b"payload").unwrap();
+    bytes[last] ^= 1;
+    let copy = tempfile::tempdir().unwrap();
+    std::fs::write(copy.path().join(segment.file_name().unwrap()), bytes).unwrap();
+    let copy = Arc::new(RealDisk::open(copy.path()).unwrap());
+    let opened = WalCore::open(copy, options(false));
+    assert!(matches!(opened, Err(OpenError::Damaged { .. })), "{opened:?}");
+    wal.shutdown();
 }
 
 #[test]
