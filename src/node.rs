@@ -48,8 +48,8 @@ use self::wire::{Admin, AdminReply, Description, WireError};
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::limits::{
-    CLIENT_ADMIN_TIMEOUT, DISK_LOW_BYTES, DISK_OK_BYTES, MAX_CALL_TIMEOUT, PROPOSAL_QUEUE,
-    READ_QUEUE, SNAPSHOT_LOG_BYTES, TEXT_BYTES,
+    CLIENT_ADMIN_TIMEOUT, DISK_LOW_BYTES, DISK_OK_BYTES, KEEP_ALIVE_DISTANCE, MAX_CALL_TIMEOUT,
+    PROPOSAL_QUEUE, READ_QUEUE, SNAPSHOT_LOG_BYTES, TEXT_BYTES,
 };
 use crate::proto::v1::Consistency;
 use crate::raft::codec;
@@ -384,7 +384,7 @@ impl Node {
             on_fatal,
             proposer: Proposer::new(),
             reads: Batcher::new("reads", READ_QUEUE),
-            keep_alives: Batcher::new("keep-alives", PROPOSAL_QUEUE),
+            keep_alives: Batcher::spaced("keep-alives", PROPOSAL_QUEUE, KEEP_ALIVE_DISTANCE),
             keeper: Keeper::default(),
             directory: Mutex::new(BTreeMap::from([(config.id, config.client_address.clone())])),
             alarms: Mutex::default(),

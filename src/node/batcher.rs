@@ -1,14 +1,15 @@
 //! Many callers, one round trip: callers that wait at the same time share one round. Used for read
 //! indexes and keep-alives. A round starts as soon as a permit is free, so a lone caller never waits
-//! for others, and under load rounds grow by themselves.
+//! for others, and under load rounds grow by themselves; rounds that may be late keep a distance besides.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore, oneshot};
 
 use crate::error::Error;
-use crate::runtime;
+use crate::runtime::{self, Instant};
 
 /// Rounds under way at once.
 const ROUNDS: usize = 4;
@@ -24,6 +25,8 @@ pub struct Batcher<T, R> {
 struct Shared<T, R> {
     name: &'static str,
     limit: usize,
+    /// From the start of a round to that of the next one, at least.
+    distance: Duration,
     waiting: Mutex<Waiting<T, R>>,
     wake: Notify,
 }
@@ -37,8 +40,13 @@ impl<T, R> Shared<T, R> {
 impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
     /// At most `limit` callers wait; one more is refused as overloaded.
     pub fn new(name: &'static str, limit: usize) -> Self {
-        let shared = Shared { name, limit, waiting: Mutex::new(Vec::new()), wake: Notify::new() };
-        Batcher { shared: Arc::new(shared) }
+        Batcher::spaced(name, limit, Duration::ZERO)
+    }
+
+    /// As [`Batcher::new`]; a round starts no earlier than `distance` after the one before.
+    pub fn spaced(name: &'static str, limit: usize, distance: Duration) -> Self {
+        let (waiting, wake) = (Mutex::new(Vec::new()), Notify::new());
+        Batcher { shared: Arc::new(Shared { name, limit, distance, waiting, wake }) }
     }
 
     /// Waits for the round that this call joins. No deadline of its own: the caller has one.
@@ -65,10 +73,15 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
         Fut: Future<Output = Vec<Result<R, Error>>> + Send + 'static,
     {
         let permits = Arc::new(Semaphore::new(ROUNDS));
+        let mut next = Instant::now();
         loop {
             let Ok(permit) = permits.clone().acquire_owned().await else { return };
             while self.shared.waiting().is_empty() {
                 self.shared.wake.notified().await;
+            }
+            if !self.shared.distance.is_zero() {
+                runtime::sleep_until(next).await;
+                next = Instant::now() + self.shared.distance;
             }
             // Let callers that are runnable now join this round.
             runtime::yield_now().await;
@@ -84,5 +97,42 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
                 }
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// Calls made so many ms after the beginning, and in which round each was answered, and when.
+    async fn answered(distance: u64, calls: &[u64]) -> Vec<(usize, u64)> {
+        let distance = Duration::from_millis(distance);
+        let batcher = Arc::new(Batcher::<(), usize>::spaced("tests", 100, distance));
+        let rounds = Arc::new(Mutex::new(0));
+        let driver = batcher.clone();
+        runtime::spawn(async move {
+            let round = |items: Vec<()>| {
+                *rounds.lock().unwrap() += 1;
+                std::future::ready(vec![Ok(*rounds.lock().unwrap()); items.len()])
+            };
+            driver.run(round).await;
+        });
+        let begun = Instant::now();
+        let calls = calls.iter().map(|at| async {
+            runtime::sleep_until(begun + Duration::from_millis(*at)).await;
+            let round = batcher.call(()).await.unwrap();
+            (round, u64::try_from((Instant::now() - begun).as_millis()).unwrap())
+        });
+        futures::future::join_all(calls).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rounds_keep_their_distance_and_a_lone_caller_does_not_wait() {
+        let found = answered(10, &[5, 6, 14, 16, 50, 50]).await;
+        assert_eq!(found, [(1, 5), (2, 15), (2, 15), (3, 25), (4, 50), (4, 50)]);
+        let found = answered(0, &[5, 6, 14]).await;
+        assert_eq!(found, [(1, 5), (2, 6), (3, 14)]);
     }
 }

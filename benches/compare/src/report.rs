@@ -179,7 +179,10 @@ fn speed(text: &mut String, results: &Results) {
                 value(&row.ours),
                 value(&row.etcd),
                 spread,
-                format!("{} / {}", row.floor, row.goal),
+                match row.measure {
+                    Measure::Rate | Measure::P99 => format!("{} / {}", row.floor, row.goal),
+                    Measure::P50 => format!("{} / {} ms", row.floor, row.goal),
+                },
                 met.to_owned(),
                 format!("{} / {}", p99(&row.ours), p99(&row.etcd)),
                 format!("{} / {}", cpu(&row.ours), cpu(&row.etcd)),
