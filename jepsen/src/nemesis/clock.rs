@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{Active, Ending, Proof, Scene, Whom, ids, map};
+use super::{Active, Begun, Ending, Proof, Scene, Whom, ids, map};
 use crate::edn::Value;
 use crate::random::Random;
 
@@ -33,7 +33,7 @@ impl Jump {
         Jump { whom, ms: jumps.collect() }
     }
 
-    pub async fn begin(&self, scene: &mut Scene<'_>) -> io::Result<Option<Box<dyn Active>>> {
+    pub async fn begin(&self, scene: &mut Scene<'_>) -> io::Result<Option<Begun>> {
         let nodes = self.whom.choose(scene).await;
         if nodes.is_empty() {
             return Ok(None);
@@ -56,7 +56,7 @@ impl Jump {
                     .to_owned())
             }
         };
-        Ok(Some(Box::new(Moved { nodes, what, proof })))
+        Ok(Some(Begun::new(what, true, Moved { nodes, proof })))
     }
 }
 
@@ -84,19 +84,10 @@ async fn move_all(scene: &Scene<'_>, nodes: &[u64], ms: i64) -> io::Result<bool>
 
 struct Moved {
     nodes: Vec<u64>,
-    what: Value,
     proof: Proof,
 }
 
 impl Active for Moved {
-    fn what(&self) -> Value {
-        self.what.clone()
-    }
-
-    fn leaves_majority(&self) -> bool {
-        true
-    }
-
     fn end<'a>(self: Box<Self>, scene: &'a mut Scene<'_>) -> Ending<'a> {
         Box::pin(async move {
             for &id in &self.nodes {

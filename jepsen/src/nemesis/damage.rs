@@ -12,7 +12,7 @@ use std::time::Duration;
 use quorate::proto::v1;
 use tokio::time::{Instant, sleep};
 
-use super::{Active, Ending, Scene, Whom, ids, map};
+use super::{Active, Begun, Ending, Scene, Whom, ids, map};
 use crate::edn::Value;
 use crate::random::Random;
 
@@ -56,7 +56,7 @@ impl Damage {
         Damage { what, whom: *random.pick(&[Whom::One, Whom::Leader]), places }
     }
 
-    pub async fn begin(&self, scene: &mut Scene<'_>) -> io::Result<Option<Box<dyn Active>>> {
+    pub async fn begin(&self, scene: &mut Scene<'_>) -> io::Result<Option<Begun>> {
         let Some(&id) = self.whom.choose(scene).await.first() else { return Ok(None) };
         scene.cluster.kill(id)?;
         let directory = scene.cluster.node(id).setup.data.join(self.what.directory());
@@ -87,7 +87,7 @@ impl Damage {
             ("nodes", ids(&[id])),
             ("files", Value::Int(originals.len() as i64)),
         ]);
-        Ok(Some(Box::new(Damaged { id, files: self.what, originals, what })))
+        Ok(Some(Begun::new(what, true, Damaged { id, files: self.what, originals })))
     }
 }
 
@@ -109,18 +109,9 @@ struct Damaged {
     id: u64,
     files: Files,
     originals: Vec<(PathBuf, Vec<u8>)>,
-    what: Value,
 }
 
 impl Active for Damaged {
-    fn what(&self) -> Value {
-        self.what.clone()
-    }
-
-    fn leaves_majority(&self) -> bool {
-        true
-    }
-
     fn end<'a>(self: Box<Self>, scene: &'a mut Scene<'_>) -> Ending<'a> {
         Box::pin(async move {
             scene.cluster.spawn(self.id)?;

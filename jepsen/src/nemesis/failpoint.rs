@@ -9,7 +9,7 @@ use quorate::proto::v1;
 use tokio::time::{Instant, sleep};
 
 use super::membership::Replace;
-use super::{Active, Ending, Scene, Whom, ids, majority_without, map};
+use super::{Active, Begun, Ending, Scene, Whom, ids, majority_without, map};
 use crate::edn::Value;
 use crate::random::Random;
 
@@ -117,7 +117,7 @@ impl Failpoint {
         format!("{} {action}{}", point.name, if *once { " 1" } else { "" })
     }
 
-    pub async fn begin(&self, scene: &mut Scene<'_>) -> io::Result<Option<Box<dyn Active>>> {
+    pub async fn begin(&self, scene: &mut Scene<'_>) -> io::Result<Option<Begun>> {
         let Some((leader, _)) = scene.cluster.leader().await else { return Ok(None) };
         let others: Vec<u64> =
             scene.cluster.awake().into_iter().filter(|&id| id != leader).collect();
@@ -164,7 +164,7 @@ impl Failpoint {
         ]);
         let leaves_majority = majority_without(scene, &[node]);
         let point = self.point;
-        Ok(Some(Box::new(Armed { node, point, before, removes, what, leaves_majority })))
+        Ok(Some(Begun::new(what, leaves_majority, Armed { node, point, before, removes })))
     }
 }
 
@@ -237,19 +237,9 @@ struct Armed {
     before: usize,
     /// The node whose removal was begun.
     removes: Option<u64>,
-    what: Value,
-    leaves_majority: bool,
 }
 
 impl Active for Armed {
-    fn what(&self) -> Value {
-        self.what.clone()
-    }
-
-    fn leaves_majority(&self) -> bool {
-        self.leaves_majority
-    }
-
     fn end<'a>(self: Box<Self>, scene: &'a mut Scene<'_>) -> Ending<'a> {
         Box::pin(async move {
             let Armed { node, point, before, removes, .. } = *self;
@@ -265,7 +255,7 @@ impl Active for Armed {
             if let Some(victim) = removes {
                 // Half a removal is finished, and somebody takes the place.
                 let removed = Replace { whom: Whom::One }.remove(scene, victim).await?;
-                if let Err(why) = removed.end(scene).await? {
+                if let Err(why) = removed.active.end(scene).await? {
                     return Ok(Err(why));
                 }
             }

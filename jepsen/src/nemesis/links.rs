@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use super::{Active, Ending, Scene, ids, map};
+use super::{Active, Begun, Ending, Scene, ids, map};
 use crate::cluster::links::{Pair, Party, Rule};
 use crate::edn::Value;
 use crate::random::Random;
@@ -30,7 +30,7 @@ impl Slow {
         Slow { delay, jitter, bytes_per_second: None, one }
     }
 
-    pub fn begin(&self, scene: &mut Scene<'_>) -> io::Result<Option<Box<dyn Active>>> {
+    pub fn begin(&self, scene: &mut Scene<'_>) -> io::Result<Option<Begun>> {
         let nodes = scene.cluster.ids();
         let struck = if self.one { vec![*scene.random.pick(&nodes)] } else { nodes.clone() };
         let all = nodes.iter().flat_map(|&a| nodes.iter().map(move |&b| (a, b)));
@@ -57,26 +57,17 @@ impl Slow {
                 bytes_per_second.map_or(Value::Nil, |rate| Value::Int(rate as i64)),
             ),
         ]);
-        Ok(Some(Box::new(Slowed { pairs, before, what })))
+        // Answers may come too late for everybody.
+        Ok(Some(Begun::new(what, false, Slowed { pairs, before })))
     }
 }
 
 struct Slowed {
     pairs: Vec<Pair>,
     before: u64,
-    what: Value,
 }
 
 impl Active for Slowed {
-    fn what(&self) -> Value {
-        self.what.clone()
-    }
-
-    /// Answers may come too late for everybody.
-    fn leaves_majority(&self) -> bool {
-        false
-    }
-
     fn end<'a>(self: Box<Self>, scene: &'a mut Scene<'_>) -> Ending<'a> {
         Box::pin(async move {
             let links = scene.cluster.links();

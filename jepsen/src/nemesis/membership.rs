@@ -7,7 +7,7 @@ use quorate::error::Error;
 use quorate::proto::v1;
 use tokio::time::{Instant, sleep};
 
-use super::{Active, Ending, Scene, Whom, ids, map};
+use super::{Active, Begun, Ending, Scene, Whom, ids, map};
 use crate::cluster::connection::Connection;
 use crate::edn::Value;
 use crate::random::Random;
@@ -30,7 +30,7 @@ impl Transfer {
         Transfer { pauses: pauses.collect() }
     }
 
-    pub async fn begin(&self, scene: &mut Scene<'_>) -> io::Result<Option<Box<dyn Active>>> {
+    pub async fn begin(&self, scene: &mut Scene<'_>) -> io::Result<Option<Begun>> {
         let mut leaders = Vec::new();
         for pause in &self.pauses {
             let Some((leader, _)) = scene.cluster.leader().await else { continue };
@@ -52,24 +52,15 @@ impl Transfer {
         }
         leaders.extend(scene.cluster.leader().await.map(|(leader, _)| leader));
         let what = map([("kind", Value::keyword("transfer")), ("leaders", ids(&leaders))]);
-        Ok(Some(Box::new(Transferred { leaders, what })))
+        Ok(Some(Begun::new(what, true, Transferred { leaders })))
     }
 }
 
 struct Transferred {
     leaders: Vec<u64>,
-    what: Value,
 }
 
 impl Active for Transferred {
-    fn what(&self) -> Value {
-        self.what.clone()
-    }
-
-    fn leaves_majority(&self) -> bool {
-        true
-    }
-
     fn end<'a>(self: Box<Self>, _: &'a mut Scene<'_>) -> Ending<'a> {
         Box::pin(async move {
             let changes = self.leaders.windows(2).filter(|pair| pair[0] != pair[1]).count();
@@ -92,7 +83,7 @@ impl Replace {
         Replace { whom: *random.pick(&[Whom::One, Whom::Leader]) }
     }
 
-    pub async fn begin(&self, scene: &mut Scene<'_>) -> io::Result<Option<Box<dyn Active>>> {
+    pub async fn begin(&self, scene: &mut Scene<'_>) -> io::Result<Option<Begun>> {
         // Of two nodes neither can do without the other.
         if scene.cluster.awake().len() < 3 {
             return Ok(None);
@@ -102,11 +93,7 @@ impl Replace {
     }
 
     /// Removes this node, also when half of that was done before.
-    pub(super) async fn remove(
-        &self,
-        scene: &mut Scene<'_>,
-        victim: u64,
-    ) -> io::Result<Box<dyn Active>> {
+    pub(super) async fn remove(&self, scene: &mut Scene<'_>, victim: u64) -> io::Result<Begun> {
         let slot = scene.cluster.slot(victim);
         let removed = remove(scene, victim).await;
         if removed.is_ok() {
@@ -117,7 +104,7 @@ impl Replace {
             ("whom", Value::keyword(self.whom.name())),
             ("nodes", ids(&[victim])),
         ]);
-        Ok(Box::new(Removed { victim, slot, removed, what }))
+        Ok(Begun::new(what, true, Removed { victim, slot, removed }))
     }
 }
 
@@ -153,18 +140,9 @@ struct Removed {
     victim: u64,
     slot: usize,
     removed: Result<(), String>,
-    what: Value,
 }
 
 impl Active for Removed {
-    fn what(&self) -> Value {
-        self.what.clone()
-    }
-
-    fn leaves_majority(&self) -> bool {
-        true
-    }
-
     fn end<'a>(self: Box<Self>, scene: &'a mut Scene<'_>) -> Ending<'a> {
         Box::pin(async move {
             if let Err(why) = self.removed {

@@ -13,6 +13,7 @@ mod plan;
 mod process;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::pin::Pin;
 
@@ -78,12 +79,29 @@ pub struct Scene<'a> {
     pub random: Random,
 }
 
+/// A fault that was begun.
+pub struct Begun {
+    /// What was done, for the history.
+    pub what: Value,
+    /// Whether a majority of nodes can go on, so that operations must succeed meanwhile.
+    pub leaves_majority: bool,
+    pub active: Box<dyn Active>,
+}
+
+impl fmt::Debug for Begun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Begun").field("what", &self.what).finish_non_exhaustive()
+    }
+}
+
+impl Begun {
+    fn new(what: Value, leaves_majority: bool, active: impl Active + 'static) -> Begun {
+        Begun { what, leaves_majority, active: Box::new(active) }
+    }
+}
+
 /// A fault that holds.
 pub trait Active {
-    /// What was done, for the history.
-    fn what(&self) -> Value;
-    /// Whether a majority of nodes can go on, so that operations must succeed meanwhile.
-    fn leaves_majority(&self) -> bool;
     /// Ends it, and says what proves that it took effect, or, as an error, what is missing.
     fn end<'a>(self: Box<Self>, scene: &'a mut Scene<'_>) -> Ending<'a>;
 }
@@ -149,7 +167,7 @@ impl Fault {
     }
 
     /// Begins it. None: the cluster is in no state for it, for instance because no node is left to kill.
-    pub async fn begin(&self, scene: &mut Scene<'_>) -> io::Result<Option<Box<dyn Active>>> {
+    pub async fn begin(&self, scene: &mut Scene<'_>) -> io::Result<Option<Begun>> {
         match self {
             Fault::Partition(partition) => partition.begin(scene).await,
             Fault::Links(slow) => slow.begin(scene),

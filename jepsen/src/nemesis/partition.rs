@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{Active, Ending, Scene, ids, map};
+use super::{Active, Begun, Ending, Scene, ids, map};
 use crate::cluster::links::{Block, Pair, Party, Traffic};
 use crate::edn::Value;
 use crate::random::Random;
@@ -124,7 +124,7 @@ impl Partition {
         Partition { shape: *random.pick(shapes), freezes: random.chance(60) }
     }
 
-    pub async fn begin(&self, scene: &mut Scene<'_>) -> io::Result<Option<Box<dyn Active>>> {
+    pub async fn begin(&self, scene: &mut Scene<'_>) -> io::Result<Option<Begun>> {
         let mut nodes = scene.cluster.ids();
         scene.random.shuffle(&mut nodes);
         let leader = scene.cluster.leader().await.map_or(nodes[0], |(id, _)| id);
@@ -150,7 +150,7 @@ impl Partition {
             ("leader", ids(&[leader])),
             ("blocked", Value::Vector(pairs.iter().map(described).collect())),
         ]);
-        Ok(Some(Box::new(Parted { before, what })))
+        Ok(Some(Begun::new(what, true, Parted { before })))
     }
 }
 
@@ -164,18 +164,9 @@ fn described(&(from, to): &Pair) -> Value {
 
 struct Parted {
     before: Vec<(Pair, Traffic)>,
-    what: Value,
 }
 
 impl Active for Parted {
-    fn what(&self) -> Value {
-        self.what.clone()
-    }
-
-    fn leaves_majority(&self) -> bool {
-        true
-    }
-
     fn end<'a>(self: Box<Self>, scene: &'a mut Scene<'_>) -> Ending<'a> {
         Box::pin(async move {
             let links = scene.cluster.links();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tokio::time::sleep;
 
-use super::{Active, Ending, Scene, Whom, ids, majority_without, map};
+use super::{Active, Begun, Ending, Scene, Whom, ids, majority_without, map};
 use crate::edn::Value;
 use crate::random::Random;
 
@@ -31,7 +31,7 @@ impl Kill {
         Kill { whom, again_after: pauses.collect() }
     }
 
-    pub async fn begin(&self, scene: &mut Scene<'_>) -> io::Result<Option<Box<dyn Active>>> {
+    pub async fn begin(&self, scene: &mut Scene<'_>) -> io::Result<Option<Begun>> {
         let nodes = self.whom.choose(scene).await;
         if nodes.is_empty() {
             return Ok(None);
@@ -52,7 +52,7 @@ impl Kill {
             ("nodes", ids(&nodes)),
             ("times", Value::Int(1 + self.again_after.len() as i64)),
         ]);
-        Ok(Some(Box::new(Killed { nodes, killed, what, leaves_majority })))
+        Ok(Some(Begun::new(what, leaves_majority, Killed { nodes, killed })))
     }
 }
 
@@ -70,19 +70,9 @@ fn kill(scene: &mut Scene<'_>, nodes: &[u64]) -> io::Result<Vec<(u64, Option<Exi
 struct Killed {
     nodes: Vec<u64>,
     killed: Vec<(u64, Option<ExitStatus>)>,
-    what: Value,
-    leaves_majority: bool,
 }
 
 impl Active for Killed {
-    fn what(&self) -> Value {
-        self.what.clone()
-    }
-
-    fn leaves_majority(&self) -> bool {
-        self.leaves_majority
-    }
-
     fn end<'a>(self: Box<Self>, scene: &'a mut Scene<'_>) -> Ending<'a> {
         Box::pin(async move {
             for &id in &self.nodes {
@@ -113,7 +103,7 @@ impl Pause {
         Pause { whom, then_kill: random.chance(25) }
     }
 
-    pub async fn begin(&self, scene: &mut Scene<'_>) -> io::Result<Option<Box<dyn Active>>> {
+    pub async fn begin(&self, scene: &mut Scene<'_>) -> io::Result<Option<Begun>> {
         let nodes = self.whom.choose(scene).await;
         if nodes.is_empty() {
             return Ok(None);
@@ -129,7 +119,7 @@ impl Pause {
         ]);
         let stopped = are_stopped(scene, &nodes).await;
         let then_kill = self.then_kill;
-        Ok(Some(Box::new(Paused { nodes, stopped, then_kill, what, leaves_majority })))
+        Ok(Some(Begun::new(what, leaves_majority, Paused { nodes, stopped, then_kill })))
     }
 }
 
@@ -148,19 +138,9 @@ struct Paused {
     nodes: Vec<u64>,
     stopped: bool,
     then_kill: bool,
-    what: Value,
-    leaves_majority: bool,
 }
 
 impl Active for Paused {
-    fn what(&self) -> Value {
-        self.what.clone()
-    }
-
-    fn leaves_majority(&self) -> bool {
-        self.leaves_majority
-    }
-
     fn end<'a>(self: Box<Self>, scene: &'a mut Scene<'_>) -> Ending<'a> {
         Box::pin(async move {
             // A node may have been killed meanwhile by another fault, which proves itself.

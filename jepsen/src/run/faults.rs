@@ -35,14 +35,14 @@ pub async fn carry_out(
                 recorder.nemesis(name, entries([("skipped", Value::String(fault.describe()))]));
                 continue;
             };
-            let majority = begun.leaves_majority() && step.faults.len() == 1;
+            let majority = begun.leaves_majority && step.faults.len() == 1;
             let told = [
                 ("begin", Value::Int(number)),
-                ("what", begun.what()),
+                ("what", begun.what),
                 ("majority", Value::Bool(majority)),
             ];
             recorder.nemesis(name, entries(told));
-            active.push((number, name, begun));
+            active.push((number, name, begun.active));
         }
         rest(cluster, recorder, step.lasts).await?;
         // The last to come is the first to go.
