@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use futures::stream::Fuse;
 use futures::{Stream, StreamExt as _, stream};
 use openraft::raft::AppendEntriesRequest;
 
@@ -18,7 +19,8 @@ const CLOSELY: Duration = Duration::from_millis(2);
 type Request = AppendEntriesRequest<Types>;
 
 struct Held<S> {
-    requests: S,
+    /// The end may be met while a commit is held, and is asked for again behind that.
+    requests: Fuse<S>,
     /// When entries were last seen.
     entries_at: Option<Instant>,
     /// They came closely behind those before them.
@@ -30,7 +32,7 @@ pub fn with_entries<S>(requests: S) -> impl Stream<Item = Request>
 where
     S: Stream<Item = Request> + Unpin,
 {
-    let held = Held { requests, entries_at: None, closely: false };
+    let held = Held { requests: requests.fuse(), entries_at: None, closely: false };
     stream::unfold(held, async |mut held| Some((held.next().await?, held)))
 }
 
@@ -118,6 +120,13 @@ mod tests {
         let out = sent(&script).await;
         // The later one in place of the earlier one, in the earlier one's time; then nothing is busy.
         assert_eq!(out, [(0, Some(1), 0), (1, Some(2), 0), (4, None, 2), (50, None, 3)]);
+    }
+
+    /// openraft's stream must not be asked again after its end.
+    #[tokio::test(start_paused = true)]
+    async fn the_end_comes_while_a_commit_waits() {
+        let script = [(0, Some(1), 0), (1, Some(2), 0), (1, None, 1)];
+        assert_eq!(sent(&script).await, script);
     }
 
     #[tokio::test(start_paused = true)]

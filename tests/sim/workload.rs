@@ -214,9 +214,18 @@ impl Writer {
         Writer { world, client, lane, random, count, home, place, generation }
     }
 
+    /// The pause between two writes, in ms. Now and then all rush: entries follow each other closely then.
+    async fn pause(&mut self, ms: std::ops::Range<u64>) {
+        const EVERY_MS: u128 = 2_000;
+        const RUSH_MS: u128 = 300;
+        let rush = self.world.now().as_millis() % EVERY_MS < RUSH_MS;
+        let ms = if rush { 0..3 } else { ms };
+        runtime::sleep(millis(&mut self.random, ms)).await;
+    }
+
     async fn run_in_session(mut self, session: Arc<Session>) {
         while self.world.is_busy() {
-            runtime::sleep(millis(&mut self.random, 5..80)).await;
+            self.pause(5..80).await;
             let Some(open) = session.current() else {
                 if self.lane == 0 {
                     self.open(&session).await;
@@ -273,7 +282,7 @@ impl Writer {
 
     async fn run_alone(mut self) {
         while self.world.is_busy() {
-            runtime::sleep(millis(&mut self.random, 10..120)).await;
+            self.pause(10..120).await;
             let op = self.op(None);
             self.write(op, None).await;
         }

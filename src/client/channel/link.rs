@@ -2,7 +2,7 @@
 //! it is lost. What an endpoint did not begin with is told from what it may have done.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures::future::{BoxFuture, FutureExt as _, Shared};
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -134,19 +134,19 @@ impl Link {
 
     /// A connection stands, as far as is known.
     pub(super) fn is_connected(&self) -> bool {
-        matches!(&lock(&self.slot).state, State::Ready(it) if !it.sender.is_closed())
+        matches!(&self.slot().state, State::Ready(it) if !it.sender.is_closed())
     }
 
     /// Nobody has tried to reach it.
     pub(super) fn is_unknown(&self) -> bool {
-        matches!(lock(&self.slot).state, State::Idle)
+        matches!(self.slot().state, State::Idle)
     }
 
     /// The connection, or what there is instead. Opens it when there is none, unless that failed a moment
     /// ago. Only who comes first waits for that: after a failure it is tried beside the calls, so that a
     /// host which answers nothing does not hold up each of them.
     pub(super) fn start(self: &Arc<Self>) -> Start {
-        let mut slot = lock(&self.slot);
+        let mut slot = self.slot();
         match &slot.state {
             State::Ready(connection) if !connection.sender.is_closed() => {
                 return Start::Connected(connection.clone());
@@ -172,7 +172,7 @@ impl Link {
 
     /// The same for who has nowhere else to go: never says that it is down.
     pub(super) fn insist(self: &Arc<Self>) -> Start {
-        let mut slot = lock(&self.slot);
+        let mut slot = self.slot();
         match &slot.state {
             State::Ready(connection) if !connection.sender.is_closed() => {
                 Start::Connected(connection.clone())
@@ -244,27 +244,40 @@ impl Link {
         let link = self.clone();
         let opening = dial.clone();
         spawn(async move {
-            let outcome = opening.await;
-            let mut slot = lock(&link.slot);
-            slot.state = match outcome {
-                Ok(connection) => {
-                    slot.failures = 0;
-                    State::Ready(connection)
-                }
-                Err(failure) => {
-                    let pause = limits::CHANNEL_CONNECT_AGAIN * (1 << slot.failures.min(5));
-                    slot.failures = slot.failures.saturating_add(1);
-                    let until = Instant::now() + pause.min(limits::CHANNEL_CONNECT_AGAIN_MAX);
-                    State::Failed(until, failure)
-                }
-            };
+            // It stands in the slot as long as it is under way.
+            let _ = opening.await;
+            drop(link.slot());
         });
         dial
     }
 
+    /// How it stands. Whoever looks first after a dial has ended notes its outcome: who waited for it goes
+    /// on before the dial's own task does, and must not take a dial that failed for one under way.
+    fn slot(&self) -> MutexGuard<'_, Slot> {
+        let mut slot = lock(&self.slot);
+        let outcome = match &slot.state {
+            State::Dialing(dial) => dial.peek().cloned(),
+            State::Idle | State::Ready(_) | State::Failed(..) => None,
+        };
+        match outcome {
+            None => {}
+            Some(Ok(connection)) => {
+                slot.failures = 0;
+                slot.state = State::Ready(connection);
+            }
+            Some(Err(failure)) => {
+                let pause = limits::CHANNEL_CONNECT_AGAIN * (1 << slot.failures.min(5));
+                slot.failures = slot.failures.saturating_add(1);
+                let until = Instant::now() + pause.min(limits::CHANNEL_CONNECT_AGAIN_MAX);
+                slot.state = State::Failed(until, failure);
+            }
+        }
+        slot
+    }
+
     /// No more calls over this connection.
     fn leave(&self, connection: &Connection) {
-        let mut slot = lock(&self.slot);
+        let mut slot = self.slot();
         if let State::Ready(current) = &slot.state
             && current.number == connection.number
         {
@@ -343,4 +356,27 @@ where
         let _ = connection.await;
     });
     Ok(sender)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// On one thread, the one that waits goes on before the task that opened it.
+    #[tokio::test]
+    async fn a_dial_that_failed_is_over_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let link =
+            Arc::new(Link::new("a", Address { host: "127.0.0.1".into(), port, tls: false }, None));
+        let Err(failure) = link.insist().connection().await else { panic!("nobody listens") };
+        assert!(failure.untouched && failure.why.contains("refused"), "{failure:?}");
+        assert!(matches!(link.start(), Start::Down(_)), "it is not tried again at once");
+        let _listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        link.insist().connection().await.map_err(|failure| failure.why).unwrap();
+        assert!(link.is_connected());
+    }
 }
