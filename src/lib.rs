@@ -20,6 +20,7 @@ pub mod content;
 pub mod error;
 #[cfg(feature = "server")]
 pub mod failpoint;
+pub mod gather;
 #[cfg(feature = "server")]
 pub mod http;
 pub mod limits;

@@ -293,6 +293,10 @@ pub const SERVER_CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 /// The same for the peer port.
 pub const PEER_STREAM_WINDOW: u32 = 8 * 1024 * 1024;
 pub const PEER_CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
+/// Bytes that are gathered on a connection, ours of either side, until they are flushed, and room for them that an idle
+/// one keeps.
+pub const GATHER_BYTES: usize = 32 * 1024;
+pub const GATHER_KEPT_BYTES: usize = 4 * 1024;
 /// Calls, watches included, under way on one connection of a client's, and of a peer's.
 pub const SERVER_CONCURRENT_STREAMS: u32 = 16_384;
 pub const PEER_CONCURRENT_STREAMS: u32 = 1_024;

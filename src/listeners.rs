@@ -5,10 +5,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures::{Stream, StreamExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
+use crate::gather::Gather;
 use crate::limits::{
     HEADER_BYTES, LISTEN_BACKLOG, MAX_CALL_TIMEOUT, PEER_CONCURRENT_STREAMS,
     PEER_CONNECTION_WINDOW, PEER_STREAM_WINDOW, SERVER_CONCURRENT_STREAMS,
@@ -57,10 +59,11 @@ impl Port {
 
 /// Connections for a gRPC server. Nagle's delay is switched off here: the server's own setting has no
 /// effect on connections that it is handed.
-pub fn incoming(listener: TcpListener) -> TcpIncoming {
+pub fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<Gather<TcpStream>>> {
     TcpIncoming::from(listener)
         .with_nodelay(Some(true))
         .with_keepalive(Some(Duration::from_secs(60)))
+        .map(|stream| stream.map(Gather::new))
 }
 
 /// As [`incoming`], for the HTTP server.

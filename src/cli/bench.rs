@@ -62,6 +62,8 @@ pub enum Workload {
     Txn,
     /// Keep sessions alive by unary calls; `--keys` says how many sessions
     Heartbeat,
+    /// Keep sessions alive over streams
+    StreamHeartbeat,
     /// How long after one change each of many watches of a service hears of it, and the last of them
     Watch,
     /// How long after a deregistration clients that follow the service do without the instance
@@ -95,7 +97,8 @@ impl Workload {
             | Workload::StreamGet
             | Workload::Mix
             | Workload::StreamPublish
-            | Workload::StreamCount => Way::Streamed,
+            | Workload::StreamCount
+            | Workload::StreamHeartbeat => Way::Streamed,
             Workload::CountLocal | Workload::ConfigCache => Way::Local,
         }
     }
@@ -119,7 +122,7 @@ impl Workload {
     fn write(self) -> &'static str {
         match self {
             Workload::Register | Workload::Get | Workload::Discover => "register",
-            Workload::Heartbeat => "keep_alive",
+            Workload::Heartbeat | Workload::StreamHeartbeat => "keep_alive",
             Workload::Watch => "last_notice",
             Workload::StreamRegister | Workload::StreamGet | Workload::Mix => "register",
             Workload::StreamPublish | Workload::ConfigCache => "publish",
@@ -145,6 +148,7 @@ impl Workload {
             Workload::ConfigCache => "config-cache",
             Workload::Txn => "txn",
             Workload::Heartbeat => "heartbeat",
+            Workload::StreamHeartbeat => "stream-heartbeat",
             Workload::Watch => "watch",
             Workload::Deregister => "deregister",
             Workload::Saga => "saga",

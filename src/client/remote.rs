@@ -17,7 +17,7 @@ use tonic::{ConnectError, Status, Streaming};
 use super::options::Options;
 use super::request::{Request, SharedCodec};
 use crate::error::Error;
-use crate::limits;
+use crate::{gather, limits};
 
 /// Locks; a panic of another holder leaves nothing half done here.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -234,15 +234,14 @@ async fn dial(address: String, options: Arc<Options>) -> Result<Channel, Error> 
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .and_then(|endpoint| endpoint.user_agent(concat!("quorate/", env!("CARGO_PKG_VERSION"))))
         .map_err(|e| Error::invalid("endpoint", address.clone(), e.to_string()))?
-        .connect_timeout(options.connect_timeout)
-        .tcp_nodelay(true)
         .http2_keep_alive_interval(limits::CLIENT_PROBE_INTERVAL)
         .keep_alive_timeout(limits::CLIENT_PROBE_TIMEOUT)
         .keep_alive_while_idle(false)
         .initial_stream_window_size(limits::CLIENT_STREAM_WINDOW)
         .initial_connection_window_size(limits::CLIENT_CONNECTION_WINDOW);
-    // Tonic's own limit covers the TCP handshake only.
-    match timeout(options.connect_timeout, endpoint.connect()).await {
+    let connector = gather::connector(options.connect_timeout);
+    // The connector's limit covers the TCP handshake only.
+    match timeout(options.connect_timeout, endpoint.connect_with_connector(connector)).await {
         Ok(Ok(channel)) => Ok(channel),
         Ok(Err(e)) => Err(unreachable(&address, &root(&e))),
         Err(_) => {

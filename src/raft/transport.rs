@@ -19,6 +19,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use super::network::{Channel, Method, PeerError, Peers};
 use super::service::PeerHandler;
 use super::types::NodeId;
+use crate::gather;
 use crate::limits::PEER_MESSAGE_BYTES;
 use crate::proto::peer::peer_client::PeerClient;
 use crate::proto::peer::peer_server::Peer;
@@ -114,14 +115,12 @@ fn connect(address: &str) -> Result<Connection, String> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| format!("{address:?} is not an address: {error}"))?;
     Ok(endpoint
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .connect_lazy())
+        .connect_with_connector_lazy(gather::connector(CONNECT_TIMEOUT)))
 }
 
 type Client = PeerClient<Connection>;

@@ -407,5 +407,7 @@ pub fn draw(client: u32, number: u64) -> u64 {
 
 pub async fn connect(endpoint: &str) -> Result<Channel, String> {
     let endpoint = Endpoint::from_shared(endpoint.to_owned()).map_err(said)?;
-    endpoint.connect_timeout(Duration::from_secs(1)).tcp_nodelay(true).connect().await.map_err(said)
+    // As our own client connects.
+    let connector = quorate::gather::connector(Duration::from_secs(1));
+    endpoint.connect_with_connector(connector).await.map_err(said)
 }

@@ -83,7 +83,10 @@ pub fn median(rounds: &[Figures], of: impl Fn(&Figures) -> f64) -> f64 {
 /// once a second.
 #[derive(Debug, Clone, Serialize)]
 pub struct KeepAlive {
-    pub ours: Vec<f64>,
+    /// Over one stream, as etcd's leases.
+    pub streamed: Vec<f64>,
+    /// By 256 clients, a call each time.
+    pub unary: Vec<f64>,
     pub etcd: Vec<f64>,
 }
 
@@ -229,32 +232,26 @@ impl Arena<'_> {
     }
 
     pub async fn keep_alive(&self) -> Result<KeepAlive, String> {
-        let mut all = KeepAlive { ours: Vec::new(), etcd: Vec::new() };
+        let mut all = KeepAlive { streamed: Vec::new(), unary: Vec::new(), etcd: Vec::new() };
         for _ in 0..self.rounds {
             self.progress.say("10 000 sessions kept alive, each once a second");
             all.etcd.push(self.etcd.keep_alive(SESSIONS, self.time).await?);
-            let (sessions, seconds) = (SESSIONS.to_string(), self.seconds());
-            let arguments = [
-                "heartbeat",
-                "--keys",
-                &sessions,
-                "--rate",
-                &sessions,
-                "--clients",
-                "256",
-                "--seconds",
-                &seconds,
-                "--warm-up",
-                "1",
-            ];
-            let report = self.ours.bench(&arguments).await?;
-            let rate = report["calls"]["keep_alive"]["ops_per_second"].as_f64().unwrap_or(0.0);
-            let servers = report["server_cpu"].as_array().into_iter().flatten();
-            let most =
-                servers.filter_map(|server| server["us_per_op"].as_f64()).fold(0.0, f64::max);
-            all.ours.push(most * rate / 1e6 * 100.0);
+            let one = ["stream-heartbeat", "--streams", "1", "--window", "1024"];
+            all.streamed.push(self.kept_alive(&one).await?);
+            all.unary.push(self.kept_alive(&["heartbeat", "--clients", "256"]).await?);
         }
         Ok(all)
+    }
+
+    /// Processor share of our busiest node.
+    async fn kept_alive(&self, how: &[&str]) -> Result<f64, String> {
+        let (sessions, seconds) = (SESSIONS.to_string(), self.seconds());
+        let common = ["--keys", &sessions, "--rate", &sessions, "--seconds", &seconds];
+        let report = self.ours.bench(&[how, &common, &["--warm-up", "1"]].concat()).await?;
+        let rate = report["calls"]["keep_alive"]["ops_per_second"].as_f64().unwrap_or(0.0);
+        let servers = report["server_cpu"].as_array().into_iter().flatten();
+        let most = servers.filter_map(|server| server["us_per_op"].as_f64()).fold(0.0, f64::max);
+        Ok(most * rate / 1e6 * 100.0)
     }
 
     /// Sagas of two steps a second: etcd has no such thing.

@@ -244,6 +244,7 @@ impl Plan {
             | Workload::CountLocal
             | Workload::Txn
             | Workload::Heartbeat
+            | Workload::StreamHeartbeat
             | Workload::Saga => None,
         }
     }
@@ -333,7 +334,11 @@ pub async fn run(
     let ids = !plan.args.without_ids
         && !matches!(
             plan.args.workload,
-            Workload::Get | Workload::Discover | Workload::StreamGet | Workload::Heartbeat
+            Workload::Get
+                | Workload::Discover
+                | Workload::StreamGet
+                | Workload::Heartbeat
+                | Workload::StreamHeartbeat
         );
     let mut session: Option<Session> = None;
     let mut workers = JoinSet::new();
@@ -409,6 +414,7 @@ impl Worker {
             | Workload::CountLocal
             | Workload::Txn
             | Workload::Heartbeat
+            | Workload::StreamHeartbeat
             | Workload::Watch
             | Workload::Deregister
             | Workload::Saga => false,
@@ -501,6 +507,7 @@ impl Worker {
                             ..self.plan.publish(key, change)
                         }
                         .into(),
+                        Workload::StreamHeartbeat => self.plan.keep_alive(key).into(),
                         Workload::StreamCount => {
                             v1::AddCounterRequest { request_id, ..self.plan.count(key) }.into()
                         }
@@ -621,7 +628,7 @@ async fn local(thread: u32, client: &Client, plan: &Plan, shared: &Shared) -> Re
 
 /// Makes once what a workload finds there; nothing for those that make it themselves.
 pub async fn fill(client: &Client, plan: &Plan, progress: impl FnMut(u32)) -> Result<(), Error> {
-    if plan.args.workload == Workload::Heartbeat {
+    if matches!(plan.args.workload, Workload::Heartbeat | Workload::StreamHeartbeat) {
         let sessions = open_sessions(client, plan, progress).await?;
         return plan
             .sessions
@@ -665,7 +672,7 @@ pub async fn clean(
     let (counts, publishes) = match plan.args.workload {
         // The participants are gone, the sagas go by themselves.
         Workload::Saga => return Ok(()),
-        Workload::Heartbeat => {
+        Workload::Heartbeat | Workload::StreamHeartbeat => {
             let sessions = plan.sessions.get().into_iter().flatten();
             let closed = sessions.map(|&session| client.close_session(session));
             let mut closed = futures::stream::iter(closed).buffer_unordered(FILL_WINDOW);

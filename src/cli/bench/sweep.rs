@@ -24,7 +24,7 @@ pub async fn run(args: &BenchArgs, context: &Context) -> Result<(), Error> {
     }
     let points = args.sweep.unwrap_or(2);
     // What one measurement makes the next one finds, except sessions, which nobody else knows.
-    let anew = args.workload == Workload::Heartbeat;
+    let anew = matches!(args.workload, Workload::Heartbeat | Workload::StreamHeartbeat);
     let once = BenchArgs { keep: !anew, sweep: None, plot: None, ..args.clone() };
     output::note("as many calls as possible");
     let closed_loop = measure(&once, context).await?;

@@ -16,6 +16,7 @@ use tokio::time::{Duration, Instant, timeout};
 use super::super::remote::{lock, root, spawn};
 use super::body::{Kept, Replay};
 use super::tls::Tls;
+use crate::gather::Gather;
 use crate::limits;
 use crate::proto::host_port;
 
@@ -349,7 +350,7 @@ where
         .initial_connection_window_size(limits::CLIENT_CONNECTION_WINDOW)
         .keep_alive_interval(limits::CLIENT_PROBE_INTERVAL)
         .keep_alive_timeout(limits::CLIENT_PROBE_TIMEOUT);
-    let made = builder.handshake(TokioIo::new(stream)).await;
+    let made = builder.handshake(TokioIo::new(Gather::new(stream))).await;
     let (sender, connection) = made.map_err(|error| root(&error))?;
     spawn(async move {
         // It ends with its last call once nobody holds the sender; the calls tell of its errors.
