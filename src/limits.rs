@@ -238,7 +238,7 @@ pub const BATCH_BYTES: usize = 1024 * 1024;
 pub const PROPOSALS_IN_FLIGHT: usize = 2;
 /// From one round of keep-alives to the next: each asks a quorum whether the leader still leads, and no keep-alive is
 /// in a hurry.
-pub const KEEP_ALIVE_DISTANCE: Duration = Duration::from_millis(5);
+pub const KEEP_ALIVE_DISTANCE: Duration = Duration::from_millis(10);
 /// Commands that wait for the proposer; the next one is refused as OVERLOADED.
 pub const PROPOSAL_QUEUE: usize = 16_384;
 /// Reads that wait for one read index; the next one is refused as OVERLOADED.

@@ -9,6 +9,7 @@ pub mod counter;
 pub mod lock;
 pub mod saga;
 pub mod txn;
+pub mod wire;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -302,6 +303,22 @@ fn map(pairs: &state::Pairs) -> BTreeMap<String, String> {
     pairs.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
+fn health_shown(health: state::Health) -> v1::Health {
+    match health {
+        state::Health::Passing => v1::Health::Passing,
+        state::Health::Warning => v1::Health::Warning,
+        state::Health::Critical => v1::Health::Critical,
+    }
+}
+
+fn admin_shown(admin: state::Admin) -> v1::Admin {
+    match admin {
+        state::Admin::Enabled => v1::Admin::Enabled,
+        state::Admin::Draining => v1::Admin::Draining,
+        state::Admin::Disabled => v1::Admin::Disabled,
+    }
+}
+
 pub fn instance(instance: &state::Instance) -> v1::Instance {
     let state::Instance {
         namespace,
@@ -329,16 +346,6 @@ pub fn instance(instance: &state::Instance) -> v1::Instance {
         host: endpoint.host.to_owned(),
         port: u32::from(endpoint.port),
     };
-    let health = match health {
-        state::Health::Passing => v1::Health::Passing,
-        state::Health::Warning => v1::Health::Warning,
-        state::Health::Critical => v1::Health::Critical,
-    };
-    let admin = match admin {
-        state::Admin::Enabled => v1::Admin::Enabled,
-        state::Admin::Draining => v1::Admin::Draining,
-        state::Admin::Disabled => v1::Admin::Disabled,
-    };
     v1::Instance {
         namespace: namespace.to_string(),
         service: service.to_string(),
@@ -347,8 +354,8 @@ pub fn instance(instance: &state::Instance) -> v1::Instance {
         weight: Some(*weight),
         zone: zone.to_string(),
         metadata: map(metadata),
-        health: health.into(),
-        admin: admin.into(),
+        health: health_shown(*health).into(),
+        admin: admin_shown(*admin).into(),
         reason: reason.to_string(),
         hash_key: hash_key.to_string(),
         session: session.unwrap_or(0),

@@ -121,6 +121,7 @@ impl Api {
             .add_service(limited!(TxnServer::new(txn::Txn(self.clone()))))
             .into_axum_router();
         let router = discovery::route(router, self);
+        let router = stream::route(router, self);
         let router = watch::route::<WatchRequest>(router, self);
         Routes::from(watch::route::<WatchRangesRequest>(router, self))
     }

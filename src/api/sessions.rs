@@ -1,9 +1,10 @@
 //! `quorate.v1.Sessions`.
 
 use futures::stream::{BoxStream, StreamExt as _};
+use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::stream::Pipeline;
+use super::stream::{Packed, Pipeline};
 use super::{Api, timeout};
 use crate::proto::v1;
 use crate::proto::v1::sessions_server;
@@ -46,10 +47,15 @@ impl sessions_server::Sessions for Sessions {
         self.0.read(request).await
     }
 
+    /// For whoever serves this without `super::stream`, which sends the bytes as they are.
     async fn stream(
         &self,
         request: Request<Streaming<v1::StreamRequest>>,
     ) -> Result<Response<Self::StreamStream>, Status> {
-        Ok(Response::new(Pipeline::new(&self.0, request.into_inner()).boxed()))
+        let messages = Pipeline::new(&self.0, request.into_inner());
+        let response = |Packed(bytes)| {
+            v1::StreamResponse::decode(bytes).map_err(|error| Status::internal(error.to_string()))
+        };
+        Ok(Response::new(messages.map(move |next| next.and_then(response)).boxed()))
     }
 }

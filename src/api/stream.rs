@@ -15,12 +15,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use axum::Router;
+use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::future::BoxFuture;
-use futures::stream::{FuturesUnordered, Stream, StreamExt as _};
+use futures::stream::{BoxStream, FuturesUnordered, Stream, StreamExt as _};
 use prost::Message as _;
-use tonic::Status;
+use tonic::codec::EncodeBuf;
+use tonic::server::StreamingService;
+use tonic::{Request, Response, Status, Streaming};
 
 use super::calls::{self, Read, StreamWrite};
+use super::convert::wire;
+use super::encoded::{self, Encoded};
 use super::{Api, convert, lock, read_header, shutting_down};
 use crate::error::Error;
 use crate::limits::{
@@ -36,11 +42,12 @@ use crate::proto::v1::{
     GetInstanceRequest, GetServiceRequest, Header, KeepAliveRequest, KeepAliveResponse,
     ListInstancesRequest, OpenSessionRequest, PublishConfigRequest, PutServiceRequest,
     RegisterRequest, ReleaseLockRequest, ReportConfigRequest, RollbackConfigRequest,
-    SetCounterRequest, StreamAnswer, StreamCall, StreamRequest, StreamResponse, TxnRequest,
-    UpdateInstanceRequest, UpdateLockRequest,
+    SetCounterRequest, StreamAnswer, StreamCall, StreamRequest, TxnRequest, UpdateInstanceRequest,
+    UpdateLockRequest,
 };
 use crate::state::{self, Command, State};
 
+const PATH: &str = "/quorate.v1.Sessions/Stream";
 /// Reads that are looked up while the state is locked once.
 const READS_AT_ONCE: usize = 256;
 
@@ -55,14 +62,28 @@ pub struct Pipeline<I> {
     parked: Option<Vec<StreamCall>>,
     replies: Arc<Replies>,
     sinks: Sinks,
-    waiting: FuturesUnordered<BoxFuture<'static, Vec<StreamAnswer>>>,
+    waiting: FuturesUnordered<BoxFuture<'static, Answers>>,
     /// Replies being turned into answers; kept for its memory.
     batch: Vec<Reply>,
-    outbox: VecDeque<StreamAnswer>,
+    outbox: Answers,
     under_way: usize,
     /// How the stream ends after the last answer; None = well.
     end: Option<Status>,
 }
+
+/// Answers as they stand in a message, one behind the other: each is encoded once, and a message is a piece of them.
+#[derive(Default)]
+struct Answers {
+    bytes: BytesMut,
+    /// Of each.
+    lengths: VecDeque<usize>,
+    /// An instance on its way into an answer; kept for its memory.
+    instance: Vec<u8>,
+}
+
+/// A message as its bytes.
+#[derive(Debug)]
+pub struct Packed(pub Bytes);
 
 /// Replies of the node to writes, until the stream's task takes them.
 #[derive(Default)]
@@ -150,7 +171,7 @@ where
             replies,
             waiting: FuturesUnordered::new(),
             batch: Vec::new(),
-            outbox: VecDeque::new(),
+            outbox: Answers::default(),
             under_way: 0,
             end: None,
         }
@@ -208,7 +229,7 @@ where
             Ok((Consistency::Linearizable | Consistency::Unspecified, query)) => {
                 linearizable.push((id, query));
             }
-            Err(error) => this.outbox.push_back(failed(id, &error)),
+            Err(error) => this.outbox.push(&failed(id, &error)),
         };
         for StreamCall { id, call } in calls {
             match call {
@@ -276,7 +297,7 @@ where
                 None => {
                     let allowed = "a call that this release knows";
                     let error = Error::invalid("call", "none or an unknown one", allowed);
-                    self.outbox.push_back(failed(id, &error));
+                    self.outbox.push(&failed(id, &error));
                 }
             }
         }
@@ -303,38 +324,28 @@ where
                 let respond = calls::stream_response::<W>;
                 self.waiting.push(Box::pin(prepare(self.node.clone(), id, command, respond)));
             }
-            Err(error) => self.outbox.push_back(failed(id, &error)),
+            Err(error) => self.outbox.push(&failed(id, &error)),
         }
     }
 
     /// Collects the answers that are there.
     fn collect(&mut self, cx: &mut Context<'_>) {
         while let Poll::Ready(Some(answers)) = self.waiting.poll_next_unpin(cx) {
-            self.outbox.extend(answers);
+            self.outbox.append(answers);
         }
         self.replies.take(&mut self.batch, cx.waker());
         let node_id = self.node.id();
         for Reply { id, respond, outcome } in self.batch.drain(..) {
-            self.outbox.push_back(match outcome.and_then(|outcome| respond(node_id, outcome)) {
-                Ok(answer) => StreamAnswer { id, answer: Some(answer) },
-                Err(error) => failed(id, &error),
-            });
+            let answer = outcome.and_then(|outcome| respond(node_id, outcome));
+            self.outbox.push(&answered(id, answer));
         }
     }
 
     /// As many answers as one message takes; at least one when there is one.
-    fn pack(&mut self) -> Option<StreamResponse> {
-        let mut bytes = 0;
-        let mut count = 0;
-        for answer in self.outbox.iter().take(STREAM_FRAME_CALLS) {
-            bytes += answer.encoded_len();
-            if count > 0 && bytes > STREAM_FRAME_BYTES {
-                break;
-            }
-            count += 1;
-        }
+    fn pack(&mut self) -> Option<Packed> {
+        let (count, bytes) = self.outbox.take()?;
         self.under_way -= count;
-        (count > 0).then(|| StreamResponse { answers: self.outbox.drain(..count).collect() })
+        Some(Packed(bytes))
     }
 }
 
@@ -342,7 +353,7 @@ impl<I> Stream for Pipeline<I>
 where
     I: Stream<Item = Result<StreamRequest, Status>> + Unpin,
 {
-    type Item = Result<StreamResponse, Status>;
+    type Item = Result<Packed, Status>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
@@ -379,6 +390,78 @@ impl<I> Drop for Pipeline<I> {
 impl<I> fmt::Debug for Pipeline<I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pipeline").field("under_way", &self.under_way).finish_non_exhaustive()
+    }
+}
+
+/// `StreamResponse.answers`, `StreamAnswer.id` and `.get_instance`, `GetInstanceResponse.header` and `.instance`.
+const ANSWERS: u32 = 1;
+const ID: u32 = 1;
+const GET_INSTANCE: u32 = 5;
+const HEADER: u32 = 1;
+const INSTANCE: u32 = 2;
+
+impl Answers {
+    fn push(&mut self, answer: &StreamAnswer) {
+        let before = self.bytes.len();
+        prost::encoding::message::encode(ANSWERS, answer, &mut self.bytes);
+        self.lengths.push_back(self.bytes.len() - before);
+    }
+
+    /// The answer to `GetInstance`.
+    fn push_instance(&mut self, id: u64, header: &Header, found: &state::Instance) {
+        self.instance.clear();
+        wire::put_instance(found, &mut self.instance);
+        let header_len = header.encoded_len();
+        let response =
+            wire::field_len(HEADER, header_len) + wire::field_len(INSTANCE, self.instance.len());
+        let answer = wire::number_len(ID, id) + wire::field_len(GET_INSTANCE, response);
+        let to = &mut self.bytes;
+        to.reserve(wire::field_len(ANSWERS, answer));
+        wire::put_head(ANSWERS, answer, to);
+        wire::put_number(ID, id, to);
+        wire::put_head(GET_INSTANCE, response, to);
+        wire::put_head(HEADER, header_len, to);
+        header.encode_raw(to);
+        wire::put_head(INSTANCE, self.instance.len(), to);
+        to.extend_from_slice(&self.instance);
+        self.lengths.push_back(wire::field_len(ANSWERS, answer));
+    }
+
+    fn append(&mut self, more: Answers) {
+        if self.lengths.is_empty() {
+            *self = more;
+        } else {
+            self.bytes.extend_from_slice(&more.bytes);
+            self.lengths.extend(more.lengths);
+        }
+    }
+
+    /// How many and which stand in the next message.
+    fn take(&mut self) -> Option<(usize, Bytes)> {
+        let (mut count, mut bytes) = (0, 0);
+        for length in self.lengths.iter().take(STREAM_FRAME_CALLS) {
+            if count > 0 && bytes + length > STREAM_FRAME_BYTES {
+                break;
+            }
+            bytes += length;
+            count += 1;
+        }
+        self.lengths.drain(..count);
+        (count > 0).then(|| (count, self.bytes.split_to(bytes).freeze()))
+    }
+}
+
+impl From<StreamAnswer> for Answers {
+    fn from(answer: StreamAnswer) -> Answers {
+        let mut answers = Answers::default();
+        answers.push(&answer);
+        answers
+    }
+}
+
+impl Encoded for Packed {
+    fn put(self, buf: &mut EncodeBuf<'_>) {
+        buf.put(self.0);
     }
 }
 
@@ -468,37 +551,41 @@ impl Query {
 }
 
 impl Found {
-    fn answer(self, header: Header, node: &Node) -> Result<Answer, Error> {
-        match self {
-            Found::Instance(found) => {
-                GetInstanceRequest::respond(header, found).map(Answer::GetInstance)
-            }
+    fn put(self, id: u64, header: Header, node: &Node, to: &mut Answers) {
+        let answer = match self {
+            Found::Instance(found) => return to.push_instance(id, &header, &found),
             Found::Instances(found) => {
-                let mut response = ListInstancesRequest::respond(header, found)?;
-                ListInstancesRequest::complete(&mut response, node);
-                Ok(Answer::ListInstances(response))
+                ListInstancesRequest::respond(header, found).map(|mut response| {
+                    ListInstancesRequest::complete(&mut response, node);
+                    Answer::ListInstances(response)
+                })
             }
             Found::Service(found) => {
-                let mut response = GetServiceRequest::respond(header, found)?;
-                GetServiceRequest::complete(&mut response, node);
-                Ok(Answer::GetService(response))
+                GetServiceRequest::respond(header, found).map(|mut response| {
+                    GetServiceRequest::complete(&mut response, node);
+                    Answer::GetService(response)
+                })
             }
             Found::Config(found) => GetConfigRequest::respond(header, found).map(Answer::GetConfig),
             Found::Counter(found) => {
                 GetCounterRequest::respond(header, found).map(Answer::GetCounter)
             }
             Found::Txn(found) => <TxnRequest as Read>::respond(header, found).map(Answer::Txn),
-        }
+        };
+        to.push(&answered(id, answer));
     }
 }
 
 /// Answers reads that share a barrier.
-async fn look_up(node: Node, consistency: Consistency, reads: Reads) -> Vec<StreamAnswer> {
+async fn look_up(node: Node, consistency: Consistency, reads: Reads) -> Answers {
+    let mut answers = Answers::default();
     let used = match node.barrier(consistency, DEFAULT_CALL_TIMEOUT).await {
         Ok(used) => used,
-        Err(error) => return reads.iter().map(|(id, _)| failed(*id, &error)).collect(),
+        Err(error) => {
+            reads.iter().for_each(|(id, _)| answers.push(&failed(*id, &error)));
+            return answers;
+        }
     };
-    let mut answers = Vec::with_capacity(reads.len());
     let mut found = Vec::with_capacity(reads.len().min(READS_AT_ONCE));
     for reads in reads.chunks(READS_AT_ONCE) {
         let revision = node.read(|state| {
@@ -507,29 +594,29 @@ async fn look_up(node: Node, consistency: Consistency, reads: Reads) -> Vec<Stre
         });
         let header = read_header(node.id(), revision, used);
         for ((id, _), found) in reads.iter().zip(found.drain(..)) {
-            answers.push(match found.and_then(|found| found.answer(header, &node)) {
-                Ok(answer) => StreamAnswer { id: *id, answer: Some(answer) },
-                Err(error) => failed(*id, &error),
-            });
+            match found {
+                Ok(found) => found.put(*id, header, &node, &mut answers),
+                Err(error) => answers.push(&failed(*id, &error)),
+            }
         }
     }
     answers
 }
 
 /// A write whose content takes time to check.
-async fn prepare(node: Node, id: u64, mut command: Command, respond: Respond) -> Vec<StreamAnswer> {
+async fn prepare(node: Node, id: u64, mut command: Command, respond: Respond) -> Answers {
     let answer = async {
         node.prepare(&mut command, DEFAULT_CALL_TIMEOUT).await?;
         respond(node.id(), node.propose(&command, DEFAULT_CALL_TIMEOUT).await?)
     };
-    vec![answered(id, answer.await)]
+    answered(id, answer.await).into()
 }
 
-async fn acquire(node: Node, id: u64, call: AcquireLockRequest) -> Vec<StreamAnswer> {
+async fn acquire(node: Node, id: u64, call: AcquireLockRequest) -> Answers {
     // As long as the call waits for the lock, and as any other call beyond that.
     let timeout = Duration::from_millis(call.wait_ms).saturating_add(DEFAULT_CALL_TIMEOUT);
     let answer = lock::acquire(&node, call, timeout.min(MAX_CALL_TIMEOUT)).await;
-    vec![answered(id, answer.map(Answer::AcquireLock))]
+    answered(id, answer.map(Answer::AcquireLock)).into()
 }
 
 fn answered(id: u64, answer: Result<Answer, Error>) -> StreamAnswer {
@@ -539,19 +626,111 @@ fn answered(id: u64, answer: Result<Answer, Error>) -> StreamAnswer {
     }
 }
 
-async fn keep_alive(node: Node, id: u64, session: u64) -> Vec<StreamAnswer> {
-    let answer = match node.keep_alive(session, DEFAULT_CALL_TIMEOUT).await {
-        Ok(ttl_ms) => {
-            let revision = node.read(State::revision);
-            let header = read_header(node.id(), revision, Consistency::Unspecified);
-            let answer = Answer::KeepAlive(KeepAliveResponse { header: Some(header), ttl_ms });
-            StreamAnswer { id, answer: Some(answer) }
-        }
-        Err(error) => failed(id, &error),
-    };
-    vec![answer]
+async fn keep_alive(node: Node, id: u64, session: u64) -> Answers {
+    let answer = node.keep_alive(session, DEFAULT_CALL_TIMEOUT).await.map(|ttl_ms| {
+        let revision = node.read(State::revision);
+        let header = read_header(node.id(), revision, Consistency::Unspecified);
+        Answer::KeepAlive(KeepAliveResponse { header: Some(header), ttl_ms })
+    });
+    answered(id, answer).into()
 }
 
 fn failed(id: u64, error: &Error) -> StreamAnswer {
     StreamAnswer { id, answer: Some(Answer::Error(convert::stream_error(error))) }
+}
+
+/// A stream's messages.
+pub type Messages = BoxStream<'static, Result<Packed, Status>>;
+
+struct Method(Api);
+
+impl StreamingService<StreamRequest> for Method {
+    type Response = Packed;
+    type ResponseStream = Messages;
+    type Future = BoxFuture<'static, Result<Response<Messages>, Status>>;
+
+    fn call(&mut self, request: Request<Streaming<StreamRequest>>) -> Self::Future {
+        let messages = Pipeline::new(&self.0, request.into_inner()).boxed();
+        Box::pin(std::future::ready(Ok(Response::new(messages))))
+    }
+}
+
+/// Mounts the method.
+pub fn route(router: Router, api: &Api) -> Router {
+    let api = api.clone();
+    encoded::route::<Packed, StreamRequest>(router, PATH, move |mut grpc, request| {
+        let method = Method(api.clone());
+        Box::pin(async move { grpc.streaming(method, request).await })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::proto::v1::{GetInstanceResponse, StreamResponse};
+
+    fn instance(bytes: usize) -> state::Instance {
+        let reason = "r".repeat(bytes);
+        state::Instance {
+            namespace: "default".into(),
+            service: "web".into(),
+            id: "a".into(),
+            endpoints: state::Endpoints::default(),
+            weight: 1,
+            zone: "".into(),
+            metadata: state::Pairs::default(),
+            health: state::Health::Passing,
+            admin: state::Admin::Enabled,
+            reason: reason.into(),
+            hash_key: "".into(),
+            session: None,
+            orphaned_at_ms: None,
+            critical_since_ms: None,
+            create_revision: 1,
+            mod_revision: 2,
+            created_at_ms: 3,
+            modified_at_ms: 4,
+        }
+    }
+
+    /// Of every size, in their order, each once, whole messages within their bytes and calls.
+    #[test]
+    fn messages_are_pieces_of_the_answers() {
+        let header = read_header(3, u64::MAX, Consistency::Linearizable);
+        let (mut answers, mut expected) = (Answers::default(), Vec::new());
+        for id in 0..20_000u64 {
+            let mut more = Answers::default();
+            let to = if id % 3 == 0 { &mut more } else { &mut answers };
+            let bytes = match id {
+                77 => 2 * STREAM_FRAME_BYTES,
+                _ => [0, 100, 130, 20_000][(id % 41 % 4) as usize * usize::from(id < 9_000)],
+            };
+            let answer = if id % 5 == 0 {
+                let error = Error::Timeout { definite: true };
+                let answer = failed(id, &error);
+                to.push(&answer);
+                answer
+            } else {
+                let found = instance(bytes);
+                to.push_instance(id, &header, &found);
+                let instance = Some(convert::instance(&found));
+                let response = GetInstanceResponse { header: Some(header), instance };
+                StreamAnswer { id, answer: Some(Answer::GetInstance(response)) }
+            };
+            expected.push(answer);
+            answers.append(more);
+        }
+        let mut seen = Vec::new();
+        while let Some((count, bytes)) = answers.take() {
+            assert!(bytes.len() <= STREAM_FRAME_BYTES || count == 1, "{} in {count}", bytes.len());
+            let response = StreamResponse::decode(bytes).unwrap();
+            assert_eq!(response.answers.len(), count);
+            assert!((1..=STREAM_FRAME_CALLS).contains(&count));
+            seen.extend(response.answers);
+        }
+        assert!(seen == expected);
+        assert!(answers.bytes.is_empty() && answers.lengths.is_empty());
+    }
 }

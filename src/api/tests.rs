@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::Code;
 use tonic::transport::Channel;
 
-use super::stream::Pipeline;
+use super::stream::{Packed, Pipeline};
 use super::*;
 use crate::limits::{self, STREAM_CALLS_IN_FLIGHT, STREAM_FRAME_CALLS};
 use crate::options::{Config, Durability, Listen, Log, LogFormat, Timing, cluster_id};
@@ -669,8 +669,10 @@ async fn a_stream_takes_in_no_more_than_may_be_under_way_and_ends_when_the_node_
     let mut answered = BTreeMap::new();
     let end = loop {
         match pipeline.next().await.expect("it ends with an error") {
-            Ok(response) => {
-                for answer in response.answers {
+            Ok(Packed(response)) => {
+                for answer in
+                    <v1::StreamResponse as prost::Message>::decode(response).unwrap().answers
+                {
                     let Some(Answer::Error(error)) = answer.answer else { panic!("{answer:?}") };
                     let twice = answered.insert(answer.id, error);
                     assert!(twice.is_none(), "call {} was answered twice", answer.id);
