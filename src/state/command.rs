@@ -349,6 +349,7 @@ pub enum Reply {
     /// Which way it went, and what each step said.
     Txn {
         succeeded: bool,
+        #[serde(deserialize_with = "txn::few_levels")]
         replies: Vec<StepReply>,
     },
     AlarmPut {
@@ -392,6 +393,7 @@ pub enum Reply {
     /// The transaction's reply when it was carried out.
     Guarded {
         outcome: BarrierOutcome,
+        #[serde(deserialize_with = "txn::few_levels")]
         txn: Option<Box<Reply>>,
     },
 }
@@ -467,6 +469,7 @@ pub enum Refusal {
     /// A step of a transaction was refused, so none was carried out.
     InStep {
         step: u32,
+        #[serde(deserialize_with = "txn::few_levels")]
         refusal: Box<Refusal>,
     },
     /// A global transaction is not where this can be done.

@@ -2,6 +2,8 @@
 //! ranges, and what once was wrong.
 #![allow(clippy::unwrap_used)]
 
+use std::sync::Arc;
+
 use super::*;
 use crate::limits;
 
@@ -311,6 +313,42 @@ fn nested_transactions_are_no_command() {
         .map(|outcome| outcome.result == Err(Refusal::Undecodable))
         .collect();
     assert_eq!(undecodable, [true, false, true, false]);
+}
+
+/// Nor are answers, beyond what transactions say.
+#[test]
+fn nested_answers_are_not_followed() {
+    let key = Key::Reply { session: 1, sequence: 1 };
+    let bytes = |result| {
+        let outcome = Outcome { revision: 1, duplicate: false, result };
+        let reply = StoredReply { lowest_unacknowledged: 1, outcome };
+        Record::Reply(Arc::new(reply)).encode()
+    };
+    let read = |bytes: &[u8]| Record::decode(&key, bytes).map(|_| ());
+    let refusal = Refusal::Undecodable;
+    let in_step = |refusal| Refusal::InStep { step: 0, refusal: Box::new(refusal) };
+    let written = |reply| StepReply::Written(reply);
+    let said = |replies| Reply::Txn { succeeded: true, replies };
+    let guarded =
+        |txn| Reply::Guarded { outcome: BarrierOutcome::Executed, txn: Some(Box::new(txn)) };
+    let plain = || Reply::AlarmDeleted { removed: true };
+    for allowed in
+        [Err(in_step(refusal.clone())), Ok(guarded(said(vec![written(plain()), written(plain())])))]
+    {
+        assert_eq!(read(&bytes(allowed)), Ok(()));
+    }
+    let deepen = |shallow: Vec<u8>, deep: Vec<u8>| {
+        let same = shallow.iter().zip(&deep).take_while(|(a, b)| a == b).count();
+        let level = deep.len() - shallow.len();
+        let (head, rest) = deep.split_at(same);
+        [head, &rest[..level].repeat(limits::RECORD_BYTES / level / 2), &rest[level..]].concat()
+    };
+    let deep = deepen(bytes(Err(in_step(refusal.clone()))), bytes(Err(in_step(in_step(refusal)))));
+    assert!(deep.len() > limits::RECORD_BYTES / 4 && read(&deep).is_err());
+    let deep = deepen(bytes(Ok(guarded(plain()))), bytes(Ok(guarded(guarded(plain())))));
+    assert!(deep.len() > limits::RECORD_BYTES / 4 && read(&deep).is_err());
+    let deep = bytes(Ok(guarded(said(vec![written(said(vec![written(plain())]))]))));
+    assert!(read(&deep).is_err());
 }
 
 /// A gate that is set again, or later, looks for its whole time from then on: neither is it over before

@@ -128,7 +128,12 @@ pub enum StepReply {
 thread_local! {
     /// Whether a transaction is being read.
     static READING: Cell<bool> = const { Cell::new(false) };
+    /// How many answers are being read, each within the one before.
+    static ANSWERS: Cell<u8> = const { Cell::new(0) };
 }
+
+/// The answer of a transaction is within that of its barrier, and those of its steps are within both.
+const ANSWERS_WITHIN: u8 = 2;
 
 /// Reads a transaction, unless it is within another one: a command has room for so many levels that a
 /// reader which follows them down runs out of stack, on every node that has the entry.
@@ -142,6 +147,22 @@ where
     }
     let read = Box::deserialize(from);
     READING.set(false);
+    read
+}
+
+/// Reads answers that are within another one, for the same reason.
+pub(super) fn few_levels<'de, D, T>(from: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    let around = ANSWERS.get();
+    if around == ANSWERS_WITHIN {
+        return Err(D::Error::custom("more answers within each other than any transaction has"));
+    }
+    ANSWERS.set(around + 1);
+    let read = T::deserialize(from);
+    ANSWERS.set(around);
     read
 }
 
