@@ -387,7 +387,7 @@ pub const CHECKPOINT_REQUESTS: usize = 64;
 /// Niceness of the checkpointer's thread.
 pub const CHECKPOINT_NICE: i32 = 10;
 /// Every node computes the digest of its state at the multiples of this index, and keeps the newest.
-pub const DIGEST_ENTRIES: u64 = 10_000;
+pub const DIGEST_ENTRIES: u64 = 100_000;
 pub const DIGESTS_KEPT: usize = 16;
 /// What `--digest-entries` allows.
 pub const DIGEST_ENTRIES_RANGE: std::ops::RangeInclusive<u64> = 10..=100_000_000;

@@ -709,6 +709,20 @@ impl Node {
         }
     }
 
+    /// As [`Node::keep_alive`], for several sessions; answers in their order.
+    pub async fn keep_all_alive(
+        &self,
+        sessions: Vec<u64>,
+        timeout: Duration,
+    ) -> Vec<Result<u64, Error>> {
+        let count = sessions.len();
+        let answers = self.0.keep_alives.call_all(sessions);
+        match runtime::timeout(timeout.min(MAX_CALL_TIMEOUT), answers).await {
+            Ok(answers) => answers,
+            Err(_) => vec![Err(Error::Timeout { definite: false }); count],
+        }
+    }
+
     async fn run_keep_alives(self) {
         let node = self.clone();
         self.0

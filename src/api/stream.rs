@@ -223,6 +223,7 @@ where
         self.under_way += calls.len();
         let mut linearizable = Reads::new();
         let mut stale = Reads::new();
+        let mut kept_alive = Vec::new();
         let mut read = |this: &mut Self, id, query: Result<(Consistency, Query), Error>| match query
         {
             Ok((Consistency::Stale, query)) => stale.push((id, query)),
@@ -291,8 +292,7 @@ where
                     read(self, id, call.query().map(|(c, query)| (c, Query::Service(query))));
                 }
                 Some(Call::KeepAlive(KeepAliveRequest { session })) => {
-                    let answer = keep_alive(self.node.clone(), id, session);
-                    self.waiting.push(Box::pin(answer));
+                    kept_alive.push((id, session));
                 }
                 None => {
                     let allowed = "a call that this release knows";
@@ -300,6 +300,9 @@ where
                     self.outbox.push(&failed(id, &error));
                 }
             }
+        }
+        if !kept_alive.is_empty() {
+            self.waiting.push(Box::pin(keep_alive(self.node.clone(), kept_alive)));
         }
         for (consistency, reads) in
             [(Consistency::Linearizable, linearizable), (Consistency::Stale, stale)]
@@ -626,13 +629,18 @@ fn answered(id: u64, answer: Result<Answer, Error>) -> StreamAnswer {
     }
 }
 
-async fn keep_alive(node: Node, id: u64, session: u64) -> Answers {
-    let answer = node.keep_alive(session, DEFAULT_CALL_TIMEOUT).await.map(|ttl_ms| {
-        let revision = node.read(State::revision);
-        let header = read_header(node.id(), revision, Consistency::Unspecified);
-        Answer::KeepAlive(KeepAliveResponse { header: Some(header), ttl_ms })
-    });
-    answered(id, answer).into()
+/// Calls by their ids, and the sessions that they keep alive.
+async fn keep_alive(node: Node, calls: Vec<(u64, u64)>) -> Answers {
+    let sessions = calls.iter().map(|(_, session)| *session).collect();
+    let outcomes = node.keep_all_alive(sessions, DEFAULT_CALL_TIMEOUT).await;
+    let header = read_header(node.id(), node.read(State::revision), Consistency::Unspecified);
+    let mut answers = Answers::default();
+    for ((id, _), outcome) in calls.into_iter().zip(outcomes) {
+        let answer = outcome
+            .map(|ttl_ms| Answer::KeepAlive(KeepAliveResponse { header: Some(header), ttl_ms }));
+        answers.push(&answered(id, answer));
+    }
+    answers
 }
 
 fn failed(id: u64, error: &Error) -> StreamAnswer {

@@ -14,6 +14,7 @@ use crate::runtime::{self, Instant};
 /// Rounds under way at once.
 const ROUNDS: usize = 4;
 
+type Joined<R> = oneshot::Receiver<Result<R, Error>>;
 type Waiting<T, R> = Vec<(T, oneshot::Sender<Result<R, Error>>)>;
 
 #[derive(Debug)]
@@ -35,6 +36,20 @@ impl<T, R> Shared<T, R> {
     fn waiting(&self) -> MutexGuard<'_, Waiting<T, R>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn join(&self, waiting: &mut Waiting<T, R>, item: T) -> Result<Joined<R>, Error> {
+        if waiting.len() >= self.limit {
+            let (queue, limit) = (self.name.to_owned(), self.limit as u64);
+            return Err(Error::Overloaded { queue, limit });
+        }
+        let (answer, joined) = oneshot::channel();
+        waiting.push((item, answer));
+        Ok(joined)
+    }
+}
+
+async fn outcome<R>(joined: Joined<R>) -> Result<R, Error> {
+    joined.await.unwrap_or(Err(Error::ShuttingDown { definite: true }))
 }
 
 impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
@@ -51,19 +66,26 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
 
     /// Waits for the round that this call joins. No deadline of its own: the caller has one.
     pub async fn call(&self, item: T) -> Result<R, Error> {
-        let (tx, rx) = oneshot::channel();
-        {
-            let mut waiting = self.shared.waiting();
-            if waiting.len() >= self.shared.limit {
-                return Err(Error::Overloaded {
-                    queue: self.shared.name.to_owned(),
-                    limit: self.shared.limit as u64,
-                });
-            }
-            waiting.push((item, tx));
-        }
+        let joined = self.shared.join(&mut self.shared.waiting(), item)?;
         self.shared.wake.notify_one();
-        rx.await.unwrap_or(Err(Error::ShuttingDown { definite: true }))
+        outcome(joined).await
+    }
+
+    /// As [`Batcher::call`], for several; answers in their order.
+    pub async fn call_all(&self, items: Vec<T>) -> Vec<Result<R, Error>> {
+        let joined: Vec<_> = {
+            let mut waiting = self.shared.waiting();
+            items.into_iter().map(|item| self.shared.join(&mut waiting, item)).collect()
+        };
+        self.shared.wake.notify_one();
+        let mut outcomes = Vec::with_capacity(joined.len());
+        for joined in joined {
+            outcomes.push(match joined {
+                Ok(joined) => outcome(joined).await,
+                Err(error) => Err(error),
+            });
+        }
+        outcomes
     }
 
     /// Runs rounds until the node is dropped. `round` gets the items and answers each, in order.
@@ -126,6 +148,28 @@ mod tests {
             (round, u64::try_from((Instant::now() - begun).as_millis()).unwrap())
         });
         futures::future::join_all(calls).await
+    }
+
+    /// Those beyond the limit are refused, the others answered, each with its own outcome.
+    #[tokio::test(start_paused = true)]
+    async fn several_join_a_round_as_far_as_there_is_room() {
+        let batcher = Arc::new(Batcher::<u64, u64>::new("tests", 3));
+        let driver = batcher.clone();
+        runtime::spawn(async move {
+            let round = |items: Vec<u64>| {
+                let answer = |item: &u64| match item % 2 {
+                    0 => Ok(item * 10),
+                    _ => Err(Error::SessionExpired { session: *item }),
+                };
+                std::future::ready(items.iter().map(answer).collect())
+            };
+            driver.run(round).await;
+        });
+        let full = || Err(Error::Overloaded { queue: "tests".to_owned(), limit: 3 });
+        let expired = Err(Error::SessionExpired { session: 3 });
+        let answers = batcher.call_all(vec![2, 3, 4, 5, 6]).await;
+        assert_eq!(answers, [Ok(20), expired, Ok(40), full(), full()]);
+        assert_eq!(batcher.call_all(Vec::new()).await, []);
     }
 
     #[tokio::test(start_paused = true)]

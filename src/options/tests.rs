@@ -60,7 +60,7 @@ fn defaults() {
             timing: Timing { heartbeat_ms: 100, election_min_ms: 300, election_max_ms: 600 },
             snapshot_entries: 100_000,
             snapshot_keep_entries: 20_000,
-            digest_entries: 10_000,
+            digest_entries: 100_000,
             webhook_allow: Vec::new(),
             participant_allow: Vec::new(),
             health_check_allow: Default::default(),

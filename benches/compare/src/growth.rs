@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
+use quorate::limits;
 use serde::Serialize;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::etcd::{Etcd, connect};
 use crate::load::Figures;
@@ -103,10 +104,17 @@ pub struct Point {
 /// Keys that are written beside watches and connections.
 const KEYS: u64 = 10_000;
 
-/// Unary writes of 64 clients; makes what is not there.
-async fn unary(cluster: &Ours, keys: u64, time: Duration) -> Result<Figures, String> {
+/// Unary writes of 64 clients; makes them first unless `more` says otherwise.
+async fn unary(
+    cluster: &Ours,
+    keys: u64,
+    time: Duration,
+    more: &[&str],
+) -> Result<Figures, String> {
     let (keys, seconds) = (keys.to_string(), time.as_secs().max(1).to_string());
-    let how = ["register", "--clients", "64", "--keys", &keys, "--seconds", &seconds, "--keep"];
+    let mut how = vec!["register", "--clients", "64", "--keys", &keys, "--seconds", &seconds];
+    how.push("--keep");
+    how.extend(more);
     cluster.figures("register", &how).await
 }
 
@@ -117,9 +125,14 @@ async fn streamed(cluster: &Ours, keys: u64, time: Duration) -> Result<Figures, 
     cluster.figures("register", &how).await
 }
 
+/// Until the images of all nodes have what was filled in: a write is measured, not the filling.
+const SETTLE: Duration = limits::CHECKPOINT_INTERVAL.saturating_add(Duration::from_secs(15));
+
 /// Writes with so many keys in the cluster.
 pub async fn keys_of_ours(cluster: &Ours, keys: u64, time: Duration) -> Result<Point, String> {
-    let put = unary(cluster, keys, time).await?;
+    unary(cluster, keys, Duration::from_secs(1), &[]).await?;
+    sleep(SETTLE).await;
+    let put = unary(cluster, keys, time, &["--no-fill"]).await?;
     Ok(Point { count: keys, put, stream: Some(streamed(cluster, keys, time).await?) })
 }
 
@@ -153,7 +166,7 @@ pub async fn watches_of_ours(
     for _ in 0..watches {
         heard.recv().await.ok_or("a watch has ended")?;
     }
-    let put = unary(cluster, KEYS, time).await?;
+    let put = unary(cluster, KEYS, time, &[]).await?;
     Ok(Point { count: watches, put, stream: Some(streamed(cluster, KEYS, time).await?) })
 }
 
@@ -169,7 +182,7 @@ pub async fn connections_of_ours(
         client.status().await.map_err(said)?;
         clients.push(client);
     }
-    let put = unary(cluster, KEYS, time).await?;
+    let put = unary(cluster, KEYS, time, &[]).await?;
     drop(clients);
     Ok(Point { count, put, stream: None })
 }
