@@ -373,9 +373,11 @@ pub const CHECKPOINT_LOG_BYTES: u64 = 1024 * 1024 * 1024;
 /// Bytes of one value in sled; longer ones are cut into chunks.
 pub const IMAGE_CHUNK_BYTES: usize = 4 * 1024;
 /// Bytes of sled's page cache; the image is written through and read once.
-pub const IMAGE_CACHE_BYTES: u64 = 64 * 1024 * 1024;
-/// Records that a refill hands to sled at once.
-pub const IMAGE_FILL_RECORDS: usize = 4_096;
+pub const IMAGE_CACHE_BYTES: u64 = 16 * 1024 * 1024;
+/// Records, and their bytes, that are handed to sled at once: until all of them are written it keeps a copy of
+/// a page, some 5 KB, for each.
+pub const IMAGE_PART_RECORDS: usize = 4_096;
+pub const IMAGE_PART_BYTES: usize = 8 * 1024 * 1024;
 /// Damaged images that are kept for inspection, and damaged snapshot files.
 pub const IMAGES_SET_ASIDE: usize = 2;
 pub const SNAPSHOTS_SET_ASIDE: usize = 2;

@@ -194,6 +194,38 @@ fn an_image_that_lost_its_last_write_is_an_older_state() {
     assert_eq!(recovery.point.unwrap().index, 29);
 }
 
+/// A crash in the middle of a long checkpoint: the state is that of the newest snapshot, or the log from its beginning.
+#[test]
+fn an_image_that_was_being_written_is_rebuilt() {
+    let machine = Machine::new();
+    let (mut core, _) = machine.start_well();
+    let mut world = World::new(6);
+    let mut origins = Vec::new();
+    for round in 0..3 {
+        feed(&core, &mut world, 30);
+        core.checkpoint().unwrap();
+        let crashed = machine.fork();
+        crashed.image.interrupt_last_write();
+        let (mut again, recovery) = crashed.start();
+        origins.push(recovery.origin.clone());
+        let next = recovery.point.as_ref().map_or(0, |at| at.index + 1);
+        if let Some(at) = &recovery.point {
+            world.assert_past(&recovery.state, at);
+        }
+        for entry in replay_all(&world, next..=world.index()) {
+            again.absorb(entry);
+        }
+        again.inbox().set_synced(Some(world.index()));
+        world.assert_meta(&again.checkpoint().unwrap().unwrap());
+        crashed.start_well();
+        if round == 0 {
+            core.snapshot().unwrap();
+        }
+    }
+    let snapshot = || Origin::Snapshot(snapshot::file_name(29));
+    assert_eq!(origins, [Origin::Empty, snapshot(), snapshot()]);
+}
+
 #[test]
 fn a_damaged_image_is_rebuilt_from_the_newest_snapshot() {
     let machine = Machine::new();

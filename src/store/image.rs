@@ -24,7 +24,7 @@ pub struct Point {
     pub membership: Bytes,
 }
 
-/// What an image says about itself, written in the same atomic step as its records.
+/// What an image says about itself, written together with the last of its records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageMeta {
     pub point: Point,
@@ -60,11 +60,11 @@ impl Error {
 /// Invariant: an image with a meta was written completely up to that meta's point; it holds exactly
 /// `meta.records` records whose digest is `meta.digest`, or it is damaged.
 pub trait Image: Send + Debug {
-    /// None: nothing was written yet, or a refill did not come to its end.
+    /// None: nothing was written yet, or a long write or a refill did not come to its end.
     fn meta(&self) -> Option<ImageMeta>;
 
-    /// Makes all changes and the meta durable in one atomic step. Each key occurs once.
-    /// After an error the image must not be written again before [`Image::reset`].
+    /// Makes all changes and the meta durable. Each key occurs once. A crash leaves what was there before, or an
+    /// image without a meta. After an error the image must not be written again before [`Image::reset`].
     fn write(
         &mut self,
         changes: &mut dyn Iterator<Item = Write>,
@@ -214,6 +214,20 @@ impl MemoryStore {
         }
         shared.now.meta = undo.meta;
         shared.now.tally = undo.tally;
+    }
+
+    /// Takes a part of the last write back, as a crash leaves one that was being made in several steps.
+    pub fn interrupt_last_write(&self) {
+        let mut shared = self.lock();
+        let Some(mut undo) = shared.undo.take() else { return };
+        let done = undo.rows.len() / 2;
+        for (key, old) in undo.rows.drain(done..).rev() {
+            match old {
+                Some(old) => shared.now.rows.insert(key, old),
+                None => shared.now.rows.remove(&key),
+            };
+        }
+        shared.now.meta = None;
     }
 
     /// Flips one bit of the value at `position` (modulo the number of records); false when empty.

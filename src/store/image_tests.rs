@@ -11,7 +11,7 @@ use super::image::{Image, ImageStore, MemoryStore, Point, Tally, Write, verify};
 use super::sled_image::{SledImage, guarded};
 use super::sled_store::SledStore;
 use super::testing::{World, point, writes};
-use crate::limits::IMAGE_CHUNK_BYTES;
+use crate::limits::{IMAGE_CHUNK_BYTES, IMAGE_PART_BYTES, IMAGE_PART_RECORDS};
 
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -178,6 +178,65 @@ fn half_a_refill_is_no_image() {
     assert_eq!(verify(&image).unwrap().records, 0);
 }
 
+/// A long write goes to sled in parts, so that it does not keep a page for each record until the end. Whatever a crash
+/// leaves of it is the image before, the image after, or none.
+#[test]
+fn half_a_long_write_is_no_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    let mut image = SledImage::open(&path).unwrap();
+    let row =
+        |number: usize, value: u8| (format!("{number:06}").into_bytes(), Some(vec![value; 9]));
+    let count = 3 * IMAGE_PART_RECORDS + 9;
+    let old: Vec<Write> = (0..50).map(|number| row(number, 1)).collect();
+    write(&mut image, &old, 1);
+    let before = (image.meta(), scan(&image));
+
+    // Looked at while the records are asked for: before the first part is full, when it is written, and later.
+    let looks = [9, IMAGE_PART_RECORDS, IMAGE_PART_RECORDS + 1, count - 9];
+    let copy = |number: usize| dir.path().join(format!("copy-{number}"));
+    let mut new = (0..count).map(|number| {
+        if looks.contains(&number) {
+            copy_dir(&path, &copy(number));
+        }
+        if number % 7 == 0 { (row(number, 0).0, None) } else { row(number, 2) }
+    });
+    let meta = image.write(&mut new, &point(2)).unwrap();
+    let mut found = Vec::new();
+    for number in looks {
+        let mut copy = SledImage::open(copy(number)).unwrap();
+        found.push(copy.meta().is_some());
+        if copy.meta().is_some() {
+            assert!((copy.meta(), scan(&copy)) == before, "copy {number} is neither");
+            continue;
+        }
+        assert!(copy.write(&mut std::iter::empty(), &point(2)).is_err());
+        copy.reset().unwrap();
+        write(&mut copy, &old, 1);
+        assert!((copy.meta(), scan(&copy)) == before, "copy {number} is written anew");
+    }
+    assert_eq!(found, [true, true, false, false]);
+    for _ in 0..2 {
+        assert_eq!(verify(&image).unwrap(), meta);
+        assert_eq!(scan(&image).len(), count - count.div_ceil(7));
+        drop(image);
+        image = SledImage::open(&path).unwrap();
+    }
+
+    // A few long records are a part as well.
+    let long: Vec<Write> =
+        (0..5).map(|number| (row(number, 0).0, Some(vec![3; IMAGE_PART_BYTES / 2]))).collect();
+    let mut long = long.into_iter().enumerate().map(|(number, row)| {
+        if number == 3 {
+            copy_dir(&path, &copy(number));
+        }
+        row
+    });
+    let meta = image.write(&mut long, &point(3)).unwrap();
+    assert!(SledImage::open(copy(3)).unwrap().meta().is_none());
+    assert_eq!(verify(&image).unwrap(), meta);
+}
+
 /// A crash while the old directory of a reset is away and the new one is not there, or both are.
 #[test]
 fn a_reset_can_be_interrupted() {
@@ -316,6 +375,13 @@ fn a_memory_image_can_lose_its_last_write() {
     newer.reset().unwrap();
     store.lose_last_write();
     assert_eq!(verify(&*newer).unwrap(), meta);
+    store.interrupt_last_write();
+    assert_eq!(newer.meta(), Some(meta), "nothing is left to interrupt");
+    let rows = scan(&*newer).len();
+    let more: Vec<Write> = (0..8).map(|number| (vec![255, number], Some(vec![1]))).collect();
+    write(&mut *newer, &more, 21);
+    store.interrupt_last_write();
+    assert_eq!((newer.meta(), scan(&*newer).len()), (None, rows + 4));
 }
 
 pub fn copy_dir(from: &Path, to: &Path) -> std::path::PathBuf {

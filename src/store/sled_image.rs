@@ -6,8 +6,12 @@
 //! - `flush` does not sync on Linux, and its background flusher only logs errors: there is no
 //!   flusher, and the files are synced here after each flush;
 //! - large values go to files of their own that are never synced: values are cut into chunks;
+//! - until a batch is written it keeps all that the batch replaces: long writes are cut into parts;
 //! - after a power failure it may come back older, or mixed: count and digest are written in the same
-//!   batch as the records and compared with a full scan at start-up.
+//!   batch as the last records and compared with a full scan at start-up.
+//!
+//! A write of several parts takes the meta away with the first of them and brings the new one with the last. In
+//! between there is no image, and a start rebuilds it, as after a refill that broke off.
 //!
 //! Keys in the one tree: `m` the meta; `r` + key the record, as the number of further chunks (u16,
 //! big endian) and the first chunk; `c` + key + chunk number (u16, big endian, from 1) a further chunk.
@@ -24,7 +28,9 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::image::{Error, Image, ImageMeta, Point, Row, Rows, Tally, Write};
 pub use super::sled_store::SledStore;
-use crate::limits::{IMAGE_CACHE_BYTES, IMAGE_CHUNK_BYTES, IMAGE_FILL_RECORDS, RECORD_BYTES};
+use crate::limits::{
+    IMAGE_CACHE_BYTES, IMAGE_CHUNK_BYTES, IMAGE_PART_BYTES, IMAGE_PART_RECORDS, RECORD_BYTES,
+};
 use crate::panic;
 
 const META_KEY: &[u8] = b"m";
@@ -111,6 +117,16 @@ impl SledImage {
         result
     }
 
+    /// Applies a part of a write or a refill that has more. Not synced, but for the first part of a write: the
+    /// part with the new meta syncs everything, and the old meta must be gone before anything else changes.
+    fn apply_part(&mut self, mut part: Part) -> Result<(), Error> {
+        if self.meta.take().is_some() {
+            part.batch.remove(META_KEY);
+            return self.apply(part.batch);
+        }
+        self.call(|open| open.db.apply_batch(part.batch))
+    }
+
     fn apply(&mut self, batch: sled::Batch) -> Result<(), Error> {
         self.call(|open| {
             open.db.apply_batch(batch)?;
@@ -139,21 +155,51 @@ impl SledImage {
         }
         sync_dir(&self.dir)
     }
+}
 
-    /// Puts one record into a batch, given the number of chunks that its key has now.
-    fn put(batch: &mut sled::Batch, key: &[u8], value: &[u8], old_chunks: u16) {
+/// What is handed to sled at once.
+#[derive(Default)]
+struct Part {
+    batch: sled::Batch,
+    records: usize,
+    bytes: usize,
+}
+
+impl Part {
+    /// Takes what is there when it is enough for a part.
+    fn full(&mut self) -> Option<Part> {
+        let full = self.records >= IMAGE_PART_RECORDS || self.bytes >= IMAGE_PART_BYTES;
+        full.then(|| std::mem::take(self))
+    }
+
+    fn count(&mut self, key: &[u8], value: &[u8]) {
+        self.records += 1;
+        self.bytes += key.len() + value.len();
+    }
+
+    /// Puts one record, given the number of chunks that its key has now.
+    fn put(&mut self, key: &[u8], value: &[u8], old_chunks: u16) {
+        self.count(key, value);
         let mut chunks = value.chunks(IMAGE_CHUNK_BYTES);
         let first = chunks.next().unwrap_or_default();
         let count = u16::try_from(chunks.len()).expect("a record is no longer than RECORD_BYTES");
         let mut row = Vec::with_capacity(2 + first.len());
         row.extend_from_slice(&count.to_be_bytes());
         row.extend_from_slice(first);
-        batch.insert(record_key(key), row);
+        self.batch.insert(record_key(key), row);
         for (number, chunk) in (1u16..).zip(chunks) {
-            batch.insert(chunk_key(key, number), chunk);
+            self.batch.insert(chunk_key(key, number), chunk);
         }
         for number in count + 1..=old_chunks {
-            batch.remove(chunk_key(key, number));
+            self.batch.remove(chunk_key(key, number));
+        }
+    }
+
+    fn remove(&mut self, key: &[u8], old_chunks: u16) {
+        self.count(key, &[]);
+        self.batch.remove(record_key(key));
+        for number in 1..=old_chunks {
+            self.batch.remove(chunk_key(key, number));
         }
     }
 }
@@ -183,11 +229,14 @@ impl Image for SledImage {
         point: &Point,
     ) -> Result<ImageMeta, Error> {
         if self.meta.is_none() && !self.filling {
-            return Err(Error::damaged("a refill did not come to its end"));
+            return Err(Error::damaged("a write or a refill did not come to its end"));
         }
-        let mut batch = sled::Batch::default();
+        let mut part = Part::default();
         let mut tally = self.tally;
         for (key, value) in changes {
+            if let Some(full) = part.full() {
+                self.apply_part(full)?;
+            }
             let old = self.call(|open| open.db.get(record_key(&key)))?;
             let mut old_chunks = 0;
             if let Some(row) = old {
@@ -208,19 +257,14 @@ impl Image for SledImage {
             match value {
                 Some(value) => {
                     tally.add(&key, &value);
-                    SledImage::put(&mut batch, &key, &value, old_chunks);
+                    part.put(&key, &value, old_chunks);
                 }
-                None => {
-                    batch.remove(record_key(&key));
-                    for number in 1..=old_chunks {
-                        batch.remove(chunk_key(&key, number));
-                    }
-                }
+                None => part.remove(&key, old_chunks),
             }
         }
         let meta = ImageMeta { point: point.clone(), records: tally.records, digest: tally.digest };
-        batch.insert(META_KEY, encode_meta(&meta));
-        self.apply(batch)?;
+        part.batch.insert(META_KEY, encode_meta(&meta));
+        self.apply(part.batch)?;
         self.tally = tally;
         self.meta = Some(meta.clone());
         self.filling = false;
@@ -265,20 +309,15 @@ impl Image for SledImage {
 
     fn fill(&mut self, rows: &mut dyn Iterator<Item = Row>) -> Result<(), Error> {
         assert!(self.meta.is_none() && self.filling, "only an image that was reset is filled");
-        loop {
-            let mut batch = sled::Batch::default();
-            let mut count = 0;
-            for (key, value) in std::iter::from_fn(|| rows.next()).take(IMAGE_FILL_RECORDS) {
-                self.tally.add(&key, &value);
-                SledImage::put(&mut batch, &key, &value, 0);
-                count += 1;
+        let mut part = Part::default();
+        for (key, value) in rows {
+            if let Some(full) = part.full() {
+                self.apply_part(full)?;
             }
-            if count == 0 {
-                return Ok(());
-            }
-            // Not synced: the write that gives the image its meta syncs everything.
-            self.call(|open| open.db.apply_batch(batch))?;
+            self.tally.add(&key, &value);
+            part.put(&key, &value, 0);
         }
+        self.apply_part(part)
     }
 
     fn bytes(&self) -> u64 {

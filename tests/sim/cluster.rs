@@ -393,8 +393,10 @@ impl World {
             machine.ending -= 1;
             machine.excused_until = Duration::ZERO;
             machine.faults(self.plant == Plant::SyncIgnored);
-            if end.image {
-                machine.image.lose_last_write();
+            match end.image {
+                true if seed.is_multiple_of(2) => machine.image.interrupt_last_write(),
+                true => machine.image.lose_last_write(),
+                false => {}
             }
         });
         let mut oracle = self.oracle();

@@ -23,6 +23,15 @@ pub struct Size {
     pub restart_seconds: f64,
 }
 
+/// Until the images of all nodes have what was filled in: what comes later is no part of the filling, and the memory
+/// that the image takes counts.
+async fn settle(keys: u64) {
+    sleep(limits::CHECKPOINT_INTERVAL + Duration::from_secs(10) + IMAGE_RECORD * keys as u32).await;
+}
+
+/// More than a record takes in the images of three nodes on two cores.
+const IMAGE_RECORD: Duration = Duration::from_micros(40);
+
 /// Resident memory of the largest process.
 fn rss(pids: &[u32]) -> u64 {
     let of = |pid: &u32| {
@@ -54,6 +63,7 @@ pub async fn size_of_ours(binary: &Path, dir: &Path, keys: u64) -> Result<Size, 
             "--keep",
         ])
         .await?;
+    settle(keys).await;
     let full = rss(&cluster.pids());
     for node in 0..3 {
         cluster.kill(node)?;
@@ -125,13 +135,10 @@ async fn streamed(cluster: &Ours, keys: u64, time: Duration) -> Result<Figures, 
     cluster.figures("register", &how).await
 }
 
-/// Until the images of all nodes have what was filled in: a write is measured, not the filling.
-const SETTLE: Duration = limits::CHECKPOINT_INTERVAL.saturating_add(Duration::from_secs(15));
-
 /// Writes with so many keys in the cluster.
 pub async fn keys_of_ours(cluster: &Ours, keys: u64, time: Duration) -> Result<Point, String> {
     unary(cluster, keys, Duration::from_secs(1), &[]).await?;
-    sleep(SETTLE).await;
+    settle(keys).await;
     let put = unary(cluster, keys, time, &["--no-fill"]).await?;
     Ok(Point { count: keys, put, stream: Some(streamed(cluster, keys, time).await?) })
 }
