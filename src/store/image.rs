@@ -192,6 +192,16 @@ impl Content {
         }
         undo.rows.push((key, old));
     }
+
+    /// Rows as they were before changes, which are given in the order in which they were made.
+    fn take_back(&mut self, rows: impl DoubleEndedIterator<Item = Write>) {
+        for (key, old) in rows.rev() {
+            match old {
+                Some(old) => self.rows.insert(key, old),
+                None => self.rows.remove(&key),
+            };
+        }
+    }
 }
 
 impl MemoryStore {
@@ -206,12 +216,7 @@ impl MemoryStore {
         if let Some(all) = undo.all {
             shared.now.rows = all;
         }
-        for (key, old) in undo.rows.into_iter().rev() {
-            match old {
-                Some(old) => shared.now.rows.insert(key, old),
-                None => shared.now.rows.remove(&key),
-            };
-        }
+        shared.now.take_back(undo.rows.into_iter());
         shared.now.meta = undo.meta;
         shared.now.tally = undo.tally;
     }
@@ -221,12 +226,7 @@ impl MemoryStore {
         let mut shared = self.lock();
         let Some(mut undo) = shared.undo.take() else { return };
         let done = undo.rows.len() / 2;
-        for (key, old) in undo.rows.drain(done..).rev() {
-            match old {
-                Some(old) => shared.now.rows.insert(key, old),
-                None => shared.now.rows.remove(&key),
-            };
-        }
+        shared.now.take_back(undo.rows.drain(done..));
         shared.now.meta = None;
     }
 

@@ -393,10 +393,10 @@ impl World {
             machine.ending -= 1;
             machine.excused_until = Duration::ZERO;
             machine.faults(self.plant == Plant::SyncIgnored);
-            match end.image {
-                true if seed.is_multiple_of(2) => machine.image.interrupt_last_write(),
-                true => machine.image.lose_last_write(),
-                false => {}
+            if end.image && seed.is_multiple_of(2) {
+                machine.image.interrupt_last_write();
+            } else if end.image {
+                machine.image.lose_last_write();
             }
         });
         let mut oracle = self.oracle();

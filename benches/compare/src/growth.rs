@@ -23,14 +23,14 @@ pub struct Size {
     pub restart_seconds: f64,
 }
 
+/// More than a record takes in the images of three nodes on two cores.
+const IMAGE_RECORD: Duration = Duration::from_micros(40);
+
 /// Until the images of all nodes have what was filled in: what comes later is no part of the filling, and the memory
 /// that the image takes counts.
 async fn settle(keys: u64) {
     sleep(limits::CHECKPOINT_INTERVAL + Duration::from_secs(10) + IMAGE_RECORD * keys as u32).await;
 }
-
-/// More than a record takes in the images of three nodes on two cores.
-const IMAGE_RECORD: Duration = Duration::from_micros(40);
 
 /// Resident memory of the largest process.
 fn rss(pids: &[u32]) -> u64 {
@@ -122,10 +122,8 @@ async fn unary(
     more: &[&str],
 ) -> Result<Figures, String> {
     let (keys, seconds) = (keys.to_string(), time.as_secs().max(1).to_string());
-    let mut how = vec!["register", "--clients", "64", "--keys", &keys, "--seconds", &seconds];
-    how.push("--keep");
-    how.extend(more);
-    cluster.figures("register", &how).await
+    let how = ["register", "--clients", "64", "--keys", &keys, "--seconds", &seconds, "--keep"];
+    cluster.figures("register", &[&how, more].concat()).await
 }
 
 /// Writes over session streams to what is there.

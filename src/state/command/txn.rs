@@ -1,6 +1,7 @@
 //! Atomic transactions: what they compare, and what they carry out.
 
 use std::cell::Cell;
+use std::thread::LocalKey;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -126,43 +127,56 @@ pub enum StepReply {
 }
 
 thread_local! {
-    /// Whether a transaction is being read.
-    static READING: Cell<bool> = const { Cell::new(false) };
-    /// How many answers are being read, each within the one before.
+    /// Transactions that are being read, each within the one before, and answers.
+    static TRANSACTIONS: Cell<u8> = const { Cell::new(0) };
     static ANSWERS: Cell<u8> = const { Cell::new(0) };
 }
 
 /// The answer of a transaction is within that of its barrier, and those of its steps are within both.
 const ANSWERS_WITHIN: u8 = 2;
 
-/// Reads a transaction, unless it is within another one: a command has room for so many levels that a
-/// reader which follows them down runs out of stack, on every node that has the entry.
+/// Reads a transaction, unless it is within another one.
 pub(super) fn not_nested<'de, D, T>(from: D) -> Result<Box<Txn<T>>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
 {
-    if READING.replace(true) {
-        return Err(D::Error::custom("a transaction within a transaction"));
-    }
-    let read = Box::deserialize(from);
-    READING.set(false);
-    read
+    within(&TRANSACTIONS, 1, "a transaction within a transaction", from)
 }
 
-/// Reads answers that are within another one, for the same reason.
+/// Reads what is within an answer, unless that is within others itself, more than any transaction says.
 pub(super) fn few_levels<'de, D, T>(from: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
 {
-    let around = ANSWERS.get();
-    if around == ANSWERS_WITHIN {
-        return Err(D::Error::custom("more answers within each other than any transaction has"));
+    within(
+        &ANSWERS,
+        ANSWERS_WITHIN,
+        "more answers within each other than any transaction has",
+        from,
+    )
+}
+
+/// A record or a command has room for so many levels that a reader which follows them down runs out of stack,
+/// on every node that has it.
+fn within<'de, D, T>(
+    levels: &'static LocalKey<Cell<u8>>,
+    most: u8,
+    else_it_is: &str,
+    from: D,
+) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    let around = levels.get();
+    if around == most {
+        return Err(D::Error::custom(else_it_is));
     }
-    ANSWERS.set(around + 1);
+    levels.set(around + 1);
     let read = T::deserialize(from);
-    ANSWERS.set(around);
+    levels.set(around);
     read
 }
 
