@@ -12,7 +12,7 @@ use quorate::state::{
 };
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 const COMMANDS: u64 = 256;
 const KEYS: u64 = 100_000;

@@ -23,7 +23,7 @@ use quorate::store::sled_store::SledStore;
 use quorate::store::wal::{WalCore, WalOptions, Write};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() {
     divan::main();

@@ -144,10 +144,10 @@ raw_options! {
         #[arg(long, env = "QUORATE_HEARTBEAT_MS", value_name = "MS")]
         heartbeat_ms,
         /// Shortest silence of the leader after which a node stands for election, in ms
-        /// [default: 300]
+        /// [default: 250]
         #[arg(long, env = "QUORATE_ELECTION_MIN_MS", value_name = "MS")]
         election_min_ms,
-        /// Longest such silence, in ms [default: 600]
+        /// Longest such silence, in ms [default: 500]
         #[arg(long, env = "QUORATE_ELECTION_MAX_MS", value_name = "MS")]
         election_max_ms,
         /// Log entries after which a snapshot is made [default: 100000]

@@ -57,7 +57,7 @@ fn defaults() {
             },
             advertise_client: "127.0.0.1:7650".into(),
             advertise_peer: "127.0.0.1:7651".into(),
-            timing: Timing { heartbeat_ms: 100, election_min_ms: 300, election_max_ms: 600 },
+            timing: Timing { heartbeat_ms: 100, election_min_ms: 250, election_max_ms: 500 },
             snapshot_entries: 100_000,
             snapshot_keep_entries: 20_000,
             digest_entries: 100_000,
@@ -262,10 +262,10 @@ fn listeners_have_ports_of_their_own() {
 #[test]
 fn timeouts_relate() {
     let error = refused(&["--heartbeat-ms", "200"]);
-    assert!(error.contains("--election-min-ms 300 does not go with --heartbeat-ms 200"), "{error}");
-    let error = refused(&["--election-max-ms", "300"]);
+    assert!(error.contains("--election-min-ms 250 does not go with --heartbeat-ms 200"), "{error}");
+    let error = refused(&["--election-max-ms", "250"]);
     assert!(
-        error.contains("--election-max-ms 300 does not go with --election-min-ms 300"),
+        error.contains("--election-max-ms 250 does not go with --election-min-ms 250"),
         "{error}"
     );
     let timing = ["--heartbeat-ms", "150", "--election-min-ms", "300", "--election-max-ms", "301"];

@@ -36,12 +36,12 @@ fn bad_options_are_named() {
         let members = ["--initial-cluster", "1=127.0.0.1:7651"];
         for (id, further, words) in [
             ("0", &[][..], &["--id", "\"0\"", "1..=9223372036854775807"][..]),
-            ("1", &["--heartbeat-ms", "500"], &["--election-min-ms 300", "--heartbeat-ms 500"]),
+            ("1", &["--heartbeat-ms", "500"], &["--election-min-ms 250", "--heartbeat-ms 500"]),
             ("1", &["--heartbeat-ms", "fast"], &["--heartbeat-ms", "\"fast\"", "5..=10000"]),
             (
                 "1",
-                &["--election-max-ms", "300"],
-                &["--election-max-ms 300", "--election-min-ms 300"],
+                &["--election-max-ms", "250"],
+                &["--election-max-ms 250", "--election-min-ms 250"],
             ),
             ("1", &["--snapshot-entries", "9"], &["--snapshot-entries", "10..=100000000"]),
             ("1", &["--log-level", "a=b=c"], &["--log-level", "\"a=b=c\""]),
