@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, IsTerminal as _, Read as _};
-use std::ops::Range;
+use std::ops::{AddAssign, Range};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -40,9 +40,30 @@ pub struct Options {
 struct Outcome {
     seed: u64,
     hash: u64,
-    virtual_ms: u64,
+    figures: Figures,
     /// What did not hold, and the command that repeats it.
     failure: Option<String>,
+}
+
+/// What went on in runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Figures {
+    virtual_ms: u64,
+    acknowledged: u64,
+    kills: u64,
+    power_losses: u64,
+    /// Losses of power of all nodes at once.
+    blackouts: u64,
+}
+
+impl AddAssign for Figures {
+    fn add_assign(&mut self, more: Figures) {
+        self.virtual_ms += more.virtual_ms;
+        self.acknowledged += more.acknowledged;
+        self.kills += more.kills;
+        self.power_losses += more.power_losses;
+        self.blackouts += more.blackouts;
+    }
 }
 
 /// Whether everything held. An error says why that is not known.
@@ -188,16 +209,29 @@ fn run_chunk(
     Err(format!("seed {next} did not come to its end, {status}:\n{complaints}"))
 }
 
-/// A line of the form `seed 17 hash 0123456789abcdef virtual 40000 ms: ok`, or another word and what is wrong
-/// in place of `ok`.
+/// A line of the form `seed 17 hash 0123456789abcdef virtual 40000 ms, 900 acknowledged, 9 kills, 5 power losses, 1 of
+/// all nodes: ok`, or another word and what is wrong in place of `ok`.
 fn parse(line: &str) -> Option<Outcome> {
     let (head, verdict) = line.split_once(": ")?;
-    let words: Vec<&str> = head.split(' ').collect();
-    let ["seed", seed, "hash", hash, "virtual", virtual_ms, "ms"] = words[..] else { return None };
+    let (run, happened) = head.split_once(" ms, ")?;
+    let words: Vec<&str> = run.split(' ').collect();
+    let ["seed", seed, "hash", hash, "virtual", virtual_ms] = words[..] else { return None };
+    let mut numbers = happened.split(", ").map(|part| part.split_once(' '));
+    let mut number = |what: &str| match numbers.next()?? {
+        (number, of) if of == what => number.parse().ok(),
+        _ => None,
+    };
+    let figures = Figures {
+        virtual_ms: virtual_ms.parse().ok()?,
+        acknowledged: number("acknowledged")?,
+        kills: number("kills")?,
+        power_losses: number("power losses")?,
+        blackouts: number("of all nodes")?,
+    };
     Some(Outcome {
         seed: seed.parse().ok()?,
         hash: u64::from_str_radix(hash, 16).ok()?,
-        virtual_ms: virtual_ms.parse().ok()?,
+        figures,
         failure: (verdict != "ok").then(|| verdict.to_owned()),
     })
 }
@@ -209,12 +243,12 @@ fn collect(count: u64, outcomes: &mpsc::Receiver<Result<Outcome, String>>) -> Re
     let began = Instant::now();
     let mut next = began + pause;
     let mut hashes = BTreeMap::new();
-    let (mut virtual_ms, mut failures) = (0, 0);
+    let (mut figures, mut failures) = (Figures::default(), 0);
     let mut broken = Vec::new();
-    let progress = |done: usize, virtual_ms: u64, failures: u64| {
+    let progress = |done: usize, figures: &Figures, failures: u64| {
         let seconds = began.elapsed().as_secs_f64();
         let rate = done as f64 / seconds;
-        let minutes = virtual_ms / 60_000;
+        let minutes = figures.virtual_ms / 60_000;
         let text = format!(
             "{done} of {count} seeds, {rate:.2} per second, {minutes} minutes of virtual time, \
              {failures} failed"
@@ -224,7 +258,7 @@ fn collect(count: u64, outcomes: &mpsc::Receiver<Result<Outcome, String>>) -> Re
     loop {
         match outcomes.recv_timeout(next.saturating_duration_since(Instant::now())) {
             Ok(Ok(outcome)) => {
-                virtual_ms += outcome.virtual_ms;
+                figures += outcome.figures;
                 hashes.insert(outcome.seed, outcome.hash);
                 if let Some(failure) = outcome.failure {
                     failures += 1;
@@ -233,13 +267,13 @@ fn collect(count: u64, outcomes: &mpsc::Receiver<Result<Outcome, String>>) -> Re
             }
             Ok(Err(error)) => broken.push(error),
             Err(RecvTimeoutError::Timeout) => {
-                progress(hashes.len(), virtual_ms, failures);
+                progress(hashes.len(), &figures, failures);
                 next += pause;
             }
             Err(RecvTimeoutError::Disconnected) => break,
         }
     }
-    progress(hashes.len(), virtual_ms, failures);
+    progress(hashes.len(), &figures, failures);
     if terminal {
         eprintln!();
     }
@@ -248,6 +282,11 @@ fn collect(count: u64, outcomes: &mpsc::Receiver<Result<Outcome, String>>) -> Re
     }
     // Of all traces in the order of the seeds: the same seeds give the same.
     let hash = hashes.values().fold(0u64, |all, hash| all.rotate_left(5) ^ hash);
+    let Figures { acknowledged, kills, power_losses, blackouts, .. } = figures;
+    println!(
+        "{acknowledged} writes acknowledged, {kills} processes killed, {power_losses} machines without power, \
+         {blackouts} times all at once"
+    );
     println!("{} seeds, {failures} failed, hash of their traces {hash:016x}", hashes.len());
     Ok(failures == 0)
 }
@@ -260,11 +299,29 @@ mod tests {
 
     #[test]
     fn lines_of_the_simulation_are_told_from_others() {
-        let good = parse("seed 17 hash 00000000000000ff virtual 40000 ms: ok").unwrap();
-        assert_eq!(good, Outcome { seed: 17, hash: 255, virtual_ms: 40_000, failure: None });
-        let bad = parse("seed 18 hash ff virtual 5 ms: read: nothing; repeat with: x").unwrap();
-        assert_eq!(bad.failure.as_deref(), Some("read: nothing; repeat with: x"));
-        for line in ["", "running 1 test", "seed 3", "seed x hash ff virtual 5 ms: ok", "a: b"] {
+        const HAPPENED: &str =
+            "virtual 40000 ms, 900 acknowledged, 9 kills, 5 power losses, 1 of all nodes";
+        let figures = Figures {
+            virtual_ms: 40_000,
+            acknowledged: 900,
+            kills: 9,
+            power_losses: 5,
+            blackouts: 1,
+        };
+        let good = parse(&format!("seed 17 hash 00000000000000ff {HAPPENED}: ok")).unwrap();
+        assert_eq!(good, Outcome { seed: 17, hash: 255, figures, failure: None });
+        let bad = format!("seed 18 hash ff {HAPPENED}: read: nothing; repeat with: x");
+        assert_eq!(parse(&bad).unwrap().failure.as_deref(), Some("read: nothing; repeat with: x"));
+        let other = HAPPENED.replace("kills", "kisses");
+        for line in [
+            "",
+            "running 1 test",
+            "seed 3",
+            &format!("seed x hash ff {HAPPENED}: ok"),
+            &format!("seed 3 hash ff {other}: ok"),
+            "seed 3 hash ff virtual 5 ms, 900 acknowledged: ok",
+            "a: b",
+        ] {
             assert_eq!(parse(line), None, "{line}");
         }
     }

@@ -165,10 +165,13 @@ async fn happen(world: Arc<World>, fault: Fault, mut random: StdRng) {
             world.end(id, end, rest).await;
         }
         Fault::KillAll => {
+            let mut of_power = true;
             for id in world.nodes.clone() {
                 let (end, rest) = (crash(random), millis(random, 20..1_500));
+                of_power &= end.crash != Crash::Kill;
                 world.end(id, end, rest).await;
             }
+            world.oracle().counts.blackouts += u64::from(of_power);
         }
         Fault::Partition => partition(&world, random).await,
         Fault::Lossy => lossy(&world, random).await,

@@ -133,8 +133,8 @@ fn seeds_hold_every_promise() {
     let Counts { locks_held, locks_awaited, .. } = counts;
     let Counts { calls_made, saga_effects, sagas_succeeded, sagas_failed, sagas_awaited, .. } =
         counts;
-    let Counts { kills, power_losses, partitions, pauses, leaders, snapshots, installs, .. } =
-        counts;
+    let Counts { kills, power_losses, blackouts, partitions, pauses, leaders, .. } = counts;
+    let Counts { snapshots, installs, .. } = counts;
     for (what, count) in [
         ("acknowledged writes", acknowledged),
         ("retries answered from memory", duplicates),
@@ -156,6 +156,7 @@ fn seeds_hold_every_promise() {
         ("expired sessions", expired),
         ("kills", kills),
         ("power losses", power_losses),
+        ("power losses of all nodes", blackouts),
         ("partitions", partitions),
         ("pauses", pauses),
         ("leaders", leaders),
@@ -182,10 +183,15 @@ fn seeds_one_by_one() {
     let Some(seeds) = range("QUORATE_SIM_RUN") else { return };
     let mut failed = 0;
     for seed in seeds {
-        let (Report { hash, took, .. }, failure) = judge(&setup(seed, Plant::None));
+        let (Report { hash, took, counts, .. }, failure) = judge(&setup(seed, Plant::None));
         failed += u64::from(failure.is_some());
         let verdict = failure.map_or_else(|| "ok".to_owned(), |text| text.replace('\n', "; "));
-        println!("\nseed {seed} hash {hash:016x} virtual {} ms: {verdict}", took.as_millis());
+        let Counts { acknowledged, kills, power_losses, blackouts, .. } = counts;
+        println!(
+            "\nseed {seed} hash {hash:016x} virtual {} ms, {acknowledged} acknowledged, {kills} kills, \
+             {power_losses} power losses, {blackouts} of all nodes: {verdict}",
+            took.as_millis()
+        );
     }
     assert_eq!(failed, 0, "seeds have failed");
 }

@@ -96,6 +96,8 @@ pub struct Counts {
     pub expired: u64,
     pub kills: u64,
     pub power_losses: u64,
+    /// Losses of power of all nodes at once.
+    pub blackouts: u64,
     pub disk_failures: u64,
     /// Consensus ended by itself, and the node with it.
     pub fatals: u64,
@@ -140,6 +142,7 @@ impl Counts {
             expired,
             kills,
             power_losses,
+            blackouts,
             disk_failures,
             fatals,
             partitions,
@@ -179,6 +182,7 @@ impl Counts {
             (&mut self.expired, expired),
             (&mut self.kills, kills),
             (&mut self.power_losses, power_losses),
+            (&mut self.blackouts, blackouts),
             (&mut self.disk_failures, disk_failures),
             (&mut self.fatals, fatals),
             (&mut self.partitions, partitions),
