@@ -4,7 +4,6 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -12,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::load::{Figures, closed_loop, quantile};
+use crate::load::{Figures, Loop, quantile};
 
 #[allow(clippy::all, clippy::pedantic)]
 mod api {
@@ -184,14 +183,20 @@ impl Etcd {
         }
     }
 
-    /// Connections for unary calls, to the leader: no call is forwarded, which is its best case.
-    async fn connections(&self, clients: u32) -> Result<Vec<KvClient<Channel>>, String> {
+    /// Calls to the leader: none is forwarded, which is its best case.
+    async fn closed_loop<F>(
+        &self,
+        clients: u32,
+        time: Duration,
+        call: impl Fn(KvClient<Channel>, u32, u64) -> F + Clone + Send + 'static,
+    ) -> Result<Figures, String>
+    where
+        F: Future<Output = Result<(), String>> + 'static,
+    {
         let endpoint = Etcd::endpoint(self.leader().await?);
-        let mut connections = Vec::new();
-        for _ in 0..(clients / CLIENTS_OF_CONNECTION).clamp(1, CONNECTIONS) {
-            connections.push(KvClient::new(connect(&endpoint).await?));
-        }
-        Ok(connections)
+        let open = move |clients| connections(endpoint.clone(), clients);
+        let load = Loop { clients, warm_up: Duration::from_secs(1), time, pids: self.pids() };
+        load.run(open, call).await
     }
 
     pub async fn put(
@@ -201,27 +206,23 @@ impl Etcd {
         size: usize,
         time: Duration,
     ) -> Result<Figures, String> {
-        let connections = Arc::new(self.connections(clients).await?);
-        let put = move |client: u32, number: u64| {
-            let mut kv = connections[client as usize % connections.len()].clone();
+        let put = move |mut kv: KvClient<Channel>, client, number| {
             let put =
                 PutRequest { key: key(draw(client, number) % keys), value: value(number, size) };
             async move { kv.put(put).await.map(|_| ()).map_err(said) }
         };
-        Ok(closed_loop(clients, Duration::from_secs(1), time, &self.pids(), put).await)
+        self.closed_loop(clients, time, put).await
     }
 
     pub async fn get(&self, clients: u32, keys: u64, time: Duration) -> Result<Figures, String> {
-        let connections = Arc::new(self.connections(clients).await?);
-        let get = move |client: u32, number: u64| {
-            let mut kv = connections[client as usize % connections.len()].clone();
+        let get = move |mut kv: KvClient<Channel>, client, number| {
             let get = RangeRequest { key: key(draw(client, number) % keys), ..Default::default() };
             async move {
                 let found = kv.range(get).await.map_err(said)?;
                 if found.into_inner().count == 1 { Ok(()) } else { Err("not there".to_owned()) }
             }
         };
-        Ok(closed_loop(clients, Duration::from_secs(1), time, &self.pids(), get).await)
+        self.closed_loop(clients, time, get).await
     }
 
     /// Reads all of a service.
@@ -231,9 +232,7 @@ impl Etcd {
         services: u64,
         time: Duration,
     ) -> Result<Figures, String> {
-        let connections = Arc::new(self.connections(clients).await?);
-        let get = move |client: u32, number: u64| {
-            let mut kv = connections[client as usize % connections.len()].clone();
+        let get = move |mut kv: KvClient<Channel>, client, number| {
             let prefix = service(draw(client, number) % services);
             let range_end = range_end(&prefix);
             let get = RangeRequest { key: prefix.into_bytes(), range_end, ..Default::default() };
@@ -242,7 +241,7 @@ impl Etcd {
                 if found.into_inner().kvs.len() == 100 { Ok(()) } else { Err("not all".to_owned()) }
             }
         };
-        Ok(closed_loop(clients, Duration::from_secs(1), time, &self.pids(), get).await)
+        self.closed_loop(clients, time, get).await
     }
 
     /// Puts every key once.
@@ -264,7 +263,7 @@ impl Etcd {
         size: usize,
     ) -> Result<(), String> {
         use futures::StreamExt as _;
-        let connections = self.connections(256).await?;
+        let connections = connections(Etcd::endpoint(self.leader().await?), 256).await?;
         let puts = names.enumerate().map(|(number, key)| {
             let mut kv = connections[number % connections.len()].clone();
             let put = PutRequest { key, value: value(0, size) };
@@ -390,6 +389,15 @@ impl Drop for Etcd {
             let _ = self.kill(node);
         }
     }
+}
+
+/// Connections that so many clients share.
+async fn connections(endpoint: String, clients: u32) -> Result<Vec<KvClient<Channel>>, String> {
+    let mut connections = Vec::new();
+    for _ in 0..(clients / CLIENTS_OF_CONNECTION).clamp(1, CONNECTIONS) {
+        connections.push(KvClient::new(connect(&endpoint).await?));
+    }
+    Ok(connections)
 }
 
 /// Times until the last watcher had heard.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use crate::etcd::{Etcd, connect};
-use crate::load::Figures;
+use crate::load::{Figures, THREADS};
 use crate::ours::Ours;
 use crate::said;
 
@@ -122,8 +122,10 @@ async fn unary(
     more: &[&str],
 ) -> Result<Figures, String> {
     let (keys, seconds) = (keys.to_string(), time.as_secs().max(1).to_string());
-    let how = ["register", "--clients", "64", "--keys", &keys, "--seconds", &seconds, "--keep"];
-    cluster.figures("register", &[&how, more].concat()).await
+    let threads = THREADS.to_string();
+    let who = ["register", "--clients", "64", "--threads", &threads];
+    let how = ["--keys", &keys, "--seconds", &seconds, "--keep"];
+    cluster.figures("register", &[&who, &how, more].concat()).await
 }
 
 /// Writes over session streams to what is there.

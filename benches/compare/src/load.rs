@@ -1,16 +1,23 @@
-//! A closed loop over any call, measured as `quorate bench` measures: one thread, times of calls that ended
-//! within the measured time, processor time from /proc.
+//! A closed loop over any call, measured as `quorate bench` measures: times of calls that ended within the
+//! measured time, processor time from /proc.
 
 use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::time::Duration;
 
 use quorate::cli::bench::cpu::Sample;
 use quorate::cli::bench::histogram::Histogram;
 use serde::Serialize;
-use tokio::task::{LocalSet, yield_now};
+use tokio::task::{JoinSet, LocalSet, yield_now};
 use tokio::time::{Instant, sleep};
+
+use crate::said;
+
+/// Threads that make unary calls, to either system: with one, the load generator was what bounded most rates.
+pub const THREADS: u32 = 2;
 
 /// What one measurement showed.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -33,68 +40,139 @@ pub fn quantile(values: &[f64], share: f64) -> Option<f64> {
     sorted.get(place - 1).copied()
 }
 
+/// A closed loop that runs for a while.
+#[derive(Debug, Clone)]
+pub struct Loop {
+    pub clients: u32,
+    pub warm_up: Duration,
+    pub time: Duration,
+    /// Of the nodes.
+    pub pids: Vec<u32>,
+}
+
 #[derive(Debug, Default)]
 struct Tally {
     times: Histogram,
     errors: u64,
-    measuring: bool,
-    stopping: bool,
 }
 
-impl Tally {
-    fn count(&mut self, begun: Instant, outcome: Result<(), String>) {
-        match outcome {
-            Ok(()) if self.measuring => {
-                self.times.record_many(begun.elapsed().as_nanos() as u64, 1);
-            }
-            Err(_) if self.measuring => self.errors += 1,
-            Ok(()) | Err(_) => {}
-        }
+/// What all threads look at.
+#[derive(Debug, Default)]
+struct Shared {
+    connected: AtomicU32,
+    /// Nothing is counted before [`MEASURE`].
+    phase: AtomicU8,
+}
+
+const MEASURE: u8 = 1;
+const STOP: u8 = 2;
+
+impl Shared {
+    fn phase(&self) -> u8 {
+        self.phase.load(Ordering::Relaxed)
+    }
+
+    fn enter(&self, phase: u8) {
+        self.phase.store(phase, Ordering::Relaxed);
     }
 }
 
-/// `clients` tasks that call one after the other. `call` gets the number of its client and of its call.
-pub async fn closed_loop<F>(
-    clients: u32,
-    warm_up: Duration,
-    time: Duration,
-    pids: &[u32],
-    call: impl Fn(u32, u64) -> F + Clone + 'static,
-) -> Figures
+impl Loop {
+    /// Clients that call one after the other, on [`THREADS`] threads. Each thread opens connections for so many
+    /// clients, which share them; a call gets the number of its client and its own.
+    pub async fn run<T, O, C, F>(
+        self,
+        open: impl Fn(u32) -> O + Clone + Send + 'static,
+        call: C,
+    ) -> Result<Figures, String>
+    where
+        T: Clone + 'static,
+        O: Future<Output = Result<Vec<T>, String>>,
+        C: Fn(T, u32, u64) -> F + Clone + Send + 'static,
+        F: Future<Output = Result<(), String>> + 'static,
+    {
+        let threads = THREADS.min(self.clients);
+        let shared = Arc::new(Shared::default());
+        let mut running = JoinSet::new();
+        for thread in 0..threads {
+            let clients = self.clients * thread / threads..self.clients * (thread + 1) / threads;
+            let (shared, open, call) = (shared.clone(), open.clone(), call.clone());
+            running.spawn_blocking(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                runtime.map_err(said)?.block_on(async {
+                    let connections = open(clients.len() as u32).await?;
+                    shared.connected.fetch_add(1, Ordering::Relaxed);
+                    Ok::<_, String>(make(clients, &connections, &shared, call).await)
+                })
+            });
+        }
+        let mut tally = Tally::default();
+        let mut add = |ended: Result<Result<Tally, String>, _>| {
+            let Tally { times, errors } = ended.map_err(said)??;
+            tally.times.merge(&times);
+            tally.errors += errors;
+            Ok::<_, String>(())
+        };
+        while shared.connected.load(Ordering::Relaxed) < threads {
+            // None ends before it is told to, but those that cannot connect.
+            if let Some(ended) = running.try_join_next() {
+                shared.enter(STOP);
+                add(ended)?;
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+        sleep(self.warm_up).await;
+        let before = Sample::take(&self.pids);
+        let begun = Instant::now();
+        shared.enter(MEASURE);
+        sleep(self.time).await;
+        shared.enter(STOP);
+        let seconds = begun.elapsed().as_secs_f64();
+        let after = Sample::take(&self.pids);
+        while let Some(ended) = running.join_next().await {
+            add(ended)?;
+        }
+        Ok(figures(&tally, seconds, &before, &after, &self.pids))
+    }
+}
+
+/// The clients of one thread.
+async fn make<T, C, F>(
+    clients: std::ops::Range<u32>,
+    connections: &[T],
+    shared: &Arc<Shared>,
+    call: C,
+) -> Tally
 where
+    T: Clone + 'static,
+    C: Fn(T, u32, u64) -> F + Clone + 'static,
     F: Future<Output = Result<(), String>> + 'static,
 {
     let tally = Rc::new(RefCell::new(Tally::default()));
     let tasks = LocalSet::new();
-    for client in 0..clients {
+    for (client, connection) in clients.zip(connections.iter().cycle()) {
         let (tally, call) = (tally.clone(), call.clone());
+        let (connection, shared) = (connection.clone(), shared.clone());
         tasks.spawn_local(async move {
             for number in 0.. {
-                if tally.borrow().stopping {
+                if shared.phase() == STOP {
                     return;
                 }
                 let begun = Instant::now();
-                let outcome = call(client, number).await;
-                tally.borrow_mut().count(begun, outcome);
+                let outcome = call(connection.clone(), client, number).await;
+                if shared.phase() == MEASURE {
+                    let mut tally = tally.borrow_mut();
+                    match outcome {
+                        Ok(()) => tally.times.record_many(begun.elapsed().as_nanos() as u64, 1),
+                        Err(_) => tally.errors += 1,
+                    }
+                }
                 yield_now().await;
             }
         });
     }
-    let watch = async {
-        sleep(warm_up).await;
-        let before = Sample::take(pids);
-        let begun = Instant::now();
-        tally.borrow_mut().measuring = true;
-        sleep(time).await;
-        let seconds = begun.elapsed().as_secs_f64();
-        let after = Sample::take(pids);
-        let mut tally = tally.borrow_mut();
-        (tally.measuring, tally.stopping) = (false, true);
-        figures(&tally, seconds, &before, &after, pids)
-    };
-    let figures = tasks.run_until(watch).await;
     tasks.await;
-    figures
+    tally.take()
 }
 
 fn figures(tally: &Tally, seconds: f64, before: &Sample, after: &Sample, pids: &[u32]) -> Figures {

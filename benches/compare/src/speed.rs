@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::etcd::Etcd;
-use crate::load::Figures;
+use crate::load::{Figures, THREADS};
 use crate::ours::Ours;
 use crate::{Progress, said};
 
@@ -49,6 +49,24 @@ impl Measure {
 }
 
 impl Row {
+    /// What one round shows of both. In every second one ours comes first: whoever comes later finds the disk busy
+    /// with what the other has left.
+    async fn add(
+        &mut self,
+        round: u32,
+        ours: impl Future<Output = Result<Figures, String>>,
+        etcd: impl Future<Output = Result<Figures, String>>,
+    ) -> Result<(), String> {
+        if round.is_multiple_of(2) {
+            self.ours.push(ours.await?);
+            self.etcd.push(etcd.await?);
+        } else {
+            self.etcd.push(etcd.await?);
+            self.ours.push(ours.await?);
+        }
+        Ok(())
+    }
+
     /// Ratios of the rounds, in order of size.
     pub fn ratios(&self) -> Vec<f64> {
         let pairs = self.ours.iter().zip(&self.etcd);
@@ -112,8 +130,10 @@ impl Arena<'_> {
     }
 
     async fn unary(&self, workload: &str, call: &str, clients: u32) -> Result<Figures, String> {
+        let threads = THREADS.min(clients).to_string();
         let (clients, keys, size) = (clients.to_string(), KEYS.to_string(), SIZE.to_string());
-        self.ours(workload, call, &["--clients", &clients, "--keys", &keys, "--size", &size]).await
+        let how = ["--clients", &clients, "--threads", &threads, "--keys", &keys, "--size", &size];
+        self.ours(workload, call, &how).await
     }
 
     async fn streamed(&self, workload: &str, call: &str) -> Result<Figures, String> {
@@ -176,8 +196,9 @@ impl Arena<'_> {
             self.progress.say(&format!("round {round} of {}", self.rounds));
             for (row, clients) in [(0, 1), (1, 64), (2, 256), (3, 1_024)] {
                 self.progress.say(rows[row].what);
-                rows[row].etcd.push(self.etcd.put(clients, KEYS, SIZE, self.time).await?);
-                rows[row].ours.push(self.unary("register", "register", clients).await?);
+                let ours = self.unary("register", "register", clients);
+                let etcd = self.etcd.put(clients, KEYS, SIZE, self.time);
+                rows[row].add(round, ours, etcd).await?;
             }
             let (ours, etcd) = (rows[1].ours.last().cloned(), rows[1].etcd.last().cloned());
             rows[4].ours.extend(ours);
@@ -188,25 +209,26 @@ impl Arena<'_> {
             rows[5].etcd.extend(best);
             rows[5].ours.push(self.streamed("stream-register", "register").await?);
             self.progress.say(rows[6].what);
-            let get = self.etcd.get(256, KEYS, self.time).await?;
-            rows[6].etcd.push(get.clone());
-            rows[6].ours.push(self.unary("get", "get", 256).await?);
+            let (ours, etcd) = (self.unary("get", "get", 256), self.etcd.get(256, KEYS, self.time));
+            rows[6].add(round, ours, etcd).await?;
             self.progress.say(rows[7].what);
-            rows[7].etcd.push(get);
+            let etcd = rows[6].etcd.last().cloned();
+            rows[7].etcd.extend(etcd);
             rows[7].ours.push(self.streamed("stream-get", "get").await?);
             self.progress.say(rows[8].what);
-            rows[8].etcd.push(self.etcd.discover(64, SERVICES, self.time).await?);
-            rows[8].ours.push(self.discover().await?);
+            let etcd = self.etcd.discover(64, SERVICES, self.time);
+            rows[8].add(round, self.discover(), etcd).await?;
             self.progress.say(rows[9].what);
-            rows[9].etcd.push(self.etcd.fan_out(WATCHES, STREAMS, self.time).await?);
-            rows[9].ours.push(self.fan_out().await?);
+            let etcd = self.etcd.fan_out(WATCHES, STREAMS, self.time);
+            rows[9].add(round, self.fan_out(), etcd).await?;
         }
         Ok(rows)
     }
 
     async fn discover(&self) -> Result<Figures, String> {
-        let services = (SERVICES * 100).to_string();
-        let how = ["--service", "shelf", "--clients", "64", "--keys", &services];
+        let (services, threads) = ((SERVICES * 100).to_string(), THREADS.to_string());
+        let how =
+            ["--service", "shelf", "--clients", "64", "--threads", &threads, "--keys", &services];
         self.ours("discover", "discover", &how).await
     }
 
