@@ -6,6 +6,7 @@ pub mod cpu;
 pub mod histogram;
 mod load;
 mod notice;
+pub mod phase;
 pub mod plot;
 mod saga;
 mod sweep;
@@ -25,7 +26,8 @@ use tokio::time::{Instant, sleep_until};
 
 use self::cpu::Sample;
 use self::histogram::Histogram;
-use self::load::{Phase, Plan, Shared, Tally};
+use self::load::{Plan, Tally};
+use self::phase::{Phase, Shared};
 use super::output::{self, Table};
 use super::{Context, Error};
 use crate::client::{self, Client};

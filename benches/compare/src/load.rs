@@ -5,11 +5,12 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use quorate::cli::bench::cpu::Sample;
 use quorate::cli::bench::histogram::Histogram;
+use quorate::cli::bench::phase::{Phase, Shared};
 use serde::Serialize;
 use tokio::task::{JoinSet, LocalSet, yield_now};
 use tokio::time::{Instant, sleep};
@@ -56,27 +57,6 @@ struct Tally {
     errors: u64,
 }
 
-/// What all threads look at.
-#[derive(Debug, Default)]
-struct Shared {
-    connected: AtomicU32,
-    /// Nothing is counted before [`MEASURE`].
-    phase: AtomicU8,
-}
-
-const MEASURE: u8 = 1;
-const STOP: u8 = 2;
-
-impl Shared {
-    fn phase(&self) -> u8 {
-        self.phase.load(Ordering::Relaxed)
-    }
-
-    fn enter(&self, phase: u8) {
-        self.phase.store(phase, Ordering::Relaxed);
-    }
-}
-
 impl Loop {
     /// Clients that call one after the other, on [`THREADS`] threads. Each thread opens connections for so many
     /// clients, which share them; a call gets the number of its client and its own.
@@ -101,7 +81,7 @@ impl Loop {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 runtime.map_err(said)?.block_on(async {
                     let connections = open(clients.len() as u32).await?;
-                    shared.connected.fetch_add(1, Ordering::Relaxed);
+                    shared.ready.fetch_add(1, Ordering::AcqRel);
                     Ok::<_, String>(make(clients, &connections, &shared, call).await)
                 })
             });
@@ -113,10 +93,10 @@ impl Loop {
             tally.errors += errors;
             Ok::<_, String>(())
         };
-        while shared.connected.load(Ordering::Relaxed) < threads {
+        while shared.ready.load(Ordering::Acquire) < threads as usize {
             // None ends before it is told to, but those that cannot connect.
             if let Some(ended) = running.try_join_next() {
-                shared.enter(STOP);
+                shared.enter(Phase::Stop);
                 add(ended)?;
             }
             sleep(Duration::from_millis(1)).await;
@@ -124,9 +104,9 @@ impl Loop {
         sleep(self.warm_up).await;
         let before = Sample::take(&self.pids);
         let begun = Instant::now();
-        shared.enter(MEASURE);
+        shared.enter(Phase::Measure);
         sleep(self.time).await;
-        shared.enter(STOP);
+        shared.enter(Phase::Stop);
         let seconds = begun.elapsed().as_secs_f64();
         let after = Sample::take(&self.pids);
         while let Some(ended) = running.join_next().await {
@@ -155,12 +135,12 @@ where
         let (connection, shared) = (connection.clone(), shared.clone());
         tasks.spawn_local(async move {
             for number in 0.. {
-                if shared.phase() == STOP {
+                if shared.phase() == Phase::Stop {
                     return;
                 }
                 let begun = Instant::now();
                 let outcome = call(connection.clone(), client, number).await;
-                if shared.phase() == MEASURE {
+                if shared.phase() == Phase::Measure {
                     let mut tally = tally.borrow_mut();
                     match outcome {
                         Ok(()) => tally.times.record_many(begun.elapsed().as_nanos() as u64, 1),

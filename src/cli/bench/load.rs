@@ -2,16 +2,16 @@
 //! calls under way.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::histogram::Histogram;
+use super::phase::{Phase, Shared};
 use super::{BenchArgs, Way, Workload, notice, saga, watch};
 use crate::cli::Error;
 use crate::client::{
@@ -35,54 +35,6 @@ const FILL_WINDOW: usize = 1_024;
 const LOCAL_CALLS: usize = 256;
 /// How long the last sums of counters may take to arrive.
 const LOCAL_CLOSE: Duration = Duration::from_secs(10);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Phase {
-    WarmUp = 0,
-    Measure = 1,
-    Stop = 2,
-}
-
-/// What all threads look at.
-#[derive(Debug, Default)]
-pub struct Shared {
-    phase: AtomicU8,
-    /// Calls that ended since the measurement began.
-    pub done: AtomicU64,
-    /// Threads that are ready to begin.
-    pub ready: AtomicUsize,
-    started: AtomicUsize,
-    begin: Notify,
-}
-
-impl Shared {
-    pub fn enter(&self, phase: Phase) {
-        self.phase.store(phase as u8, Ordering::Release);
-    }
-
-    pub fn start(&self) {
-        self.started.store(1, Ordering::Release);
-        self.begin.notify_waiters();
-    }
-
-    pub async fn wait_for_start(&self) {
-        let begin = self.begin.notified();
-        tokio::pin!(begin);
-        begin.as_mut().enable();
-        if self.started.load(Ordering::Acquire) == 0 {
-            begin.await;
-        }
-    }
-
-    pub fn phase(&self) -> Phase {
-        match self.phase.load(Ordering::Acquire) {
-            0 => Phase::WarmUp,
-            1 => Phase::Measure,
-            _ => Phase::Stop,
-        }
-    }
-}
 
 /// What is called.
 #[derive(Debug)]

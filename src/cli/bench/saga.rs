@@ -19,7 +19,8 @@ use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
 use super::super::Error;
-use super::load::{Phase, Plan, Shared, Tally, gather};
+use super::load::{Plan, Tally, gather};
+use super::phase::{Phase, Shared};
 use crate::client::{Branch, Client, Options, SagaOutcome};
 use crate::proto::v1;
 

@@ -9,7 +9,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Duration, Instant, sleep};
 
 use super::super::Error;
-use super::load::{Phase, Plan, Shared, Tally};
+use super::load::{Plan, Tally};
+use super::phase::{Phase, Shared};
 use crate::client::{Client, Options, Watch, WatchRange, WatchUpdate};
 use crate::proto::v1::watch_event::Record;
 
