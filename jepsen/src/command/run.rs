@@ -47,6 +47,9 @@ pub struct Options {
     /// Operations per second of all clients together
     #[arg(long, default_value_t = 100.0)]
     rate: f64,
+    /// Bytes per second that are written beside that, so that the log changes its segments
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=100_000_000))]
+    ballast: u64,
     /// How long a client waits for an answer, in ms
     #[arg(long, default_value_t = 2_000)]
     patience_ms: u64,
@@ -81,6 +84,7 @@ pub fn main(options: Options) -> Result<Valid, String> {
         binary,
         clients: options.clients as usize,
         rate: options.rate,
+        ballast: options.ballast,
         patience: Duration::from_millis(options.patience_ms),
         stale_reads: options.stale_reads,
     };

@@ -149,6 +149,11 @@ impl Kind {
             Kind::Transfer | Kind::Member | Kind::Damage | Kind::Failpoint => true,
         }
     }
+
+    /// Whether it shows only in what is sent meanwhile.
+    fn is_on_links(self) -> bool {
+        matches!(self, Kind::Partition | Kind::Slow)
+    }
 }
 
 impl Fault {

@@ -11,6 +11,7 @@ use crate::random::Random;
 pub struct Step {
     pub rest: Duration,
     pub lasts: Duration,
+    /// One begins after the other, and the last to come is the first to go.
     pub faults: Vec<Fault>,
 }
 
@@ -41,6 +42,8 @@ impl Plan {
                     faults.push(kind.draw(nodes, random));
                 }
             }
+            // Before the processes are stopped that would have sent something.
+            faults.sort_by_key(|fault| !fault.kind().is_on_links());
             let rest = Duration::from_millis(random.between(3_000..=5_000));
             let lasts = Duration::from_millis(random.between(3_000..=7_000));
             planned += rest + lasts;
@@ -95,6 +98,8 @@ mod tests {
             assert_eq!(plan, draw(seed));
             assert_eq!(plan.lacks(super::super::KINDS), [], "seed {seed}:\n{plan}");
             for step in &plan.steps {
+                let on_links = |fault: &Fault| fault.kind().is_on_links();
+                assert!(step.faults.is_sorted_by_key(|fault| !on_links(fault)), "seed {seed}");
                 let alone = step.faults.iter().any(|fault| fault.kind().is_alone());
                 assert_eq!(
                     step.faults.len(),

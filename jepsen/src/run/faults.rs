@@ -13,6 +13,9 @@ use crate::edn::Value;
 use crate::nemesis::{Active, Plan, Scene};
 use crate::random::Random;
 
+/// Time between faults that hold together: who is cut off has tried to send something before it is stopped, or
+/// tries after that.
+const APART: Duration = Duration::from_millis(500);
 /// How often it is looked whether all processes are there.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -27,7 +30,10 @@ pub async fn carry_out(
     for step in &plan.steps {
         rest(cluster, recorder, step.rest).await?;
         let mut active: Vec<(i64, &'static str, Box<dyn Active>)> = Vec::new();
-        for fault in &step.faults {
+        for (nth, fault) in step.faults.iter().enumerate() {
+            if nth > 0 {
+                rest(cluster, recorder, APART).await?;
+            }
             number += 1;
             let name = fault.kind().name();
             let mut scene = Scene { cluster, random: random.fork() };
@@ -45,7 +51,6 @@ pub async fn carry_out(
             active.push((number, name, begun.active));
         }
         rest(cluster, recorder, step.lasts).await?;
-        // The last to come is the first to go.
         while let Some((number, name, fault)) = active.pop() {
             let mut scene = Scene { cluster, random: random.fork() };
             let (key, text) = match fault.end(&mut scene).await? {
@@ -54,6 +59,9 @@ pub async fn carry_out(
             };
             let told = [("end", Value::Int(number)), (key, Value::String(text))];
             recorder.nemesis(name, entries(told));
+            if !active.is_empty() {
+                rest(cluster, recorder, APART).await?;
+            }
         }
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! A run: generator -> clients, and faults meanwhile -> history -> heal -> last reads. What it was worth is
 //! decided afterwards, from what it left in its directory.
 
+mod ballast;
 mod client;
 mod faults;
 pub mod options;
@@ -77,6 +78,10 @@ pub async fn run(options: &Options) -> Result<(), Error> {
         let ways = ways(&cluster, number, options.patience);
         let (recorder, phases, pace) = (recorder.clone(), phases.clone(), pace.clone());
         clients.spawn(client::work(number, worker, ways, recorder, phases, pace, draws));
+    }
+    if options.ballast > 0 {
+        let ways = ways(&cluster, 0, options.patience);
+        clients.spawn(ballast::load(options.ballast, ways, phases.clone()));
     }
 
     let begun = Instant::now();

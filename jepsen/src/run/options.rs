@@ -22,6 +22,8 @@ pub struct Options {
     pub clients: usize,
     /// Operations that all clients together begin in a second, if nothing holds them up.
     pub rate: f64,
+    /// Bytes per second that are written beside what the clients do.
+    pub ballast: u64,
     /// How long a client waits for an answer.
     pub patience: Duration,
     /// Registers are read without asking for linearizability: a run that must come out false.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use quorate::proto::v1;
 use tokio::time::{Instant, sleep};
 
+use super::ballast;
 use super::faults::entries;
 use super::recorder::Recorder;
 use crate::cluster::Cluster;
@@ -85,6 +86,7 @@ pub async fn statuses(cluster: &Cluster, recorder: &Recorder) {
             ("applied", int(status.applied_index)),
             ("snapshot", int(status.snapshot_index)),
             ("purged", int(status.purged_index)),
+            ("segment", ballast::segment(cluster, id).map_or(Value::Nil, int)),
             ("errors", Value::Vector(errors.collect())),
         ];
         recorder.nemesis("status", entries(told));

@@ -68,6 +68,7 @@ pub fn begin(options: &Options, plan: &Plan) -> io::Result<()> {
         ("seed", Value::Int(options.seed as i64)),
         ("clients", Value::Int(options.clients as i64)),
         ("rate", Value::Float(edn::Float(options.rate))),
+        ("ballast", Value::Int(options.ballast as i64)),
         ("stale-reads", Value::Bool(options.stale_reads)),
         ("patience-ms", Value::Int(options.patience.as_millis() as i64)),
     ];
