@@ -458,7 +458,10 @@ impl World {
         }
         let first = recovered.first.or(recovered.purged.as_ref().map(|(index, _)| index + 1));
         if let Err(why) = recovery.covers(first) {
-            self.violated(format!("node {id}: {why}"));
+            // What a disk did not read this time is not lost. (A real node takes another one's state meanwhile.)
+            if !failed_to_read(&self.snapshots(id)) {
+                self.violated(format!("node {id}: {why}"));
+            }
             return Err(why);
         }
         // As `refuse_rolled_back`: only an installed snapshot may be ahead of the log.
@@ -572,6 +575,11 @@ impl Machine {
             self.log.set_faults(Faults { skip_syncs, ..self.log.faults() });
         }
     }
+}
+
+/// Whether the call has come that was to fail.
+fn failed_to_read(disk: &FaultDisk) -> bool {
+    disk.faults().fail_read.is_some_and(|call| disk.counts().reads > call)
 }
 
 /// All that a log holds.
