@@ -27,6 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(out.join("quorate_v1.bin"), public.encode_to_vec())?;
     tonic_prost_build::configure()
         .btree_map(".")
+        .codec_path("crate::proto::codec::Codec")
         .bytes(".quorate.v1.SnapshotResponse")
         // Every call and answer of the stream takes the space of the greatest.
         .boxed(".quorate.v1.PublishConfigRequest.gray")

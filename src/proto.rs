@@ -1,5 +1,7 @@
 //! Code generated from `proto/` by build.rs.
 
+pub mod codec;
+
 /// The public API.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 pub mod v1 {

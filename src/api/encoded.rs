@@ -12,9 +12,9 @@ use tonic::body::Body;
 use tonic::codec::{Codec, EncodeBuf, Encoder};
 use tonic::codegen::http;
 use tonic::server::Grpc;
-use tonic_prost::{ProstCodec, ProstDecoder};
 
 use crate::limits::{CLIENT_ANSWER_BYTES, CLIENT_MESSAGE_BYTES};
+use crate::proto::codec::Decoder;
 
 /// A message that is there as bytes.
 pub trait Encoded: Send + 'static {
@@ -29,14 +29,14 @@ impl<E: Encoded, R: Message + Default + 'static> Codec for EncodedCodec<E, R> {
     type Encode = E;
     type Decode = R;
     type Encoder = EncodedEncoder<E>;
-    type Decoder = ProstDecoder<R>;
+    type Decoder = Decoder<R>;
 
     fn encoder(&mut self) -> EncodedEncoder<E> {
         EncodedEncoder(PhantomData)
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        ProstCodec::<(), R>::default().decoder()
+        Decoder::default()
     }
 }
 

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use prost::Message;
 use tonic::Status;
-use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
 
+use crate::proto::codec::Decoder;
 use crate::proto::v1;
 
 /// Which node a call prefers.
@@ -257,14 +258,14 @@ impl<R: Request> Codec for SharedCodec<R> {
     type Encode = Arc<R>;
     type Decode = R::Response;
     type Encoder = SharedEncoder<R>;
-    type Decoder = PlainDecoder<R::Response>;
+    type Decoder = Decoder<R::Response>;
 
     fn encoder(&mut self) -> Self::Encoder {
         SharedEncoder(PhantomData)
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        PlainDecoder(PhantomData)
+        decoder()
     }
 }
 
@@ -283,17 +284,7 @@ impl<R: Request> Encoder for SharedEncoder<R> {
     }
 }
 
-pub struct PlainDecoder<M>(pub PhantomData<fn() -> M>);
-
-impl<M: Message + Default> Decoder for PlainDecoder<M> {
-    type Item = M;
-    type Error = Status;
-
-    fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<M>, Status> {
-        M::decode(buf).map(Some).map_err(|e| Status::internal(e.to_string()))
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(BUFFER, YIELD_AT)
-    }
+/// Of answers.
+pub fn decoder<M>() -> Decoder<M> {
+    Decoder::new(BufferSettings::new(BUFFER, YIELD_AT))
 }

@@ -9,9 +9,10 @@ use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
 
 use super::super::remote::lock;
-use super::super::request::{PlainDecoder, Request};
+use super::super::request::{Request, decoder};
 use crate::error::Error;
 use crate::limits;
+use crate::proto::codec::Decoder;
 use crate::proto::v1::stream_answer::Answer;
 use crate::proto::v1::stream_call::Call;
 use crate::proto::v1::{self, StreamResponse};
@@ -149,14 +150,14 @@ impl Codec for StreamCodec {
     type Encode = Frame;
     type Decode = StreamResponse;
     type Encoder = FrameEncoder;
-    type Decoder = PlainDecoder<StreamResponse>;
+    type Decoder = Decoder<StreamResponse>;
 
     fn encoder(&mut self) -> FrameEncoder {
         FrameEncoder
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        PlainDecoder(std::marker::PhantomData)
+        decoder()
     }
 }
 
