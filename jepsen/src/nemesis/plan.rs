@@ -33,10 +33,13 @@ impl Plan {
                     round = kinds.to_vec();
                     random.shuffle(&mut round);
                 }
-                // Two of a kind would undo each other.
+                // Two of a kind would undo each other, and nothing is late on a link that passes nothing.
                 let goes = |kind: Kind| {
-                    let held = |fault: &Fault| fault.kind().is_alone() || fault.kind() == kind;
-                    !faults.iter().any(|fault| kind.is_alone() || held(fault))
+                    let clash = |other: Kind| {
+                        let both_on_links = kind.is_on_links() && other.is_on_links();
+                        kind.is_alone() || other.is_alone() || kind == other || both_on_links
+                    };
+                    !faults.iter().any(|fault| clash(fault.kind()))
                 };
                 if let Some(kind) = round.pop_if(|kind| goes(*kind)) {
                     faults.push(kind.draw(nodes, random));
@@ -100,6 +103,7 @@ mod tests {
             for step in &plan.steps {
                 let on_links = |fault: &Fault| fault.kind().is_on_links();
                 assert!(step.faults.is_sorted_by_key(|fault| !on_links(fault)), "seed {seed}");
+                assert!(step.faults.iter().filter(|fault| on_links(fault)).count() < 2, "{seed}");
                 let alone = step.faults.iter().any(|fault| fault.kind().is_alone());
                 assert_eq!(
                     step.faults.len(),
