@@ -30,7 +30,7 @@ use self::load::{Plan, Tally};
 use self::phase::{Phase, Shared};
 use super::output::{self, Table};
 use super::{Context, Error};
-use crate::client::{self, Client};
+use crate::client::{self, Client, ReadFrom};
 use crate::limits;
 use crate::options::exit;
 
@@ -218,6 +218,9 @@ pub struct BenchArgs {
     /// Read whatever the asked node has applied
     #[arg(long)]
     pub stale: bool,
+    /// Spread reads and streams over all nodes; the leader gets them otherwise
+    #[arg(long)]
+    pub spread: bool,
     /// Write without exactly-once ids
     #[arg(long)]
     pub without_ids: bool,
@@ -258,6 +261,7 @@ pub struct Report {
     pub rate: Option<u32>,
     pub exactly_once: bool,
     pub stale: bool,
+    pub spread: bool,
     /// How the nodes make writes durable, as they say themselves.
     pub durability: String,
     pub seconds: f64,
@@ -317,6 +321,7 @@ async fn measure(args: &BenchArgs, context: &Context) -> Result<Report, Error> {
         client_name: "quorate bench".to_owned(),
         call_timeout: context.options.timeout,
         connections: connections as usize,
+        read_from: if args.spread { ReadFrom::Any } else { ReadFrom::Leader },
         ..client::Options::new(&context.options.endpoints)
     };
     let client = Client::connect(options.clone())?;
@@ -426,6 +431,7 @@ fn report(
         rate: args.rate,
         exactly_once: !args.without_ids,
         stale: args.stale,
+        spread: args.spread,
         durability,
         seconds,
         ops,
@@ -469,6 +475,9 @@ fn text(report: &Report) -> String {
     let reads = ["get", "discover"].iter().any(|call| report.calls.contains_key(call));
     if reads && !is_local {
         traits.push(if report.stale { "stale reads" } else { "linearizable reads" }.to_owned());
+    }
+    if report.spread {
+        traits.push("over all nodes".to_owned());
     }
     if let Some(rate) = report.rate {
         traits.push(format!("{rate} calls/s asked for"));

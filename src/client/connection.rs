@@ -318,8 +318,8 @@ impl Client {
         self.check_leader();
     }
 
-    /// The leader, when it is known to be another node than this one and answers; `silent` says that
-    /// this one has not answered for a while. Keeps that knowledge fresh.
+    /// Where a stream does better than at this node: at the leader, when that is known to be another one and answers.
+    /// `silent` says that this one has not answered for a while. Keeps that knowledge fresh.
     pub(super) fn better_than(&self, node: &Arc<Remote>, silent: bool) -> Option<Arc<Remote>> {
         if self.pinned.is_some() {
             return None;
@@ -328,6 +328,9 @@ impl Client {
             self.ask_who_leads(true);
         } else {
             self.check_leader();
+        }
+        if !silent && self.inner.options.read_from == ReadFrom::Any {
+            return None;
         }
         let leader = lock(&self.inner.routing).leader.clone()?;
         (!Arc::ptr_eq(&leader, node) && !leader.is_suspect()).then_some(leader)

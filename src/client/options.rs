@@ -5,13 +5,14 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::limits;
 
-/// Where reads go that must be fresh. Stale reads always go round all nodes.
+/// Where reads go that must be fresh, and streams with all that they carry. Stale reads always go round all nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReadFrom {
     /// To the leader while it is known: one hop less.
     #[default]
     Leader,
-    /// Round all nodes: any of them answers a linearizable read, which takes load off the leader.
+    /// Round all nodes: any of them answers a linearizable read, which takes load off the leader. One stream goes to
+    /// one of them, which hands writes on.
     Any,
 }
 

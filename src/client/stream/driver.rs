@@ -44,7 +44,7 @@ pub async fn drive(shared: Arc<Shared>) {
     let mut next: Option<Target> = None;
     while wait_for_work(&shared).await {
         let target = next.take().unwrap_or_else(|| Target {
-            node: client.pick(Route::Leader, avoid.as_ref()),
+            node: client.pick(Route::Fresh, avoid.as_ref()),
             channel: None,
         });
         let node = target.node;

@@ -10,7 +10,7 @@ use futures::future::join_all;
 
 use super::fake::{Node, plain};
 use super::*;
-use crate::client::{Answer, Call, SessionOptions, Submission};
+use crate::client::{Answer, Call, ReadFrom, SessionOptions, Submission};
 use crate::error::Error;
 
 #[tokio::test]
@@ -203,6 +203,30 @@ async fn a_stream_moves_to_the_leader() {
     assert!(moved, "the stream stays with {:?}", client.leader());
     let arrived: usize = nodes.iter().map(|node| node.register_ids().len()).sum();
     assert_eq!(arrived, made, "each call arrived once");
+}
+
+/// As unary reads: the first goes to one node, the next to another one, and none moves to the leader.
+#[tokio::test]
+async fn streams_that_read_from_any_node_stay_there() {
+    let nodes: Vec<Node> = (0..3).map(|_| Node::simple(|call| Ok(plain(call)))).collect();
+    for (i, node) in nodes.iter().enumerate() {
+        node.says(i as u64 + 1, 1, Some((1, &nodes[0].address)));
+    }
+    let all: Vec<&Node> = nodes.iter().collect();
+    let client = Client::connect(Options { read_from: ReadFrom::Any, ..options(&all) }).unwrap();
+    let streams: Vec<_> = (0..3).map(|_| client.stream()).collect();
+    let begun = Instant::now();
+    let mut made = 0;
+    // Twice as long as a stream takes to look for the leader.
+    while begun.elapsed() < Duration::from_millis(600) {
+        for stream in &streams {
+            stream.call(get("a"), None).await.unwrap();
+        }
+        made += 1;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    eventually("the leader is known", || client.leader().as_ref() == Some(&nodes[0].address)).await;
+    assert_eq!(nodes.iter().map(|node| node.calls().len()).collect::<Vec<_>>(), [made; 3]);
 }
 
 #[tokio::test]
