@@ -364,9 +364,10 @@ fn a_lost_snapshot_is_made_again_before_the_purged_log_is_missed() {
     tell_quietly(9, async |world| {
         let id = follower(world);
         let disk = world.snapshots(id);
-        let purged = purge_beyond_the_older_snapshot(world, id).await;
+        purge_beyond_the_older_snapshot(world, id).await;
         // The image is ahead of both.
         assert!(pass(world, Duration::from_secs(1)).await);
+        let purged = status(world, id).purged_index;
         end(world, id).await;
         let (_, newest) = snapshot::list(&disk).unwrap().pop().unwrap();
         assert!(disk.flip(&newest, 100, 1));
@@ -379,15 +380,14 @@ fn a_lost_snapshot_is_made_again_before_the_purged_log_is_missed() {
     });
 }
 
-/// Writes until a node has two snapshots, and its log lacks what only the newer one has. Returns what was purged.
-async fn purge_beyond_the_older_snapshot(world: &World, id: NodeId) -> u64 {
+/// Writes until a node has two snapshots, and its log lacks what only the newer one has.
+async fn purge_beyond_the_older_snapshot(world: &World, id: NodeId) {
     let disk = world.snapshots(id);
     // Slowly: under load each look at the log makes a snapshot, and the purge is one behind.
     for _ in 0..1_000 {
-        let purged = status(world, id).purged_index;
         let snapshots = snapshot::list(&disk).unwrap();
-        if snapshots.len() == 2 && snapshots[0].0 < purged {
-            return purged;
+        if snapshots.len() == 2 && snapshots[0].0 < status(world, id).purged_index {
+            return;
         }
         write(world, leader(world), Duration::from_secs(1)).await.unwrap().result.unwrap();
         assert!(pass(world, Duration::from_millis(20)).await);
@@ -404,7 +404,8 @@ fn a_snapshot_that_could_not_be_read_is_not_given_up() {
     tell_quietly(14, async |world| {
         let id = follower(world);
         let disk = world.snapshots(id);
-        let purged = purge_beyond_the_older_snapshot(world, id).await;
+        purge_beyond_the_older_snapshot(world, id).await;
+        let purged = status(world, id).purged_index;
         let (newest, name) = snapshot::list(&disk).unwrap().pop().unwrap();
         world.end(id, End { crash: Crash::Lose, image: true }, Duration::ZERO).await;
         let call = disk.counts().reads;
