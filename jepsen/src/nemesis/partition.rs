@@ -73,18 +73,14 @@ impl Shape {
         let minority = count.div_ceil(2) - 1;
         let first = nodes[0];
         // Followers say nothing to each other: where few links break, one is the leader's.
-        let mut leader_last = nodes.to_vec();
-        leader_last.sort_by_key(|&id| id == leader);
+        let mut leader_first = nodes.to_vec();
+        leader_first.sort_by_key(|&id| id != leader);
         match self {
             Shape::One => between(&[first], nodes),
-            Shape::Leader => {
-                let mut camp = nodes.to_vec();
-                camp.sort_by_key(|&id| id != leader);
-                between(&camp[..minority.max(1)], nodes)
-            }
+            Shape::Leader => between(&leader_first[..minority.max(1)], nodes),
             Shape::Halves => between(&nodes[..minority.max(1)], nodes),
             Shape::Bridge => {
-                let (one, other) = leader_last[1..].split_at((count - 1) / 2);
+                let (one, other) = leader_first[..count - 1].split_at((count - 1) / 2);
                 one.iter()
                     .flat_map(|&from| other.iter().flat_map(move |&to| both(from, to)))
                     .collect()
@@ -95,7 +91,7 @@ impl Shape {
                 // In a ring of three all are neighbours: it is cut open.
                 let cut =
                     pairs.filter(|&(a, b)| if count > 3 { far(a, b) } else { a.abs_diff(b) > 1 });
-                cut.flat_map(|(a, b)| both(leader_last[a], leader_last[b])).collect()
+                cut.flat_map(|(a, b)| both(leader_first[a], leader_first[b])).collect()
             }
             Shape::Mute => nodes[1..].iter().map(|&to| pair(first, to)).collect(),
             Shape::Deaf => nodes[1..].iter().map(|&from| pair(from, first)).collect(),
@@ -216,9 +212,9 @@ mod tests {
         assert_eq!(passes(Shape::One, &nodes, 2), "2>3 3>2");
         assert_eq!(passes(Shape::Leader, &nodes, 2), "1>3 3>1");
         assert_eq!(passes(Shape::Halves, &nodes, 2), "2>3 3>2");
-        assert_eq!(passes(Shape::Bridge, &nodes, 2), "1>2 1>3 2>1 3>1");
-        assert_eq!(passes(Shape::Ring, &nodes, 2), "1>3 2>3 3>1 3>2");
-        assert_eq!(passes(Shape::Bridge, &nodes, 1), "1>2 2>1 2>3 3>2");
+        assert_eq!(passes(Shape::Bridge, &nodes, 2), "1>3 2>3 3>1 3>2");
+        assert_eq!(passes(Shape::Ring, &nodes, 2), "1>2 1>3 2>1 3>1");
+        assert_eq!(passes(Shape::Bridge, &nodes, 1), "1>3 2>3 3>1 3>2");
         assert_eq!(passes(Shape::Mute, &nodes, 2), "2>1 2>3 3>1 3>2");
         assert_eq!(passes(Shape::Deaf, &nodes, 2), "1>2 1>3 2>3 3>2");
         assert_eq!(passes(Shape::Clients, &nodes, 2), "1>2 1>3 2>1 2>3 3>1 3>2");
@@ -231,7 +227,7 @@ mod tests {
         // Each reaches two others: a majority with itself.
         let ring = "1>2 1>4 2>1 2>3 3>2 3>5 4>1 4>5 5>3 5>4";
         assert_eq!(passes(Shape::Ring, &nodes, 4), ring);
-        let bridge = "1>2 1>3 1>4 1>5 2>1 2>3 3>1 3>2 4>1 4>5 5>1 5>4";
+        let bridge = "1>4 1>5 2>3 2>5 3>2 3>5 4>1 4>5 5>1 5>2 5>3 5>4";
         assert_eq!(passes(Shape::Bridge, &nodes, 4), bridge);
     }
 }
