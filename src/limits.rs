@@ -260,6 +260,8 @@ pub const SNAPSHOT_CHUNK_BYTES: usize = 1024 * 1024;
 pub const RECORD_WIRE_BYTES: usize = 64 * 1024;
 /// Bytes of one message on the peer port.
 pub const PEER_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+/// Bytes with which a message of answers to forwarded commands is full; the last of them may be longer.
+pub const FORWARD_ANSWER_BYTES: usize = 1024 * 1024;
 /// Deadline of a call whose client states none.
 pub const DEFAULT_CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Greatest deadline that the server keeps.
@@ -395,6 +397,8 @@ pub const DIGESTS_KEPT: usize = 16;
 pub const DIGEST_ENTRIES_RANGE: std::ops::RangeInclusive<u64> = 10..=100_000_000;
 /// Snapshot files that are kept.
 pub const SNAPSHOTS_KEPT: usize = 2;
+/// Bytes of a snapshot that a member must receive in a second, and write and verify.
+pub const SNAPSHOT_SLOWEST_BYTES: u64 = 1024 * 1024;
 /// Bytes of a snapshot file's header, that is of a cluster id, a log id and a membership.
 pub const SNAPSHOT_HEADER_BYTES: usize = 64 * 1024;
 /// Bytes of a snapshot file that another member may send.
@@ -416,6 +420,9 @@ pub const SNAPSHOT_KEEP_ENTRIES: u64 = 20_000;
 /// Bytes of log after which a snapshot is made, however few entries they are; half of them are kept
 /// behind it.
 pub const SNAPSHOT_LOG_BYTES: u64 = 1024 * 1024 * 1024;
+/// A follower that lacks the log of so many snapshots, by entries or by bytes, gets a snapshot and keeps the log from
+/// being purged no longer. While the leader is low on disk it is each that lacks what may be purged.
+pub const LAG_SNAPSHOTS: u64 = 4;
 
 // ---- rebuilding a node from another ----
 
@@ -635,6 +642,8 @@ pub const PUBLISH_ATTEMPTS: usize = 8;
 
 const _: () = {
     assert!(COMMAND_BYTES < PEER_MESSAGE_BYTES, "a command fits one peer message");
+    // Between nodes a number takes eight bytes that takes one in a stored reply, and a variant four.
+    assert!(9 * TXN_REPLY_BYTES + FORWARD_ANSWER_BYTES < PEER_MESSAGE_BYTES, "an answer fits");
     assert!(BATCH_BYTES + COMMAND_BYTES < WAL_FRAME_BYTES, "a batch fits one log frame");
     assert!((WAL_FRAME_BYTES as u64) * 2 <= WAL_SEGMENT_BYTES, "a frame fits one segment");
     assert!(WAL_QUEUE_BYTES >= WAL_FRAME_BYTES, "a frame fits the queue");

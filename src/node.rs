@@ -48,10 +48,11 @@ use self::wire::{Admin, AdminReply, Description, WireError};
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::limits::{
-    CLIENT_ADMIN_TIMEOUT, DISK_LOW_BYTES, DISK_OK_BYTES, KEEP_ALIVE_DISTANCE, MAX_CALL_TIMEOUT,
-    PROPOSAL_QUEUE, READ_QUEUE, SNAPSHOT_LOG_BYTES, TEXT_BYTES,
+    CLIENT_ADMIN_TIMEOUT, DISK_LOW_BYTES, DISK_OK_BYTES, KEEP_ALIVE_DISTANCE, LAG_SNAPSHOTS,
+    MAX_CALL_TIMEOUT, PROPOSAL_QUEUE, READ_QUEUE, SNAPSHOT_LOG_BYTES, TEXT_BYTES,
 };
 use crate::proto::v1::Consistency;
+use crate::raft::answers::Horizon;
 use crate::raft::codec;
 use crate::raft::log::Log;
 use crate::raft::machine::{Checkpoints, Machine, Observer, Replica, SnapshotFile, make_snapshot};
@@ -276,6 +277,7 @@ struct Inner {
     raft: Raft<Types, Machine>,
     service: Service,
     log: Log,
+    horizon: Arc<Horizon>,
     replica: Arc<Replica>,
     checkpoints: Arc<dyn Checkpoints>,
     peers: Arc<dyn Peers>,
@@ -351,7 +353,8 @@ impl Node {
             on_fatal,
         } = parts;
         let fresh = !log.is_initialized();
-        let network = Network::new(config.id, peers.clone());
+        let horizon = Arc::new(Horizon::default());
+        let network = Network::new(config.id, peers.clone(), horizon.clone());
         let machine = Machine::new(replica.clone(), checkpoints.clone(), observer);
         // What is purged can only be replicated as a snapshot. The newest file may have been damaged,
         // and an older one would be sent again and again to a member that needs more.
@@ -370,6 +373,7 @@ impl Node {
             service: Service::new(raft.clone()),
             raft,
             log,
+            horizon,
             replica,
             checkpoints,
             peers,
@@ -1038,6 +1042,12 @@ impl Node {
         let by_entries = snapshot.saturating_sub(keep);
         let by_bytes = self.0.log.index_before(SNAPSHOT_LOG_BYTES / 2).min(snapshot);
         let upto = by_entries.max(by_bytes);
+        // openraft purges nothing that a follower is to get from the log, however far behind it is.
+        let far = LAG_SNAPSHOTS * self.0.config.snapshot_entries;
+        let by_entries = snapshot.saturating_sub(far);
+        let by_bytes = self.0.log.index_before(LAG_SNAPSHOTS * SNAPSHOT_LOG_BYTES);
+        let horizon = if self.is_low_on_disk() { upto } else { by_entries.max(by_bytes).min(upto) };
+        self.0.horizon.raise(horizon.max(purged));
         if upto > purged
             && let Err(error) = self.0.raft.trigger().purge_log(upto - 1).await
         {
@@ -1045,10 +1055,14 @@ impl Node {
         }
     }
 
+    fn is_low_on_disk(&self) -> bool {
+        self.0.low_disk.load(Ordering::Relaxed) != u64::MAX
+    }
+
     /// Low on space the node takes no more writes, before the disk is full; it recovers by itself.
     fn look_at_disk(&self) {
         let Ok(free) = self.0.disk.free_bytes() else { return };
-        let low = self.0.low_disk.load(Ordering::Relaxed) != u64::MAX;
+        let low = self.is_low_on_disk();
         if free < DISK_LOW_BYTES {
             if !low {
                 tracing::warn!(free, "low on disk space: no more writes are taken");

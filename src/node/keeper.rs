@@ -7,6 +7,7 @@
 //! proposed it takes no more keep-alives.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -106,8 +107,15 @@ impl Keeper {
         sessions.iter().zip(ttls).map(renew).collect()
     }
 
+    /// The process was stopped for so long.
+    fn postpone(&self, slept: Duration) {
+        if let Some(watch) = self.watch().as_mut() {
+            watch.postpone(slept);
+        }
+    }
+
     /// Starts or goes on with the watch of `term`: sessions not seen yet get a full TTL from now.
-    fn look(&self, node: &Node, term: u64, slept: Duration) {
+    fn look(&self, node: &Node, term: u64) {
         let now = Instant::now();
         let mut watch = self.watch();
         if watch.as_ref().is_none_or(|watch| watch.term != term) {
@@ -115,9 +123,6 @@ impl Keeper {
             *watch = Some(empty);
         }
         let Some(watch) = watch.as_mut() else { return };
-        if slept > STALLED {
-            watch.postpone(slept);
-        }
         let new: Vec<(u64, u64)> = node.read(|state| {
             let new = state.sessions_after(watch.newest);
             new.map(|(session, _)| (session.id, session.ttl_ms)).collect()
@@ -157,15 +162,36 @@ impl Keeper {
     }
 }
 
+/// Ticks, whatever else the keeper waits for meanwhile: only so a tick that is late tells that the process was
+/// stopped, and a proposal that takes long does not.
+struct Pulse {
+    due: Instant,
+}
+
+impl Pulse {
+    fn new() -> Self {
+        Pulse { due: Instant::now() + TICK }
+    }
+
+    /// Waits for the next tick; how long the process was stopped before it, if it was.
+    async fn tick(&mut self) -> Option<Duration> {
+        runtime::sleep(self.due.saturating_duration_since(Instant::now())).await;
+        let now = Instant::now();
+        let late = now.saturating_duration_since(self.due);
+        self.due = now + TICK;
+        (late > STALLED).then_some(late)
+    }
+}
+
 /// Runs the keeper until the node is dropped.
 pub async fn run(node: Node) {
-    let mut last = Instant::now();
+    let mut pulse = Pulse::new();
     // The term whose state this node is known to have in full.
     let mut ready = None;
     loop {
-        runtime::sleep(TICK).await;
-        let slept = last.elapsed().saturating_sub(TICK);
-        last = Instant::now();
+        if let Some(slept) = pulse.tick().await {
+            node.keeper().postpone(slept);
+        }
         let Leadership::Leader { term } = node.leadership() else {
             node.keeper().stop();
             ready = None;
@@ -177,14 +203,27 @@ pub async fn run(node: Node) {
                 continue;
             }
             ready = Some(term);
-            last = Instant::now();
+            pulse = Pulse::new();
         }
-        node.keeper().look(&node, term, slept);
+        node.keeper().look(&node, term);
         let overdue = node.keeper().overdue(&node);
-        if !overdue.is_empty() {
-            expire(&node, term, overdue).await;
+        let mut work = pin!(async {
+            if !overdue.is_empty() {
+                expire(&node, term, overdue).await;
+            }
+            reap(&node).await;
+        });
+        loop {
+            tokio::select! {
+                biased;
+                slept = pulse.tick() => {
+                    if let Some(slept) = slept {
+                        node.keeper().postpone(slept);
+                    }
+                }
+                () = &mut work => break,
+            }
         }
-        reap(&node).await;
     }
 }
 

@@ -25,7 +25,8 @@ use super::{Answer, Leadership, Node};
 use crate::error::Error;
 use crate::failpoint::failpoint;
 use crate::limits::{
-    BATCH_BYTES, BATCH_COMMANDS, MAX_CALL_TIMEOUT, PROPOSAL_QUEUE, PROPOSALS_IN_FLIGHT,
+    BATCH_BYTES, BATCH_COMMANDS, FORWARD_ANSWER_BYTES, MAX_CALL_TIMEOUT, PROPOSAL_QUEUE,
+    PROPOSALS_IN_FLIGHT,
 };
 use crate::raft::codec;
 use crate::raft::network::{Channel, PeerError};
@@ -599,8 +600,11 @@ pub fn serve(
             let ready = std::mem::take(
                 &mut *collector.ready.lock().unwrap_or_else(PoisonError::into_inner),
             );
-            if !ready.is_empty() && tx.send(codec::to_bytes(&ready)).await.is_err() {
-                break;
+            // Each may be as long as the reply to a transaction, and many come of one entry.
+            for answers in codec::lists_to_bytes(&ready, FORWARD_ANSWER_BYTES) {
+                if tx.send(answers).await.is_err() {
+                    break;
+                }
             }
         }
         reader.abort();

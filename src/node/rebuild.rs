@@ -65,7 +65,9 @@ impl Node {
             sources = ?mark.sources,
             "the state of this node differs from what most voters hold: it starts anew and fetches theirs"
         );
-        mark.applied = self.0.replica.last_applied().map(|last| last.index);
+        // What is applied may be ahead of the own disk, which another majority went on without.
+        let applied = self.0.replica.last_applied().map(|last| last.index);
+        mark.applied = applied.min(self.0.log.synced_index());
         let disk = self.0.disk.clone();
         let written = runtime::blocking(move || disk.mark_rebuild(&mark)).await;
         written.map_err(|error| format!("the mark cannot be written: {error}"))?;

@@ -46,6 +46,33 @@ pub fn to_bytes<T: Serialize>(value: &T) -> Bytes {
     Bytes::from(out)
 }
 
+/// Items as lists that [`from_bytes`] reads, each ended by the item with which it reaches `bytes`.
+pub fn lists_to_bytes<T: Serialize>(
+    items: impl IntoIterator<Item = T>,
+    bytes: usize,
+) -> Vec<Bytes> {
+    const HEAD: usize = 1 + size_of::<u64>();
+    let mut lists = Vec::new();
+    let (mut out, mut count) = (vec![0; HEAD], 0u64);
+    let mut end = |out: &mut Vec<u8>, count: &mut u64| {
+        let mut list = std::mem::replace(out, vec![0; HEAD]);
+        list[0] = VERSION;
+        list[1..HEAD].copy_from_slice(&std::mem::take(count).to_le_bytes());
+        lists.push(Bytes::from(list));
+    };
+    for item in items {
+        options().serialize_into(&mut out, &item).expect("an item fits a peer message");
+        count += 1;
+        if out.len() >= bytes {
+            end(&mut out, &mut count);
+        }
+    }
+    if count > 0 {
+        end(&mut out, &mut count);
+    }
+    lists
+}
+
 /// The inverse of [`to_bytes`].
 pub fn from_bytes<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, Malformed> {
     match bytes.split_first() {
@@ -294,6 +321,20 @@ mod tests {
                 payload: Payload::Normal(Batch { at_ms: 9, count: 2, commands }),
             },
         ]
+    }
+
+    #[test]
+    fn lists_are_cut_where_they_are_full() {
+        let items: Vec<Bytes> = [30, 30, 50, 1, 200].map(|length| vec![7; length].into()).into();
+        let lists = lists_to_bytes(items.iter().map(|item| item.to_vec()), 100);
+        let read = |list: &Bytes| from_bytes::<Vec<Vec<u8>>>("list", list).unwrap();
+        let lengths: Vec<Vec<usize>> =
+            lists.iter().map(|list| read(list).iter().map(Vec::len).collect()).collect();
+        // Each has a head of nine bytes, each item one of eight.
+        assert_eq!(lengths, [vec![30, 30, 50], vec![1, 200]]);
+        assert!(lists_to_bytes(None::<u64>, 100).is_empty());
+        // Whole ones are what they would be by themselves.
+        assert_eq!(lists_to_bytes([1u64, 2], 100), [to_bytes(&[1u64, 2].to_vec())]);
     }
 
     /// A log written by an older release must stay readable: these bytes never change.

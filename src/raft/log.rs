@@ -192,6 +192,11 @@ impl Log {
         behind.checked_sub(1).and_then(|mark| state.marks.get(mark)).map_or(0, |(_, index)| *index)
     }
 
+    /// The last entry that is on disk, or was before it was purged.
+    pub fn synced_index(&self) -> Option<u64> {
+        self.shared.synced.load(Ordering::Acquire).checked_sub(1)
+    }
+
     fn state(&self) -> MutexGuard<'_, LogMemory> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -313,8 +318,8 @@ impl RaftLogReader<Types> for Log {
         end: u64,
     ) -> Result<Vec<Entry>, io::Error> {
         match self.entries(start, end, LOG_READ_BYTES) {
-            // Purged while this was under way: openraft asks again behind it, or for a snapshot. It sends an empty
-            // request in place of the entries; an error would end the node.
+            // Purged while this was under way: openraft sends an empty request in place of the entries, and the stream
+            // fails at the horizon (see `answers`). An error would end the node.
             Err(error)
                 if error.kind() == io::ErrorKind::NotFound
                     && self.purged_index() >= Some(start) =>

@@ -3,6 +3,7 @@
 //! [`log`] and [`machine`] are its storage, [`network`] its way to the peers, [`service`] what peers
 //! may ask, [`types`] its types with ours filled in.
 
+pub mod answers;
 pub mod codec;
 mod commits;
 pub mod fetch;

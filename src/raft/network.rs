@@ -5,12 +5,13 @@
 use std::fmt::Debug;
 use std::future::Future;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use futures::{FutureExt as _, Stream, StreamExt as _, TryFutureExt as _};
+use futures::{FutureExt as _, Stream, StreamExt as _, TryFutureExt as _, stream};
 use openraft::errors::{
     NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
 };
@@ -23,18 +24,17 @@ use openraft::{OptionalSend, alias};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use super::answers::{self, Answers, Horizon, REFUSED_PAUSE, Sent};
 use super::codec::{self, Malformed};
 use super::commits;
 use super::machine::SnapshotFile;
 use super::types::{Member, NodeId, SnapshotMeta, StoredMembership, Types, Vote};
+use crate::limits::SNAPSHOT_SLOWEST_BYTES;
 use crate::runtime;
 use crate::store::data_dir::StoreId;
 
 /// Bytes of one chunk of a snapshot on the wire.
 pub(super) const SNAPSHOT_CHUNK_BYTES: usize = 1024 * 1024;
-/// openraft's own pause after a failure only runs once the transport has polled the requests; without
-/// this one a peer that refuses connections is asked tens of thousands of times a second.
-const REFUSED_PAUSE: Duration = Duration::from_millis(50);
 /// How long a peer may take to answer that a stream is open. Longer than openraft's deadline, which is one
 /// heartbeat: on a busy machine or a long line each attempt would miss it, and openraft pauses between them. Not
 /// much longer: what the stream is to carry was chosen when its opening began, and is not purged meanwhile.
@@ -158,11 +158,12 @@ impl SnapshotHead {
 pub struct Network {
     id: NodeId,
     peers: Arc<dyn Peers>,
+    horizon: Arc<Horizon>,
 }
 
 impl Network {
-    pub fn new(id: NodeId, peers: Arc<dyn Peers>) -> Self {
-        Network { id, peers }
+    pub fn new(id: NodeId, peers: Arc<dyn Peers>, horizon: Arc<Horizon>) -> Self {
+        Network { id, peers, horizon }
     }
 
     fn link(&self, target: NodeId, node: &Member, pipelined: bool) -> Link {
@@ -171,6 +172,7 @@ impl Network {
             target,
             address: node.peer_address.clone(),
             peers: self.peers.clone(),
+            horizon: self.horizon.clone(),
             pipelined,
         }
     }
@@ -196,6 +198,7 @@ pub struct Link {
     target: NodeId,
     address: String,
     peers: Arc<dyn Peers>,
+    horizon: Arc<Horizon>,
     pipelined: bool,
 }
 
@@ -219,37 +222,13 @@ impl Link {
     }
 }
 
-fn rpc_error(error: PeerError) -> RPCError<Types> {
+pub(super) fn rpc_error(error: PeerError) -> RPCError<Types> {
     match error {
         PeerError::Unreachable(_) | PeerError::Refused(_) => {
             RPCError::Unreachable(Unreachable::new(&error))
         }
         PeerError::NoAnswer(_) => RPCError::Network(NetworkError::new(&error)),
     }
-}
-
-/// The answers of a stream of the log until it breaks, where they end without an error. openraft would take an
-/// error for one of what is in flight by then, which may be more than this stream was opened for, and purge what
-/// it has already told the next stream to carry; that stream's read would end the node. Without an error the next
-/// stream goes on behind what was acknowledged here.
-fn until_broken(
-    target: NodeId,
-    answers: BoxStream<'static, Result<Bytes, PeerError>>,
-    wanted: oneshot::Sender<()>,
-) -> impl Stream<Item = Result<StreamAppendResult<Types>, RPCError<Types>>> {
-    futures::stream::unfold(Some((answers, wanted)), move |state| async move {
-        let (mut answers, wanted) = state?;
-        let answer = answers.next().await?;
-        match answer.and_then(|bytes| Ok(codec::decode_append_result(bytes)?)) {
-            Ok(result) => Some((Ok(result), Some((answers, wanted)))),
-            Err(error) => {
-                tracing::debug!(target, %error, "replication stream broke");
-                drop(wanted);
-                runtime::sleep(REFUSED_PAUSE).await;
-                None
-            }
-        }
-    })
 }
 
 fn decoded<T>(result: Result<T, Malformed>) -> Result<T, RPCError<Types>> {
@@ -283,16 +262,25 @@ impl RaftNetworkV2<Types> for Link {
         if !self.pipelined {
             return openraft::network::stream_append_sequential(self, input, option);
         }
-        // A transport may still ask for requests after it has reported an error. What they would carry may
-        // have been purged by then.
         let (wanted, unwanted) = oneshot::channel();
+        let sent = Arc::new(Sent::default());
+        let (telling, ending) = (sent.clone(), sent.clone());
         let input = commits::with_entries(input).take_until(unwanted);
-        let input = input.map(|request| codec::encode_append(&request));
+        let input = input.map(move |request| {
+            telling.request(request.prev_log_id.as_ref());
+            codec::encode_append(&request)
+        });
+        let input = input.chain(stream::poll_fn(move |_| {
+            ending.end();
+            Poll::Ready(None)
+        }));
         let open = self.peers.stream(self.target, &self.address, Channel::Append, input.boxed());
-        let (id, target) = (self.id, self.target);
+        let (id, target, horizon) = (self.id, self.target, self.horizon.clone());
         let answers = async move {
             match runtime::timeout(OPEN_TIMEOUT, open).await {
-                Ok(Ok(answers)) => Ok(until_broken(target, answers, wanted)),
+                Ok(Ok(answers)) => {
+                    Ok(answers::heard(Answers { target, answers, sent, horizon, wanted }))
+                }
                 Ok(Err(error)) => {
                     drop(wanted);
                     runtime::sleep(REFUSED_PAUSE).await;
@@ -344,7 +332,8 @@ impl RaftNetworkV2<Types> for Link {
             membership: snapshot.meta.last_membership,
             bytes: file.meta.bytes,
         };
-        let timeout = option.hard_ttl();
+        let seconds = file.meta.bytes / SNAPSHOT_SLOWEST_BYTES;
+        let timeout = option.hard_ttl() + Duration::from_secs(seconds);
         let call = self.peers.snapshot(
             self.target,
             &self.address,
@@ -418,14 +407,18 @@ mod tests {
     use super::*;
     use crate::raft::types::{LeaderId, LogId};
 
-    /// A peer that refuses streams, or answers once and breaks; in both cases somebody goes on to read what is
-    /// to be sent.
-    #[derive(Debug)]
-    struct Breaking {
-        opens: bool,
+    /// What a peer does with a stream; somebody goes on to read what is to be sent in any case.
+    #[derive(Debug, Clone, Copy)]
+    enum Peer {
+        Refuses,
+        Breaks,
+        AnswersAndBreaks,
+        Hangs,
+        AnswersAndHangs,
+        AnswersAndEnds,
     }
 
-    impl Peers for Breaking {
+    impl Peers for Peer {
         fn call(
             &self,
             _: NodeId,
@@ -445,18 +438,25 @@ mod tests {
             mut input: BoxStream<'static, Bytes>,
         ) -> BoxFuture<'static, Result<BoxStream<'static, Result<Bytes, PeerError>>, PeerError>>
         {
-            let error = PeerError::NoAnswer("reset".to_owned());
-            if !self.opens {
-                runtime::spawn(input.count());
-                return std::future::ready(Err(error)).boxed();
-            }
+            let error = Err(PeerError::NoAnswer("reset".to_owned()));
+            let id = LogId { leader_id: LeaderId { term: 1, node_id: 1 }, index: 7 };
+            let answer = Ok(codec::encode_append_result(&Ok(Some(id))));
+            let (answers, hangs) = match self {
+                Peer::Refuses => {
+                    runtime::spawn(input.count());
+                    return std::future::ready(Err(PeerError::NoAnswer("no".to_owned()))).boxed();
+                }
+                Peer::Breaks => (vec![error], false),
+                Peer::AnswersAndBreaks => (vec![answer, error], false),
+                Peer::Hangs => (vec![], true),
+                Peer::AnswersAndHangs => (vec![answer], true),
+                Peer::AnswersAndEnds => (vec![answer], false),
+            };
             async move {
                 input.next().await.unwrap();
                 runtime::spawn(input.count());
-                let result =
-                    Ok(Some(LogId { leader_id: LeaderId { term: 1, node_id: 1 }, index: 7 }));
-                let answers = [Ok(codec::encode_append_result(&result)), Err(error)];
-                Ok(futures::stream::iter(answers).boxed())
+                let answers = stream::iter(answers);
+                Ok(if hangs { answers.chain(stream::pending()).boxed() } else { answers.boxed() })
             }
             .boxed()
         }
@@ -475,13 +475,14 @@ mod tests {
 
     type Answer = Result<Result<Option<LogId>, StreamAppendError<Types>>, RPCError<Types>>;
 
-    /// What openraft sees of a stream, and how many requests were read in all.
-    async fn seen(opens: bool) -> (Vec<Answer>, usize) {
-        let network = Network::new(1, Arc::new(Breaking { opens }));
+    /// What openraft sees of a stream with so many requests, and how many were read in all; None when it goes on
+    /// for ever. The horizon rises once the stream is open.
+    async fn seen(peer: Peer, count: usize, horizon: u64) -> Option<(Vec<Answer>, usize)> {
+        let network = Network::new(1, Arc::new(peer), Arc::default());
         let mut link = network.link(2, &Member::default(), true);
         let read = Arc::new(AtomicUsize::new(0));
         let counter = read.clone();
-        let requests = futures::stream::repeat_with(move || {
+        let requests = stream::repeat_with(move || {
             counter.fetch_add(1, Ordering::SeqCst);
             AppendEntriesRequest {
                 vote: Vote { leader_id: LeaderId { term: 1, node_id: 1 }, committed: true },
@@ -491,31 +492,67 @@ mod tests {
             }
         });
         // One at a time: the reader would never end.
-        let requests = requests.then(|request| async {
-            tokio::task::yield_now().await;
+        let requests = requests.take(count).then(|request| async {
+            runtime::sleep(Duration::from_millis(1)).await;
             request
         });
         let option = RPCOption::new(Duration::from_secs(1));
         let answers = link.stream_append(requests.boxed(), option).await.unwrap();
-        let answers: Vec<Answer> = answers.collect().await;
+        runtime::spawn(async move {
+            runtime::sleep(Duration::from_secs(5)).await;
+            network.horizon.raise(horizon);
+        });
+        let answers = runtime::timeout(Duration::from_secs(60), answers.collect()).await.ok()?;
         let then = read.load(Ordering::SeqCst);
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        runtime::sleep(Duration::from_millis(20)).await;
         assert_eq!(read.load(Ordering::SeqCst), then, "nobody reads on");
-        (answers, then)
+        Some((answers, then))
     }
 
-    #[tokio::test]
-    async fn a_stream_that_breaks_ends_without_an_error() {
-        let (answers, read) = seen(true).await;
-        assert_eq!(answers.len(), 1, "{answers:?}");
-        let acknowledged = answers[0].as_ref().unwrap().as_ref().unwrap();
+    const ENDLESS: usize = usize::MAX;
+
+    fn assert_acknowledged(answer: &Answer) {
+        let acknowledged = answer.as_ref().unwrap().as_ref().unwrap();
         assert_eq!(acknowledged.map(|id| id.index), Some(7));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_breaks_after_an_answer_ends_without_an_error() {
+        let (answers, read) = seen(Peer::AnswersAndBreaks, ENDLESS, 0).await.unwrap();
+        assert_eq!(answers.len(), 1, "{answers:?}");
+        assert_acknowledged(&answers[0]);
         assert!(read > 0);
     }
 
-    #[tokio::test]
+    /// openraft would carry out an order that it has taken back.
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_breaks_before_any_answer_says_so() {
+        for requests in [1, ENDLESS] {
+            let (answers, _) = seen(Peer::Breaks, requests, 0).await.unwrap();
+            assert!(matches!(answers[..], [Err(RPCError::Network(_))]), "{answers:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_stream_that_is_refused_says_so() {
-        let (answers, _) = seen(false).await;
+        let (answers, _) = seen(Peer::Refuses, ENDLESS, 0).await.unwrap();
         assert!(matches!(answers[..], [Err(RPCError::Network(_))]), "{answers:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_follower_behind_the_horizon_is_given_up() {
+        assert!(seen(Peer::Hangs, ENDLESS, 0).await.is_none(), "it may take its time");
+        for requests in [1, ENDLESS] {
+            let (answers, _) = seen(Peer::Hangs, requests, 1).await.unwrap();
+            assert!(matches!(answers[..], [Err(RPCError::Network(_))]), "{answers:?}");
+        }
+        assert!(seen(Peer::AnswersAndHangs, ENDLESS, 8).await.is_none(), "it lacks nothing");
+        let (answers, _) = seen(Peer::AnswersAndHangs, ENDLESS, 9).await.unwrap();
+        assert_acknowledged(&answers[0]);
+        assert!(matches!(answers[1..], [Err(RPCError::Network(_))]), "{answers:?}");
+        // What was asked once and answered is over: an error would be taken for one of what came next.
+        assert!(seen(Peer::AnswersAndHangs, 1, 9).await.is_none());
+        let (answers, _) = seen(Peer::AnswersAndEnds, 1, 9).await.unwrap();
+        assert_eq!(answers.len(), 1, "{answers:?}");
     }
 }

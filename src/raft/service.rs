@@ -8,11 +8,13 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _};
 use openraft::Raft;
+use openraft::raft::SnapshotResponse;
 
 use super::codec;
 use super::machine::{Machine, SnapshotFile, raft_meta};
 use super::network::{Channel, Method, PeerError, SnapshotHead};
 use super::types::Types;
+use crate::runtime;
 use crate::store::disk::Disk;
 use crate::store::receiver::Receiver;
 
@@ -114,14 +116,27 @@ impl Service {
             Receiver::begin(disk.clone(), cluster_id, head.bytes).map_err(stopped)?;
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk?;
-            receiver = crate::runtime::blocking(move || {
+            receiver = runtime::blocking(move || {
                 receiver.chunk(receiver.received(), &chunk)?;
                 Ok::<_, crate::store::snapshot::Error>(receiver)
             })
             .await
             .map_err(stopped)?;
         }
-        let meta = crate::runtime::blocking(move || receiver.finish()).await.map_err(stopped)?;
+        // Whoever sends may give up meanwhile: what is done with the file goes on, or it would stay for ever.
+        let installed = runtime::spawn(self.clone().install(head, receiver, disk)).await;
+        let installed = installed.map_err(|_| PeerError::NoAnswer("the node ends".to_owned()))?;
+        Ok(codec::to_bytes(&installed?))
+    }
+
+    /// Installs a file that has arrived, or removes it.
+    async fn install(
+        self,
+        head: SnapshotHead,
+        receiver: Receiver,
+        disk: Arc<dyn Disk>,
+    ) -> Result<SnapshotResponse<Types>, PeerError> {
+        let meta = runtime::blocking(move || receiver.finish()).await.map_err(stopped)?;
         let name = meta.name.clone();
         let snapshot = SnapshotFile { disk: disk.clone(), meta };
         // Consensus goes by the head, the state by the file.
@@ -134,8 +149,8 @@ impl Service {
         };
         if installed.is_ok() || !same {
             // An installed file has another name by now; one that was not needed goes.
-            crate::runtime::blocking(move || drop(disk.remove(&name))).await;
+            runtime::blocking(move || drop(disk.remove(&name))).await;
         }
-        Ok(codec::to_bytes(&installed?))
+        installed
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use quorate::client::txn::{self, Txn, config, configs, counter, counters, starting_with};
 use quorate::client::{Client, Session, SessionOptions, TransactionOptions};
 use quorate::error::Error;
+use quorate::limits;
 use quorate::proto::v1;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -305,5 +306,32 @@ fn a_transaction_is_all_or_nothing() {
         })
         .await;
         assert!(late.succeeded);
+    });
+}
+
+/// What is answered to the commands of one entry may be more than fits a message between nodes.
+#[test]
+fn long_answers_come_through_a_follower() {
+    run(async {
+        let cluster = Cluster::three().await;
+        let follower = cluster.followers().await[0];
+        let client = cluster.at(follower);
+        let long = config("", "bank", "long");
+        let publish = long.publish("x".repeat(limits::CONFIG_VALUE_BYTES));
+        Txn::new().then(publish).commit(&client, None).await.unwrap();
+        let reads = limits::PEER_MESSAGE_BYTES / limits::CONFIG_VALUE_BYTES * 3 / 2;
+        let mut answers = JoinSet::new();
+        for _ in 0..reads {
+            let txn = Txn::new().then(counter("", "reads").add(1)).then(long.get());
+            let client = client.clone();
+            answers.spawn(async move { txn.commit(&client, None).await });
+        }
+        for answer in answers.join_all().await {
+            let v1::TxnResponse { results, .. } = answer.unwrap();
+            let Some(v1::txn_result::Result::Get(found)) = &results[1].result else { panic!() };
+            let Some(v1::found_record::Record::Config(item)) = &found.record else { panic!() };
+            assert_eq!(item.release.as_ref().unwrap().content.len(), limits::CONFIG_VALUE_BYTES);
+        }
+        assert_eq!(cluster.leader().await, cluster.status(follower).await.leader_id);
     });
 }

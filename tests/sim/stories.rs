@@ -246,6 +246,29 @@ fn a_forwarded_write_is_answered_at_its_deadline() {
     });
 }
 
+/// openraft purges nothing that a follower is to get from the log, and waits for its answers for ever.
+#[test]
+fn a_follower_that_hangs_does_not_keep_the_log() {
+    tell(26, async |world| {
+        let (leads, hangs) = (leader(world), follower(world));
+        world.sync_time(hangs).set(3_600_000, 3_600_001);
+        assert!(pass(world, Duration::from_secs(1)).await);
+        let last = status(world, hangs).last_log_index;
+        let within = Duration::from_secs(60);
+        until(world, within, "the log of the leader is purged", || {
+            is_leader(world, leads) && status(world, leads).purged_index > last
+        })
+        .await;
+        // What it gets then is a snapshot.
+        world.sync_time(hangs).set(0, 3);
+        end(world, hangs).await;
+        until(world, within, "the follower is there again", || {
+            world.running(hangs).is_some_and(|(_, node)| node.status().applied_index > last)
+        })
+        .await;
+    });
+}
+
 /// Reads that wait for a leader that is no more are answered by the next one.
 #[test]
 fn reads_do_not_wait_for_a_dead_leader() {
