@@ -47,7 +47,9 @@ pub enum Error {
     ShuttingDown { definite: bool },
     #[error("the leader changed while the write was under way; it may have taken place")]
     LeaderChanged,
-    #[error("the node is low on disk space ({free_bytes} bytes free) and takes no writes")]
+    #[error(
+        "the node is low on disk space ({free_bytes} bytes free) and takes no writes as the leader"
+    )]
     NoSpace { free_bytes: u64 },
     #[error("membership: {why}")]
     Membership { why: String },

@@ -362,7 +362,7 @@ pub const WAL_QUEUE_BYTES: usize = 64 * 1024 * 1024;
 pub const LOG_TAIL_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes of entries read at once for replication.
 pub const LOG_READ_BYTES: usize = 1024 * 1024;
-/// Free bytes on the data directory's file system below which the node takes no writes, and from
+/// Free bytes on the data directory's file system below which a leader takes no writes, and from
 /// which it takes them again.
 pub const DISK_LOW_BYTES: u64 = 512 * 1024 * 1024;
 pub const DISK_OK_BYTES: u64 = 768 * 1024 * 1024;
@@ -406,10 +406,12 @@ pub const SNAPSHOT_FILE_BYTES: u64 = 256 * 1024 * 1024 * 1024;
 /// Bytes of a snapshot file that are written between two syncs, so that the log never waits behind
 /// one large writeback.
 pub const SNAPSHOT_SYNC_BYTES: u64 = 8 * 1024 * 1024;
-/// How far a restored cluster's revisions are ahead of the backup's. The old cluster went on after it
-/// was made, by fewer revisions than this: so a revision that a client has seen there is never one of
-/// the new history.
+/// How far a restored cluster's revisions are ahead of the backup's, unless somebody says otherwise. The old cluster
+/// went on after it was made, by fewer revisions than this: so a revision that a client has seen there is never one
+/// of the new history.
 pub const RESTORE_REVISION_STEP: u64 = 1_000_000_000;
+/// What `--bump-revision` allows.
+pub const RESTORE_REVISION_STEP_RANGE: std::ops::RangeInclusive<u64> = 1..=1_000_000_000_000_000;
 /// Bytes of a cluster's name.
 pub const CLUSTER_ID_BYTES: usize = 128;
 /// Bytes of one block of a snapshot file.

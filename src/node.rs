@@ -532,7 +532,11 @@ impl Node {
         if self.0.closing.load(Ordering::Relaxed) {
             return Some(Error::ShuttingDown { definite: true });
         }
-        self.no_space()
+        // A follower passes them on: the leader's disk counts, and its own gets them through whomever they come.
+        match self.leadership() {
+            Leadership::Follower { .. } => None,
+            Leadership::Leader { .. } | Leadership::Unknown => self.no_space(),
+        }
     }
 
     fn no_space(&self) -> Option<Error> {
@@ -835,7 +839,9 @@ impl Node {
         }
         match self.0.low_disk.load(Ordering::Relaxed) {
             u64::MAX => {}
-            free => errors.push(format!("NOSPACE: {free} bytes free; takes no writes")),
+            free => {
+                errors.push(format!("NOSPACE: {free} bytes free; takes no writes as the leader"))
+            }
         }
         if self.rebuilds() {
             errors.push("CORRUPT: this node starts anew and fetches its state".to_owned());

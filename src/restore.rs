@@ -4,7 +4,7 @@
 //!
 //! Two things of the state are not the file's. What it remembers of members goes: the numbers are free
 //! again, since no node of the old cluster is heard in the new one. And the revision moves on by
-//! [`RESTORE_REVISION_STEP`]: the old cluster may have given out revisions after the backup, and one of
+//! [`Target::revision_step`]: the old cluster may have given out revisions after the backup, and one of
 //! the same number would be another state. So a watcher that resumes with a revision of the old
 //! cluster, from before or after the backup, gets a snapshot, and a compare with one holds only for a
 //! record that the backup has as it was.
@@ -16,7 +16,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::limits::{RESTORE_REVISION_STEP, WAL_SEGMENT_BYTES};
+use crate::limits::WAL_SEGMENT_BYTES;
 use crate::raft::codec;
 use crate::raft::machine::raft_meta;
 use crate::raft::types::{LeaderId, LogId, Member, Membership, StoredMembership};
@@ -61,6 +61,8 @@ pub struct Target<'a> {
     pub node_id: u64,
     /// Number and peer address of every member of the new cluster.
     pub members: &'a [(u64, String)],
+    /// How far its revisions are ahead of the backup's.
+    pub revision_step: u64,
     /// Wall clock.
     pub now_ms: u64,
 }
@@ -138,12 +140,12 @@ fn write_parts(
     let head = Head {
         cluster_id: target.cluster_id.to_owned(),
         point,
-        revision: backup.meta.revision + RESTORE_REVISION_STEP,
+        revision: backup.meta.revision + target.revision_step,
         now_ms: backup.meta.now_ms,
     };
     let mut tally = Tally { records: backup.meta.records, digest: backup.meta.digest };
     let rows = reader.filter_map(|row| match row {
-        Ok(row) => translated(row, &mut tally).transpose(),
+        Ok(row) => translated(row, target.revision_step, &mut tally).transpose(),
         Err(error) => Some(Err(error.to_string())),
     });
     let meta = snapshot::write(&disk(dir.snapshots())?, &head, rows, None).map_err(failed)?;
@@ -156,7 +158,11 @@ fn write_parts(
 
 /// A record of the backup as the new cluster has it; None for one that it does not have. The tally is
 /// kept to what comes out.
-fn translated((key, value): Row, tally: &mut Tally) -> Result<Option<Row>, String> {
+fn translated(
+    (key, value): Row,
+    revision_step: u64,
+    tally: &mut Tally,
+) -> Result<Option<Row>, String> {
     let decoded = Key::decode(&key).map_err(|error| error.to_string())?;
     match decoded {
         Key::Meta => {
@@ -164,7 +170,7 @@ fn translated((key, value): Row, tally: &mut Tally) -> Result<Option<Row>, Strin
             let Record::Meta(Meta { revision, now_ms }) = record else {
                 unreachable!("{record:?} was decoded under the key of the meta")
             };
-            let revision = revision + RESTORE_REVISION_STEP;
+            let revision = revision + revision_step;
             let moved = Record::Meta(Meta { revision, now_ms }).encode();
             tally.remove(&key, &value);
             tally.add(&key, &moved);

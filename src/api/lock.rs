@@ -86,13 +86,18 @@ pub async fn acquire(
         return calls::response::<v1::AcquireLockRequest>(node.id(), outcome);
     }
     let waiting = wait_for(node, &claim.lock, &claim.holder, *revision);
-    let token = match runtime::timeout(wait, waiting).await {
-        Ok(token) => token?,
-        Err(_) => return Err(give_up(node, claim.lock, claim.holder, deadline).await),
+    let why = match runtime::timeout(wait, waiting).await {
+        Ok(Ok(token)) => {
+            let reply = Ok(Reply::LockAcquired { token });
+            let outcome = Outcome { revision: token, result: reply, ..outcome };
+            return calls::response::<v1::AcquireLockRequest>(node.id(), outcome);
+        }
+        // There is no place to give up.
+        Ok(Err(error @ Error::NotFound { .. })) => return Err(error),
+        Ok(Err(error)) => error,
+        Err(_) => Error::Timeout { definite: true },
     };
-    let reply = Ok(Reply::LockAcquired { token });
-    let outcome = Outcome { revision: token, result: reply, ..outcome };
-    calls::response::<v1::AcquireLockRequest>(node.id(), outcome)
+    Err(give_up(node, claim.lock, claim.holder, deadline, why).await)
 }
 
 /// Waits until the holder, whose request is in the state from `revision` on, has the lock.
@@ -128,12 +133,18 @@ fn place(state: &State, lock: &LockName, holder: &Holder) -> Place {
     }
 }
 
-/// Leaves the line. The lock may have come meanwhile: it is given up with the place.
-async fn give_up(node: &Node, lock: LockName, holder: Holder, deadline: Instant) -> Error {
+/// Leaves the line, because of an error. The lock may have come meanwhile: it is given up with the place.
+async fn give_up(
+    node: &Node,
+    lock: LockName,
+    holder: Holder,
+    deadline: Instant,
+    why: Error,
+) -> Error {
     let op = Op::ReleaseLock { lock, by: Leaving::Holder(holder) };
     let left = deadline.saturating_duration_since(Instant::now()).max(LEAVING);
     match node.propose(&Command { request: None, op }, left).await {
-        Ok(_) => Error::Timeout { definite: true },
+        Ok(_) => why,
         Err(error) => {
             tracing::debug!(%error, "a place in the line of a lock was not given up");
             Error::Timeout { definite: false }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::output::{self, Table};
 use super::{Context, Error};
 use crate::client::{Client, DownloadError, SnapshotInfo};
+use crate::limits::{RESTORE_REVISION_STEP, RESTORE_REVISION_STEP_RANGE};
 use crate::options::{self, Config, Scalar, exit};
 use crate::restore::{self, Backup, Target};
 
@@ -40,6 +41,15 @@ pub struct Restore {
     /// Tells the new cluster apart from one with the same members [default: quorate]
     #[arg(long, env = "QUORATE_CLUSTER_TOKEN", value_name = "TOKEN")]
     cluster_token: Option<Scalar>,
+    /// How far its revisions are ahead of the backup's, on all nodes alike; more than the last time when a backup of
+    /// the same cluster was restored before
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = RESTORE_REVISION_STEP,
+        value_parser = clap::value_parser!(u64).range(RESTORE_REVISION_STEP_RANGE)
+    )]
+    bump_revision: u64,
 }
 
 impl Command {
@@ -185,7 +195,7 @@ fn table(backup: &Backup) -> Table {
 
 impl Restore {
     fn run(self, context: &Context) -> Result<(), Error> {
-        let Restore { file, id, data_dir, initial_cluster, cluster_token } = self;
+        let Restore { file, id, data_dir, initial_cluster, cluster_token, bump_revision } = self;
         // The node's own check, so that what is restored here starts with the same options there.
         let raw = options::Serve {
             id,
@@ -205,6 +215,7 @@ impl Restore {
             cluster_id,
             node_id: config.id,
             members: &config.initial_members,
+            revision_step: bump_revision,
             now_ms: output::now_ms(),
         };
         let meta = restore::restore(&file, &target)?;

@@ -182,8 +182,12 @@ impl Client {
             self.note(&remote, &failure);
             let error = failure.error;
             tracing::debug!(path = R::PATH, node = %remote.address, attempt, %error, "call failed");
-            if !error.retryable() || !(repeatable || error.definite()) {
-                return Err(settle(error, uncertain));
+            // The node held it back for as long as it was asked to.
+            let over = matches!(error, Error::Timeout { definite: true })
+                && !request.held_back().is_zero()
+                && sent.elapsed() >= request.held_back();
+            if over || !error.retryable() || !(repeatable || error.definite()) {
+                return Err(settle(error, uncertain, request.is_identified()));
             }
             uncertain |= !request.is_read() && !error.definite();
             // A full queue is full for every node; any other error is a reason to ask elsewhere.
@@ -195,7 +199,7 @@ impl Client {
             }
             sleep(pause).await;
         }
-        Err(settle(last, uncertain))
+        Err(settle(last, uncertain, request.is_identified()))
     }
 
     /// How long attempt number `attempt` waits for its node.
@@ -460,13 +464,18 @@ impl Routing {
 }
 
 /// The error of a call of which an earlier attempt may have taken place (`uncertain`). Only what the
-/// state itself answered to the id of the write holds for the earlier attempt too, because the state
-/// gives every attempt the same answer; of anything else it is no longer known.
-pub(super) fn settle(error: Error, uncertain: bool) -> Error {
+/// state itself answered to the id of the write (`identified`) holds for the earlier attempt too, because the
+/// state gives every attempt the same answer; of anything else it is no longer known.
+pub(super) fn settle(error: Error, uncertain: bool, identified: bool) -> Error {
     if !uncertain {
         return error;
     }
     match error {
+        // These leave it open themselves.
+        Error::SessionExpired { .. }
+        | Error::SequenceForgotten { .. }
+        | Error::LeaderChanged
+        | Error::Internal { .. } => error,
         Error::NotFound { .. }
         | Error::CompareFailed { .. }
         | Error::OwnedByAnother { .. }
@@ -478,16 +487,26 @@ pub(super) fn settle(error: Error, uncertain: bool) -> Error {
         | Error::SagaIs { .. }
         | Error::InStep { .. }
         | Error::Conflict { .. }
-        // These leave it open themselves.
-        | Error::SessionExpired { .. }
-        | Error::SequenceForgotten { .. }
-        | Error::LeaderChanged
-        | Error::Internal { .. } => error,
+            if identified =>
+        {
+            error
+        }
         Error::NoLeader { leader, .. } => Error::NoLeader { leader, definite: false },
         Error::Timeout { .. } => Error::Timeout { definite: false },
         Error::ShuttingDown { .. } => Error::ShuttingDown { definite: false },
         Error::Connection { message, .. } => Error::Connection { message, definite: false },
         Error::Invalid { .. }
+        | Error::NotFound { .. }
+        | Error::CompareFailed { .. }
+        | Error::OwnedByAnother { .. }
+        | Error::LimitReached { .. }
+        | Error::InUse { .. }
+        | Error::ValueDiffers { .. }
+        | Error::OutOfBounds { .. }
+        | Error::LockHeld { .. }
+        | Error::SagaIs { .. }
+        | Error::InStep { .. }
+        | Error::Conflict { .. }
         | Error::TooManyInFlight { .. }
         | Error::Overloaded { .. }
         | Error::WatchLagged { .. }

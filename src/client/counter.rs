@@ -342,6 +342,7 @@ async fn deliver(
         request_id: Some(ticket.request_id()),
     };
     attempt = 0;
+    let mut uncertain = false;
     loop {
         let figure = match stream.call(request.clone(), Some(session)).await {
             Ok(_) => &shared.counted,
@@ -349,7 +350,12 @@ async fn deliver(
                 tracing::warn!(%error, name = request.name, delta, "added or not: nobody knows");
                 &shared.uncertain
             }
-            Err(error) if error.retryable() || !error.definite() => {
+            Err(error)
+                if error.retryable()
+                    || !error.definite()
+                    || uncertain && matches!(error, Error::NoSpace { .. }) =>
+            {
+                uncertain |= !error.definite();
                 tracing::debug!(%error, name = request.name, "not counted yet; trying again");
                 pause(&mut attempt).await;
                 continue;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
-use super::connection::Client;
+use super::connection::{Client, settle};
 use super::remote::spawn;
 use super::session::{Session, SessionState, Ticket};
 use super::watch::{Watch, WatchRange, WatchUpdate};
@@ -289,16 +289,22 @@ impl Standing {
 
     /// Sends the request with one and the same id until it is answered or the session has ended.
     async fn ask(&mut self) -> Result<v1::AcquireLockResponse, Error> {
-        self.asked = true;
+        // Of an attempt that was dropped nobody knows.
+        let mut uncertain = std::mem::replace(&mut self.asked, true);
         let ended = ended(self.session.subscribe(), self.request.session);
         let asking = async {
             for attempt in 0.. {
                 match self.client.acquire_lock(self.request.clone(), Some(&self.session)).await {
-                    Err(error) if error.retryable() => {
+                    // A node that is low on disk answers for itself alone: what was sent before may take place.
+                    Err(error)
+                        if error.retryable()
+                            || uncertain && matches!(error, Error::NoSpace { .. }) =>
+                    {
+                        uncertain |= !error.definite();
                         tracing::debug!(lock = %self.request.lock, %error, "asking on for a lock");
                         sleep(self.client.backoff(attempt)).await;
                     }
-                    answer => return answer,
+                    answer => return answer.map_err(|error| settle(error, uncertain, true)),
                 }
             }
             unreachable!("the attempts do not end")
@@ -333,7 +339,9 @@ async fn release(client: &Client, session: &Session, held: u64, request: v1::Rel
     let releasing = async {
         for attempt in 0.. {
             match client.release_lock(request.clone(), Some(session)).await {
-                Err(error) if error.retryable() => sleep(client.backoff(attempt)).await,
+                Err(error) if error.retryable() || matches!(error, Error::NoSpace { .. }) => {
+                    sleep(client.backoff(attempt)).await;
+                }
                 Err(error) => {
                     tracing::debug!(lock = %request.lock, %error, "a lock was not given up");
                     return;

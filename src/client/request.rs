@@ -10,6 +10,7 @@ use prost::Message;
 use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
 
+use crate::limits;
 use crate::proto::codec::Decoder;
 use crate::proto::v1;
 
@@ -47,6 +48,11 @@ pub trait Request: Message + 'static {
     /// Where the exactly-once id goes, in writes.
     fn request_id(&mut self) -> Option<&mut Option<v1::RequestId>> {
         None
+    }
+
+    /// True when it has an id, by which the state gives all its copies one answer.
+    fn is_identified(&self) -> bool {
+        false
     }
 }
 
@@ -88,10 +94,13 @@ macro_rules! settled_writes {
             }
             fn is_repeatable(&self) -> bool {
                 let settled: fn(&Self) -> bool = $settled;
-                carries_id(&self.request_id) || settled(self)
+                self.is_identified() || settled(self)
             }
             fn request_id(&mut self) -> Option<&mut Option<v1::RequestId>> {
                 Some(&mut self.request_id)
+            }
+            fn is_identified(&self) -> bool {
+                carries_id(&self.request_id)
             }
         }
     )*};
@@ -158,7 +167,6 @@ writes! {
     SetCounterRequest => SetCounterResponse, "Counters/Set";
     ResetCounterRequest => ResetCounterResponse, "Counters/Reset";
     DeleteCounterRequest => DeleteCounterResponse, "Counters/Delete";
-    AcquireLockRequest => AcquireLockResponse, "Locks/Acquire";
     ReleaseLockRequest => ReleaseLockResponse, "Locks/Release";
     UpdateLockRequest => UpdateLockResponse, "Locks/Update";
     PutAlarmRequest => PutAlarmResponse, "Alarms/Put";
@@ -183,11 +191,40 @@ impl Request for v1::TxnRequest {
     }
 
     fn is_repeatable(&self) -> bool {
-        self.is_read() || carries_id(&self.request_id)
+        self.is_read() || self.is_identified()
     }
 
     fn request_id(&mut self) -> Option<&mut Option<v1::RequestId>> {
         (!self.is_read()).then_some(&mut self.request_id)
+    }
+
+    fn is_identified(&self) -> bool {
+        carries_id(&self.request_id)
+    }
+}
+
+impl Request for v1::AcquireLockRequest {
+    type Response = v1::AcquireLockResponse;
+    const PATH: &'static str = "/quorate.v1.Locks/Acquire";
+
+    fn route(&self) -> Route {
+        Route::Leader
+    }
+
+    fn is_repeatable(&self) -> bool {
+        self.is_identified()
+    }
+
+    fn held_back(&self) -> Duration {
+        Duration::from_millis(self.wait_ms)
+    }
+
+    fn request_id(&mut self) -> Option<&mut Option<v1::RequestId>> {
+        Some(&mut self.request_id)
+    }
+
+    fn is_identified(&self) -> bool {
+        carries_id(&self.request_id)
     }
 }
 
@@ -216,7 +253,12 @@ settled_writes! {
     SubmitSagaRequest => SubmitSagaResponse, "Sagas/Submit", |_| true;
     AbortSagaRequest => AbortSagaResponse, "Sagas/Abort", |_| true;
     RegisterBranchRequest => RegisterBranchResponse, "Sagas/RegisterBranch", |_| true;
-    BeginSagaRequest => BeginSagaResponse, "Sagas/Begin", |begin| !begin.gid.is_empty();
+    BeginSagaRequest => BeginSagaResponse, "Sagas/Begin", |begin| !begin.gid.is_empty() && outlasts_calls(begin);
+}
+
+/// Whether it is still known when a call that began it ends: a copy would begin anew what was forgotten.
+fn outlasts_calls(begin: &v1::BeginSagaRequest) -> bool {
+    begin.retention_ms.is_none_or(|ms| Duration::from_millis(ms) >= limits::MAX_CALL_TIMEOUT)
 }
 
 others! {

@@ -83,6 +83,7 @@ impl Node {
     /// Carries out a change here or at the leader.
     async fn administer(&self, admin: Admin, timeout: Duration) -> Result<AdminReply, Error> {
         let deadline = Instant::now() + timeout;
+        let mut again = false;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let result = match self.leadership() {
@@ -115,11 +116,21 @@ impl Node {
                 Err(error @ Error::NoLeader { .. })
                     if error.definite() && Instant::now() < deadline =>
                 {
+                    again = true;
                     runtime::sleep(AGAIN).await;
+                }
+                // A change is two entries, and openraft says the same when it lost its office between them.
+                Err(Error::Membership { .. }) if again && self.has_promoted(&admin) => {
+                    return Ok(AdminReply::Done);
                 }
                 result => return result,
             }
         }
+    }
+
+    fn has_promoted(&self, admin: &Admin) -> bool {
+        let Admin::Promote { id } = admin else { return false };
+        self.members().iter().any(|member| member.id == *id && !member.learner)
     }
 
     /// Carries out a change as the leader.

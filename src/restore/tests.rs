@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::assembly::{Progress, assemble};
+use crate::limits;
 use crate::node::Node;
 use crate::options::{self, Config};
 use crate::proto::v1::Consistency;
@@ -101,7 +102,8 @@ async fn resumed(node: &Node, after_revision: u64) -> (bool, usize, u64) {
 }
 
 fn target<'a>(data_dir: &'a Path, cluster_id: &'a str, members: &'a [(u64, String)]) -> Target<'a> {
-    Target { data_dir, cluster_id, node_id: 4, members, now_ms: 5 }
+    let revision_step = limits::RESTORE_REVISION_STEP;
+    Target { data_dir, cluster_id, node_id: 4, members, revision_step, now_ms: 5 }
 }
 
 #[test]

@@ -409,6 +409,9 @@ fn a_backup_becomes_a_new_cluster() {
             has_fields(&json, "data_dir id cluster_id applied_index revision records");
             let revision = saved["revision"].as_u64().unwrap();
             assert_eq!(json["revision"], revision + 1_000_000_000);
+            // Another cluster of the same backup, whose revisions are its own.
+            let more = line.replace(&data, &format!("{data}-2")) + " --bump-revision 2000000000";
+            assert_eq!(shell.json(&more).await["revision"], revision + 2_000_000_000);
             shell.fails(&line, 3, "not empty").await;
         }
         restored.spawn_all();

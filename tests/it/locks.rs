@@ -237,6 +237,36 @@ fn a_plain_client_waits_for_a_lock() {
     });
 }
 
+/// So does the client's own call, for longer than an attempt may take that is not to wait; and when the time is over it
+/// says so, under an id too.
+#[test]
+fn a_call_waits_for_a_lock() {
+    run(async {
+        let cluster = Cluster::three().await;
+        let client = cluster.client();
+        let (first, second) = (session(&client).await, session(&client).await);
+        let request = |session: &Session, wait_ms| v1::AcquireLockRequest {
+            lock: LOCK.into(),
+            session: session.id(),
+            wait_ms,
+            ..Default::default()
+        };
+        client.acquire_lock(request(&first, 0), Some(&first)).await.unwrap();
+        let late = client.acquire_lock(request(&second, 2_500), Some(&second)).await.unwrap_err();
+        assert_eq!(late, Error::Timeout { definite: true });
+        assert_eq!(line(&client).await.len(), 1);
+        let waiting = tokio::spawn({
+            let (client, request, second) =
+                (client.clone(), request(&second, 4_000), second.clone());
+            async move { client.acquire_lock(request, Some(&second)).await }
+        });
+        until_line_has(&client, 2).await;
+        tokio::time::sleep(Duration::from_millis(2_500)).await;
+        first.close().await.unwrap();
+        assert_ne!(waiting.await.unwrap().unwrap().token, 0);
+    });
+}
+
 /// A place in the line is given up when the time is over or the future is dropped; a guard that is dropped
 /// releases; and whoever is told the token can take the lock away, which the holder notices.
 #[test]

@@ -229,6 +229,25 @@ fn a_leader_low_on_space_takes_no_forwarded_writes() {
     });
 }
 
+/// It would gain nothing: what the others take comes to its disk as well.
+#[test]
+fn a_follower_low_on_space_passes_writes_on() {
+    tell(25, async |world| {
+        let follows = follower(world);
+        world.sabotage(follows, |_, snapshots| {
+            snapshots.set_faults(Faults { capacity: Some(0), ..snapshots.faults() });
+        });
+        until(world, Duration::from_secs(2), "it is low on space", || {
+            status(world, follows).errors.iter().any(|error| error.contains("NOSPACE"))
+        })
+        .await;
+        assert!(write(world, follows, Duration::from_secs(1)).await.is_ok());
+        world.sabotage(follows, |_, snapshots| {
+            snapshots.set_faults(Faults { capacity: None, ..snapshots.faults() });
+        });
+    });
+}
+
 /// A call has its deadline also while nobody knows whether the leader can be reached.
 #[test]
 fn a_forwarded_write_is_answered_at_its_deadline() {

@@ -297,7 +297,7 @@ impl Table {
                 call.stage = Stage::Waiting;
                 again.push((call.order, place));
             } else {
-                let error = settle(error.clone(), true);
+                let error = settle(error.clone(), true, true);
                 self.complete(place, Err(error), &mut after);
             }
         }
@@ -379,7 +379,7 @@ impl Table {
             self.delayed.insert((again, order), place);
         } else {
             let uncertain = call.uncertain;
-            self.complete(place, Err(settle(error.clone(), uncertain)), after);
+            self.complete(place, Err(settle(error.clone(), uncertain, true)), after);
         }
         self.sent -= 1;
         Some(error)
@@ -437,7 +437,7 @@ impl Table {
                     }
                 }
             };
-            let error = settle(error, call.uncertain);
+            let error = settle(error, call.uncertain, true);
             self.complete(Place { index: index as u32, generation }, Err(error), after);
         }
         self.earliest = earliest;
@@ -460,7 +460,7 @@ impl Table {
             if call.stage == Stage::Done {
                 continue;
             }
-            let error = settle(error.clone(), call.uncertain || call.stage == Stage::Sent);
+            let error = settle(error.clone(), call.uncertain || call.stage == Stage::Sent, true);
             self.complete(Place { index: index as u32, generation }, Err(error), after);
         }
         self.sent = 0;

@@ -227,6 +227,33 @@ async fn a_place_is_settled_before_it_is_given_up() {
     assert!(left[0].request_id.unwrap().sequence > asked[0].request_id.unwrap().sequence);
 }
 
+/// A node that is low on disk refuses for itself: what was sent to another before may take place. And who
+/// has gone releases when there is space again.
+#[tokio::test]
+async fn a_node_without_space_ends_no_doubt() {
+    let (asked_before, left_before) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let node = Node::simple(move |call| match call {
+        Call::AcquireLock(_) => match asked_before.fetch_add(1, Ordering::Relaxed) {
+            0 => Err(Error::Timeout { definite: false }),
+            1 | 2 => Err(Error::NoSpace { free_bytes: 1 }),
+            _ => Ok(acquired(5, 5)),
+        },
+        Call::ReleaseLock(_) => match left_before.fetch_add(1, Ordering::Relaxed) {
+            0 | 1 => Err(Error::NoSpace { free_bytes: 1 }),
+            _ => Ok(released()),
+        },
+        call => Ok(plain(call)),
+    });
+    *node.fake.line.lock().unwrap() = vec![request(SESSION, "me", 5)];
+    let (client, session) = session(&node).await;
+    let guard = client.lock("n", "l").holder("me").acquire(&session).await.unwrap();
+    let asked = asked(&node);
+    assert_eq!(asked.len(), 4);
+    assert!(asked.iter().all(|it| it.request_id == asked[0].request_id), "{asked:?}");
+    drop(guard);
+    eventually("it is released", || given_up(&node).len() == 3).await;
+}
+
 /// Without waiting: refused, and nothing is left to give up.
 #[tokio::test]
 async fn a_lock_that_is_held_is_refused() {

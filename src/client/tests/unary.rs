@@ -10,6 +10,8 @@ use futures::FutureExt;
 
 use super::fake::{Node, plain};
 use super::*;
+use crate::client::connection::settle;
+use crate::client::request::Request as _;
 use crate::client::{Call, DownloadError, ReadFrom, SessionOptions};
 use crate::error::Error;
 
@@ -48,6 +50,35 @@ async fn a_write_without_an_id_is_not_sent_again_when_it_may_have_taken_place() 
     assert_eq!(error, Error::LeaderChanged);
     assert!(!error.definite());
     assert_eq!(node.register_ids(), [None]);
+}
+
+/// The state has no answer to keep for a call without an id: what it says of a copy is no word of the first.
+#[test]
+fn a_copy_without_an_id_does_not_speak_for_the_first() {
+    let refused = Error::NotFound { kind: "transaction".to_owned(), name: "n/g".to_owned() };
+    assert_eq!(settle(refused.clone(), false, false), refused);
+    assert_eq!(settle(refused.clone(), true, true), refused);
+    let unknown = settle(refused, true, false);
+    assert!(!unknown.definite(), "{unknown:?}");
+    assert!(unknown.to_string().contains("n/g"), "{unknown}");
+    let id = Some(RequestId { session: 7, sequence: 1, lowest_unacknowledged: 1 });
+    let submit = |request_id| v1::SubmitSagaRequest { request_id, ..Default::default() };
+    assert!(submit(id).is_identified() && !submit(None).is_identified());
+    assert!(submit(None).is_repeatable());
+}
+
+/// What is forgotten soon would be begun anew by a copy.
+#[test]
+fn a_transaction_of_short_memory_is_not_begun_twice() {
+    let begin = |gid: &str, retention_ms| v1::BeginSagaRequest {
+        gid: gid.to_owned(),
+        retention_ms,
+        ..Default::default()
+    };
+    assert!(begin("g", None).is_repeatable());
+    assert!(begin("g", Some(3_600_000)).is_repeatable());
+    assert!(!begin("g", Some(1_000)).is_repeatable());
+    assert!(!begin("", None).is_repeatable());
 }
 
 #[tokio::test]
