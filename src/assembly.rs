@@ -185,7 +185,12 @@ pub async fn assemble(config: &Config, progress: &Progress) -> Result<Assembly, 
             Err(why) => return Err(Error::Gap(why)),
         }
     };
-    refuse_rolled_back(&recovery, &recovered)?;
+    // Another member's state may be ahead of the log, which goes on behind it below.
+    if mark.is_none()
+        && let Some(end) = recovery.beyond(recovered.last_index())
+    {
+        refuse_shortened(end, &recovered)?;
+    }
     tracing::info!(origin = ?recovery.origin, took = ?started.elapsed(), "state recovered");
 
     let wal = Wal::spawn(
@@ -330,17 +335,9 @@ fn consensus_ended(why: &str) -> ! {
     std::process::abort();
 }
 
-/// The image is never ahead of what the log had synced, but for a snapshot that was just installed:
-/// a log that ends before it was replaced by an older copy of itself, and its votes with it.
-fn refuse_rolled_back(recovery: &Recovery, recovered: &Recovered) -> Result<(), Error> {
-    let Some(point) = &recovery.point else { return Ok(()) };
-    let installed = recovery.snapshot.as_ref().is_some_and(|s| s.point.index >= point.index);
-    if installed { Ok(()) } else { refuse_shortened(point.index, recovered) }
-}
-
 /// A log that does not reach what this node had applied.
 fn refuse_shortened(applied: u64, recovered: &Recovered) -> Result<(), Error> {
-    let last = recovered.last.or(recovered.purged.as_ref().map(|(index, _)| *index));
+    let last = recovered.last_index();
     if last.is_some_and(|last| last >= applied) {
         return Ok(());
     }

@@ -180,7 +180,7 @@ impl Checkpointer {
         }
         let written = written?;
         self.snapshot = Some(written.clone());
-        self.remove_old();
+        self.remove_old(None);
         Ok(written)
     }
 
@@ -213,7 +213,7 @@ impl Checkpointer {
             self.digests.push_back(Digest { index, digest: meta.digest, records: meta.records });
         }
         drop(pending);
-        self.remove_old();
+        self.remove_old(Some(index));
         Ok((meta, state))
     }
 
@@ -222,6 +222,8 @@ impl Checkpointer {
         let place = snapshot::file_name(meta.point.index);
         let io = |source| Error::Io { what: format!("putting {place} in place"), source };
         if place != meta.name {
+            self.disk.create(&snapshot::installing_name(meta.point.index)).map_err(io)?;
+            self.disk.sync_dir().map_err(io)?;
             self.disk.rename(&meta.name, &place).map_err(io)?;
         }
         self.disk.sync_dir().map_err(io)?;
@@ -285,15 +287,23 @@ impl Checkpointer {
         digest
     }
 
-    /// Keeps the newest snapshot files. That an old one stays is no reason to fail.
-    fn remove_old(&self) {
+    /// Keeps the newest snapshot files, of which the newest one was `installed`, or is the node's own. That an old one
+    /// stays is no reason to fail.
+    fn remove_old(&self, installed: Option<u64>) {
         let remove = || {
             let found = snapshot::list(&*self.disk)?;
             let old = found.len().saturating_sub(SNAPSHOTS_KEPT);
-            for (_, name) in &found[..old] {
+            let old = found[..old].iter().map(|(_, name)| name.clone());
+            let notes = self.disk.list()?.into_iter();
+            let notes = notes.filter(|name| {
+                let index = snapshot::installing_index(name);
+                index.is_some() && index != installed
+            });
+            let gone: Vec<String> = old.chain(notes).collect();
+            for name in &gone {
                 self.disk.remove(name)?;
             }
-            if old > 0 { self.disk.sync_dir() } else { Ok(()) }
+            if gone.is_empty() { Ok(()) } else { self.disk.sync_dir() }
         };
         if let Err(error) = remove() {
             tracing::warn!(%error, "old snapshots stay");

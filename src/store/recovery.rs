@@ -34,6 +34,8 @@ pub struct Recovery {
     pub snapshot: Option<SnapshotMeta>,
     /// What was unusual, one sentence each: for the log, at level warn.
     pub report: Vec<String>,
+    /// The newest snapshot that was received and put in place, if this node has made none since.
+    installing: Option<u64>,
 }
 
 impl Recovery {
@@ -42,6 +44,16 @@ impl Recovery {
     /// of a cluster has index 0.
     pub fn covers(&self, first: Option<u64>) -> Result<(), String> {
         covers(self.point.as_ref().map(|point| point.index), first)
+    }
+
+    /// Where image or snapshot end, when they end behind the log, whose last index is `last`, purged ones included.
+    /// What they hold was in the log and synced before, so the log was replaced by an older one; only an installation
+    /// that was interrupted looks the same.
+    pub fn beyond(&self, last: Option<u64>) -> Option<u64> {
+        let end = |point: &Point| point.index;
+        let snapshot = self.snapshot.as_ref().map(|snapshot| end(&snapshot.point));
+        let end = self.point.as_ref().map(end).max(snapshot);
+        end.filter(|_| end > last && end != self.installing)
     }
 }
 
@@ -105,7 +117,10 @@ pub(super) fn recover(
         }
     };
     store.confirm().map_err(io("confirming the image"))?;
-    Ok((image, Recovery { state, point, origin, snapshot: newest_meta, report }))
+    let names = disk.list().map_err(io("listing the snapshots"))?;
+    let installing = names.iter().filter_map(|name| snapshot::installing_index(name)).max();
+    let snapshot = newest_meta;
+    Ok((image, Recovery { state, point, origin, snapshot, report, installing }))
 }
 
 /// The image and its state; no state when nothing was written, or a refill was interrupted.

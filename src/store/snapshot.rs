@@ -31,6 +31,7 @@ pub const VERSION: u32 = 1;
 pub(super) const BLOCK: u8 = 1;
 pub(super) const FOOTER: u8 = 2;
 const RECEIVED: &str = "received-";
+const INSTALLING: &str = "installing-";
 pub(super) const HEADER_FIXED: usize = 16;
 pub(super) const CRC: usize = 4;
 pub(super) const BLOCK_HEADER: usize = 9;
@@ -111,6 +112,17 @@ pub(super) fn is_received_as(name: &str, number: u64) -> bool {
 
 pub(super) fn is_received(name: &str) -> bool {
     name.starts_with(RECEIVED)
+}
+
+/// The name of an empty file that is there from before a received snapshot is put in place until the node has made
+/// one of its own: only such a snapshot may end behind the log.
+pub(super) fn installing_name(index: u64) -> String {
+    format!("{INSTALLING}{index:020}")
+}
+
+/// The index in a name that [`installing_name`] made.
+pub(super) fn installing_index(name: &str) -> Option<u64> {
+    name.strip_prefix(INSTALLING)?.parse().ok()
 }
 
 /// Index and name of every snapshot in place, by index. Nothing is opened.

@@ -139,6 +139,16 @@ fn a_node_with_a_damaged_log_refuses_to_start() {
 /// forgotten, and entries that it has acknowledged: the node must not take part again.
 #[test]
 fn a_log_replaced_by_an_older_copy_is_refused() {
+    replaced_by_an_older_copy(false);
+}
+
+/// Nor when its newest snapshot is as new as its image, as one is that was just installed.
+#[test]
+fn a_log_replaced_by_one_older_than_the_own_snapshot_is_refused() {
+    replaced_by_an_older_copy(true);
+}
+
+fn replaced_by_an_older_copy(snapshot: bool) {
     run(async {
         let mut cluster = Cluster::three().await;
         let client = cluster.client();
@@ -156,7 +166,12 @@ fn a_log_replaced_by_an_older_copy_is_refused() {
         cluster.start(id).await;
         client.register(instance("web", "meanwhile"), None).await.unwrap();
         cluster.same_digest().await;
-        assert_eq!(cluster.stop(id).await, 0);
+        if snapshot {
+            cluster.at(id).snapshot(&mut tokio::io::sink()).await.unwrap();
+            cluster.kill(id);
+        } else {
+            assert_eq!(cluster.stop(id).await, 0);
+        }
 
         copy(older.path(), &log);
         cluster.spawn(id);

@@ -464,11 +464,9 @@ impl World {
             }
             return Err(why);
         }
-        // As `refuse_rolled_back`: only an installed snapshot may be ahead of the log.
-        let last = recovered.last.or(recovered.purged.as_ref().map(|(index, _)| *index));
-        let installed = recovery.snapshot.as_ref().map(|snapshot| snapshot.point.index);
-        if point > last && point > installed {
-            let why = format!("the state is at {point:?}, the log ends at {last:?}");
+        let last = recovered.last_index();
+        if let Some(end) = recovery.beyond(last) {
+            let why = format!("the state is at {end}, the log ends at {last:?}");
             self.violated(format!("node {id}: {why}"));
             return Err(why);
         }

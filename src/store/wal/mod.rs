@@ -110,6 +110,13 @@ pub struct Recovered {
     pub cut: Option<Cut>,
 }
 
+impl Recovered {
+    /// The last entry that there was, also if it is purged.
+    pub fn last_index(&self) -> Option<u64> {
+        self.last.or(self.purged.as_ref().map(|(index, _)| *index))
+    }
+}
+
 /// Where a torn tail was cut off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
