@@ -10,10 +10,10 @@ use super::calls::Write as _;
 use super::{Api, calls, timeout};
 use crate::error::Error;
 use crate::node::Node;
-use crate::proto::v1;
 use crate::proto::v1::locks_server;
+use crate::proto::v1::{self, Consistency};
 use crate::runtime::{self, Instant};
-use crate::state::{Command, Holder, Leaving, LockName, Op, Outcome, Reply, State};
+use crate::state::{Claim, Command, Holder, Leaving, LockName, Op, Outcome, Reply, State};
 use crate::watch::{Range, Selector};
 
 #[derive(Debug)]
@@ -78,26 +78,28 @@ pub async fn acquire(
     let wait = Duration::from_millis(request.wait_ms).min(timeout);
     let command = request.command()?;
     let outcome = node.propose(&command, timeout).await?;
-    let Outcome { revision, result: Ok(Reply::LockQueued { .. }), .. } = &outcome else {
+    let Outcome { revision, result: Ok(Reply::LockQueued { ticket, .. }), .. } = &outcome else {
         return calls::response::<v1::AcquireLockRequest>(node.id(), outcome);
     };
     let Op::AcquireLock(claim) = command.op else { unreachable!("it was made of such a request") };
     if wait.is_zero() {
         return calls::response::<v1::AcquireLockRequest>(node.id(), outcome);
     }
-    let waiting = wait_for(node, &claim.lock, &claim.holder, *revision);
-    let why = match runtime::timeout(wait, waiting).await {
-        Ok(Ok(token)) => {
-            let reply = Ok(Reply::LockAcquired { token });
-            let outcome = Outcome { revision: token, result: reply, ..outcome };
-            return calls::response::<v1::AcquireLockRequest>(node.id(), outcome);
-        }
+    let Claim { lock, holder, .. } = *claim;
+    let waiting = wait_for(node, &lock, &holder, *revision);
+    let token = match runtime::timeout(wait, waiting).await {
+        Ok(Ok(token)) => token,
         // There is no place to give up.
         Ok(Err(error @ Error::NotFound { .. })) => return Err(error),
-        Ok(Err(error)) => error,
-        Err(_) => Error::Timeout { definite: true },
+        Ok(Err(error)) => give_up(node, &lock, &holder, *ticket, deadline, error).await?,
+        Err(_) => {
+            let late = Error::Timeout { definite: true };
+            give_up(node, &lock, &holder, *ticket, deadline, late).await?
+        }
     };
-    Err(give_up(node, claim.lock, claim.holder, deadline, why).await)
+    let reply = Ok(Reply::LockAcquired { token });
+    let outcome = Outcome { revision: token, result: reply, ..outcome };
+    calls::response::<v1::AcquireLockRequest>(node.id(), outcome)
 }
 
 /// Waits until the holder, whose request is in the state from `revision` on, has the lock.
@@ -133,21 +135,34 @@ fn place(state: &State, lock: &LockName, holder: &Holder) -> Place {
     }
 }
 
-/// Leaves the line, because of an error. The lock may have come meanwhile: it is given up with the place.
-async fn give_up(
+/// Leaves the line, because of `why`. Answers the token when the lock has come meanwhile: it is not given up, for a
+/// copy of the request may have answered with it.
+pub(super) async fn give_up(
     node: &Node,
-    lock: LockName,
-    holder: Holder,
+    lock: &LockName,
+    holder: &Holder,
+    ticket: u64,
     deadline: Instant,
     why: Error,
-) -> Error {
-    let op = Op::ReleaseLock { lock, by: Leaving::Holder(holder) };
-    let left = deadline.saturating_duration_since(Instant::now()).max(LEAVING);
-    match node.propose(&Command { request: None, op }, left).await {
-        Ok(_) => why,
+) -> Result<u64, Error> {
+    let left = || deadline.saturating_duration_since(Instant::now()).max(LEAVING);
+    let op = Op::ReleaseLock { lock: lock.clone(), by: Leaving::Place(ticket) };
+    let mut left_it = node.propose(&Command { request: None, op }, left()).await;
+    if let Ok(Outcome { result: Ok(Reply::LockReleased { released: false }), .. }) = left_it {
+        match node.barrier(Consistency::Linearizable, left()).await {
+            Ok(_) => {
+                if let Place::Holds { token } = node.read(|state| place(state, lock, holder)) {
+                    return Ok(token);
+                }
+            }
+            Err(error) => left_it = Err(error),
+        }
+    }
+    match left_it {
+        Ok(_) => Err(why),
         Err(error) => {
             tracing::debug!(%error, "a place in the line of a lock was not given up");
-            Error::Timeout { definite: false }
+            Err(Error::Timeout { definite: false })
         }
     }
 }

@@ -28,7 +28,9 @@ use crate::proto::v1::watch_selector::What;
 use crate::proto::v1::watches_client::WatchesClient;
 use crate::proto::v1::{self, StreamCall, StreamRequest};
 use crate::server::Server;
-use crate::state::{Endpoints, InstanceName, Op, Pairs};
+use crate::state::{
+    Claim, Command, Endpoints, Holder, InstanceName, Leaving, LockName, Op, Pairs, Reply,
+};
 
 const REGISTRY: &str = "quorate.v1.Registry";
 const SESSIONS: &str = "quorate.v1.Sessions";
@@ -1343,4 +1345,43 @@ fn calls_of_the_stream_are_no_greater_than_registrations() {
     assert!(size_of::<Call>() <= size_of::<v1::RegisterRequest>() + 16, "{}", size_of::<Call>());
     let greatest = size_of::<v1::UpdateInstanceResponse>() + 80;
     assert!(size_of::<Answer>() <= greatest, "{} of {greatest}", size_of::<Answer>());
+}
+
+/// The lock comes just when the time of a call is over: a copy of the call, sent through another node, may have
+/// answered with it.
+#[tokio::test]
+async fn a_lock_that_comes_at_the_last_moment_is_kept() {
+    let test_node = TestNode::start().await;
+    let node = &test_node.api().node;
+    let carry_out = async |op: Op| {
+        let command = Command { request: None, op };
+        node.propose(&command, DEFAULT_CALL_TIMEOUT).await.unwrap().result.unwrap()
+    };
+    let session = async || {
+        let op = Op::OpenSession { ttl_ms: 60_000, client: String::new() };
+        let Reply::SessionOpened { session, .. } = carry_out(op).await else { panic!() };
+        Holder { session, name: String::new() }
+    };
+    let lock = LockName { namespace: "default".to_owned(), lock: "l".to_owned() };
+    let claim = |holder: &Holder| {
+        let (lock, holder) = (lock.clone(), holder.clone());
+        Op::AcquireLock(Box::new(Claim { lock, holder, value: String::new(), wait: true }))
+    };
+    let (first, second) = (session().await, session().await);
+    carry_out(claim(&first)).await;
+    let Reply::LockQueued { ticket, .. } = carry_out(claim(&second)).await else { panic!() };
+    let release = Op::ReleaseLock { lock: lock.clone(), by: Leaving::Holder(first.clone()) };
+    carry_out(release).await;
+    let late = Error::Timeout { definite: true };
+    let deadline = Instant::now();
+    let kept = lock::give_up(node, &lock, &second, ticket, deadline, late.clone()).await.unwrap();
+    let Reply::LockAcquired { token } = carry_out(claim(&second)).await else { panic!() };
+    assert_eq!(kept, token);
+
+    let Reply::LockQueued { ticket, .. } = carry_out(claim(&first)).await else { panic!() };
+    for _ in 0..2 {
+        let left = lock::give_up(node, &lock, &first, ticket, deadline, late.clone()).await;
+        assert_eq!(left, Err(late.clone()));
+    }
+    test_node.server.stop().await;
 }

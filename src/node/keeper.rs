@@ -276,6 +276,17 @@ mod tests {
         Watch { term: 1, sessions: BTreeMap::new(), due: BTreeSet::new(), newest: 0 }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn only_who_does_not_tick_was_stopped() {
+        let mut pulse = Pulse::new();
+        for _ in 0..50 {
+            assert_eq!(pulse.tick().await, None);
+        }
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(pulse.tick().await, Some(Duration::from_secs(5) - TICK));
+        assert_eq!(pulse.tick().await, None);
+    }
+
     /// An expiry whose outcome is not known may still be in the log: a stall does not bring its
     /// session back, or a keep-alive would be acknowledged that the expiry then overtakes.
     #[test]

@@ -83,6 +83,9 @@ impl Tables {
         let request = table.and_then(|table| match by {
             Leaving::Holder(holder) => table.of(holder.session, holder.name),
             Leaving::Token(token) => table.first().filter(|first| first.token == Some(*token)),
+            Leaving::Place(ticket) => {
+                table.line().find(|it| it.ticket == *ticket && it.token.is_none())
+            }
         });
         let Some(ticket) = request.map(|request| request.ticket) else {
             return Ok(Reply::LockReleased { released: false });

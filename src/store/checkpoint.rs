@@ -149,15 +149,18 @@ impl Checkpointer {
         Ok(self.image.meta())
     }
 
-    /// Checkpoint, then a snapshot file from the image, which nothing changes meanwhile. The newest
-    /// files stay, older ones go.
+    /// Checkpoint, then a snapshot file from the image, which nothing changes meanwhile, unless the newest one is that and
+    /// still whole. The newest files stay, older ones go.
     pub fn snapshot(&mut self) -> Result<SnapshotMeta, Error> {
         let meta = self.checkpoint()?.ok_or(Error::Nothing)?;
         if let Some(last) = &self.snapshot
             && last.point == meta.point
             && last.digest == meta.digest
         {
-            return Ok(last.clone());
+            match snapshot::verify(&*self.disk, &last.name) {
+                Ok(_) => return Ok(last.clone()),
+                Err(error) => tracing::error!(%error, "a snapshot is made again"),
+            }
         }
         failpoint!(SnapshotCreate, |source| {
             Err(Error::Io { what: "beginning a snapshot".to_owned(), source })

@@ -226,6 +226,20 @@ fn an_image_that_was_being_written_is_rebuilt() {
     assert_eq!(origins, [Origin::Empty, snapshot(), snapshot()]);
 }
 
+/// Whoever needs it could not be sent another one: nothing was written since.
+#[test]
+fn a_snapshot_that_has_rotted_is_made_again() {
+    let machine = Machine::new();
+    let (mut core, _) = machine.start_well();
+    feed(&core, &mut World::new(5), 50);
+    let made = core.snapshot().unwrap();
+    let bytes = machine.disk.contents(&made.name).unwrap();
+    machine.disk.flip(&made.name, 400, 1);
+    assert_ne!(machine.disk.contents(&made.name).unwrap(), bytes);
+    assert_eq!(core.snapshot().unwrap(), made);
+    assert_eq!(machine.disk.contents(&made.name).unwrap(), bytes);
+}
+
 #[test]
 fn a_damaged_image_is_rebuilt_from_the_newest_snapshot() {
     let machine = Machine::new();

@@ -288,6 +288,55 @@ fn a_follower_that_hangs_does_not_keep_the_log() {
     });
 }
 
+/// Nobody was stopped, and no session is put off by how long the expiry of others takes.
+#[test]
+fn sessions_expire_while_the_disks_are_slow() {
+    tell_quietly(28, async |world| {
+        for number in 0..12 {
+            let op = Op::OpenSession { ttl_ms: 1_000 + 300 * number, client: "story".to_owned() };
+            carry_out(world, op).await;
+        }
+        for id in &world.nodes {
+            world.sync_time(*id).set(2_000, 2_001);
+        }
+        let leads = leader(world);
+        until(world, Duration::from_secs(16), "all have expired", || {
+            status(world, leads).sessions == 0
+        })
+        .await;
+        assert!(is_leader(world, leads));
+    });
+}
+
+/// What a follower needs has rotted on the leader since it was made, and nothing is written of which there would be
+/// another.
+#[test]
+fn a_snapshot_that_rotted_is_made_again_for_who_needs_it() {
+    tell_quietly(27, async |world| {
+        let (leads, hangs) = (leader(world), follower(world));
+        world.sync_time(hangs).set(3_600_000, 3_600_001);
+        let last = status(world, hangs).last_log_index;
+        while status(world, leads).purged_index <= last + 1 {
+            assert!(write(world, leads, Duration::from_secs(1)).await.is_ok());
+        }
+        // The sessions end, too.
+        assert!(pass(world, Duration::from_secs(3)).await);
+        world.sabotage(leads, |_, snapshots| {
+            for (_, name) in snapshot::list(snapshots).unwrap() {
+                snapshots.flip(&name, 400, 1);
+            }
+        });
+        world.sync_time(hangs).set(0, 3);
+        end(world, hangs).await;
+        until(world, Duration::from_secs(120), "the follower has what the leader has", || {
+            let applied = status(world, leads).applied_index;
+            world.running(hangs).is_some_and(|(_, node)| node.status().applied_index == applied)
+        })
+        .await;
+        assert!(is_leader(world, leads));
+    });
+}
+
 /// Reads that wait for a leader that is no more are answered by the next one.
 #[test]
 fn reads_do_not_wait_for_a_dead_leader() {

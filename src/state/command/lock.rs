@@ -35,6 +35,8 @@ pub enum Leaving<T = String> {
     Holder(Holder<T>),
     /// Whoever holds it with this fencing token.
     Token(u64),
+    /// Whoever waits for it with this ticket.
+    Place(u64),
 }
 
 impl LockName {
@@ -70,7 +72,7 @@ impl Leaving {
     pub(super) fn check(&self) -> Result<(), Refusal> {
         match self {
             Leaving::Holder(holder) => holder.check(),
-            Leaving::Token(_) => Ok(()),
+            Leaving::Token(_) | Leaving::Place(_) => Ok(()),
         }
     }
 }

@@ -80,9 +80,10 @@ pub(super) fn parse(verb: &str, words: &mut Words, term: u64) -> Option<Op> {
         })),
         "release" => Op::ReleaseLock {
             lock: lock_name(words),
-            by: match words.number("token") {
-                Some(token) => Leaving::Token(token),
-                None => Leaving::Holder(holder(words)),
+            by: match (words.number("token"), words.number("place")) {
+                (Some(token), _) => Leaving::Token(token),
+                (None, Some(ticket)) => Leaving::Place(ticket),
+                (None, None) => Leaving::Holder(holder(words)),
             },
         },
         "update-lock" => Op::UpdateLock {

@@ -131,6 +131,8 @@ pub(super) fn commands() -> Vec<(String, Command)> {
     sample("release", Op::ReleaseLock { lock: lock(), by });
     let token = Op::ReleaseLock { lock: lock(), by: Leaving::Token(12) };
     sample("release-token", token.clone());
+    let place = Op::ReleaseLock { lock: lock(), by: Leaving::Place(12) };
+    sample("release-place", place);
     let value = "10.0.0.2".to_owned();
     sample("update-lock", Op::UpdateLock { lock: lock(), holder: holder(), value });
 

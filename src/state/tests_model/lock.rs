@@ -13,6 +13,12 @@ impl Model {
         line.first().map_or(0, |request| request.token.unwrap())
     }
 
+    /// Of the last one in the line.
+    pub fn ticket(&self, lock: &LockName) -> u64 {
+        let line = self.line(&lock.namespace, &lock.lock);
+        line.last().map_or(0, |request| request.ticket)
+    }
+
     pub(super) fn lock_names(&self, namespace: &str) -> Vec<&str> {
         let own = self.locks.iter().filter(|request| *request.namespace == *namespace);
         let mut names: Vec<&str> = own.map(|request| &*request.lock).collect();
@@ -70,6 +76,9 @@ impl Model {
         let gone = match by {
             Leaving::Holder(holder) => line.into_iter().find(|r| is_of(r, holder)),
             Leaving::Token(token) => line.into_iter().find(|r| r.token == Some(*token)),
+            Leaving::Place(ticket) => {
+                line.into_iter().find(|r| r.ticket == *ticket && r.token.is_none())
+            }
         };
         let Some(gone) = gone.cloned() else { return Ok(Reply::LockReleased { released: false }) };
         self.locks.retain(|r| *r != gone);

@@ -58,7 +58,7 @@ pub(super) enum Center {
         value: String,
         wait: bool,
     },
-    /// None = by the token.
+    /// None = by the token, or with a holder by the ticket.
     Release {
         lock: LockName,
         by: Option<Pick>,
@@ -763,7 +763,10 @@ impl Center {
                     Some(pick) => {
                         Leaving::Holder(Holder { session: ground.session(pick), name: holder })
                     }
-                    None => Leaving::Token(token.unwrap_or(model.token(&lock))),
+                    None if holder.is_empty() => {
+                        Leaving::Token(token.unwrap_or(model.token(&lock)))
+                    }
+                    None => Leaving::Place(token.unwrap_or(model.ticket(&lock))),
                 };
                 Op::ReleaseLock { lock, by }
             }

@@ -284,6 +284,7 @@ fn wild_center() -> BoxedStrategy<Op> {
     let leaving = prop_oneof![
         wild_holder().prop_map(Leaving::Holder),
         wild_number().prop_map(Leaving::Token),
+        wild_number().prop_map(Leaving::Place),
     ];
     let locks = prop_oneof![
         4 => (wild_lock(), wild_holder(), wild_text(), any::<bool>()).prop_map(
