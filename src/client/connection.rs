@@ -470,6 +470,10 @@ pub(super) fn settle(error: Error, uncertain: bool, identified: bool) -> Error {
     if !uncertain {
         return error;
     }
+    let unknown = |error: Error| Error::Connection {
+        message: format!("{error}; an earlier attempt may have taken place"),
+        definite: false,
+    };
     match error {
         // These leave it open themselves.
         Error::SessionExpired { .. }
@@ -486,36 +490,21 @@ pub(super) fn settle(error: Error, uncertain: bool, identified: bool) -> Error {
         | Error::LockHeld { .. }
         | Error::SagaIs { .. }
         | Error::InStep { .. }
-        | Error::Conflict { .. }
-            if identified =>
-        {
-            error
-        }
+        | Error::Conflict { .. } => match identified {
+            true => error,
+            false => unknown(error),
+        },
         Error::NoLeader { leader, .. } => Error::NoLeader { leader, definite: false },
         Error::Timeout { .. } => Error::Timeout { definite: false },
         Error::ShuttingDown { .. } => Error::ShuttingDown { definite: false },
         Error::Connection { message, .. } => Error::Connection { message, definite: false },
         Error::Invalid { .. }
-        | Error::NotFound { .. }
-        | Error::CompareFailed { .. }
-        | Error::OwnedByAnother { .. }
-        | Error::LimitReached { .. }
-        | Error::InUse { .. }
-        | Error::ValueDiffers { .. }
-        | Error::OutOfBounds { .. }
-        | Error::LockHeld { .. }
-        | Error::SagaIs { .. }
-        | Error::InStep { .. }
-        | Error::Conflict { .. }
         | Error::TooManyInFlight { .. }
         | Error::Overloaded { .. }
         | Error::WatchLagged { .. }
         | Error::NoSpace { .. }
         | Error::SchemaChanged { .. }
         | Error::Malformed { .. }
-        | Error::Membership { .. } => Error::Connection {
-            message: format!("{error}; an earlier attempt may have taken place"),
-            definite: false,
-        },
+        | Error::Membership { .. } => unknown(error),
     }
 }
