@@ -97,8 +97,24 @@ fn probing(server: Server) -> Server {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
+
+    /// An address that nobody else gets: below the ports that the kernel gives to connections and to whoever asks for
+    /// any, and no two of this process alike.
+    pub fn free_address() -> SocketAddr {
+        const FIRST: u32 = 10_000;
+        const COUNT: u32 = 22_000;
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let start = std::process::id().wrapping_mul(331);
+        (0..COUNT)
+            .map(|_| start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT + FIRST)
+            .map(|port| SocketAddr::from(([127, 0, 0, 1], port as u16)))
+            .find(|address| std::net::TcpListener::bind(address).is_ok())
+            .expect("a free port")
+    }
 
     #[tokio::test]
     async fn a_taken_port_refuses_until_it_is_open_and_is_nobody_elses() {

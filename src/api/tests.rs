@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::AtomicUsize;
 use std::task::{Context, Poll};
@@ -17,6 +17,7 @@ use tonic::transport::Channel;
 use super::stream::{Packed, Pipeline};
 use super::*;
 use crate::limits::{self, STREAM_CALLS_IN_FLIGHT, STREAM_FRAME_CALLS};
+use crate::listeners::tests::free_address;
 use crate::options::{Config, Durability, Listen, Log, LogFormat, Timing, cluster_id};
 use crate::proto::v1::cluster_client::ClusterClient;
 use crate::proto::v1::registry_client::RegistryClient;
@@ -43,10 +44,6 @@ struct TestNode {
     config: Config,
     channel: Channel,
     dir: tempfile::TempDir,
-}
-
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 fn config(dir: &tempfile::TempDir, members: &[(u64, String)], peer: SocketAddr) -> Config {

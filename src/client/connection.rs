@@ -474,6 +474,9 @@ pub(super) fn settle(error: Error, uncertain: bool, identified: bool) -> Error {
         message: format!("{error}; an earlier attempt may have taken place"),
         definite: false,
     };
+    let step = if let Error::InStep { error, .. } = &error { error } else { &error };
+    // The state keeps no answer that says this: the earlier attempt may come later and be carried out.
+    let identified = identified && !matches!(step, Error::SchemaChanged { .. });
     match error {
         // These leave it open themselves.
         Error::SessionExpired { .. }
@@ -489,6 +492,7 @@ pub(super) fn settle(error: Error, uncertain: bool, identified: bool) -> Error {
         | Error::OutOfBounds { .. }
         | Error::LockHeld { .. }
         | Error::SagaIs { .. }
+        | Error::SchemaChanged { .. }
         | Error::InStep { .. }
         | Error::Conflict { .. } => match identified {
             true => error,
@@ -503,7 +507,6 @@ pub(super) fn settle(error: Error, uncertain: bool, identified: bool) -> Error {
         | Error::Overloaded { .. }
         | Error::WatchLagged { .. }
         | Error::NoSpace { .. }
-        | Error::SchemaChanged { .. }
         | Error::Malformed { .. }
         | Error::Membership { .. } => unknown(error),
     }

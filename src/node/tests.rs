@@ -3,20 +3,17 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 
 use super::*;
 use crate::limits;
+use crate::listeners::tests::free_address;
 use crate::options::{self, Durability, Listen, LogFormat, Timing, cluster_id};
 use crate::raft::transport::hello;
 use crate::server::Server;
 use crate::state::Op;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
-
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
 
 /// A node in a directory of its own: the only voter of its cluster, or one that waits to be added.
 struct TestNode {

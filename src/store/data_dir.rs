@@ -249,13 +249,14 @@ fn failure(path: &Path) -> impl Fn(io::Error) -> Error + '_ {
     }
 }
 
+/// With all that leads to it, durably.
 fn create_dir(path: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|path| !path.exists()).collect();
     fs::create_dir_all(path)?;
-    match path.parent() {
-        Some(parent) if parent.as_os_str().is_empty() => sync_dir(Path::new(".")),
-        Some(parent) => sync_dir(parent),
-        None => Ok(()),
+    for parent in missing.iter().filter_map(|path| path.parent()) {
+        sync_dir(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
     }
+    Ok(())
 }
 
 fn write_identity(path: &Path, identity: &Identity) -> Result<(), Error> {

@@ -67,6 +67,20 @@ fn a_copy_without_an_id_does_not_speak_for_the_first() {
     assert!(submit(None).is_repeatable());
 }
 
+/// The answer that a schema has changed is not kept: the first copy may come later and be carried out.
+#[test]
+fn a_copy_that_missed_a_schema_does_not_speak_for_the_first() {
+    let changed = Error::SchemaChanged { checked: 1, current: 2 };
+    let in_step = |error: Error| Error::InStep { step: 0, error: Box::new(error) };
+    for passing in [changed.clone(), in_step(changed)] {
+        assert!(passing.definite());
+        let unknown = settle(passing, true, true);
+        assert!(!unknown.definite(), "{unknown:?}");
+    }
+    let refused = in_step(Error::CompareFailed { expected: 1, current: 2 });
+    assert_eq!(settle(refused.clone(), true, true), refused);
+}
+
 /// What is forgotten soon would be begun anew by a copy.
 #[test]
 fn a_transaction_of_short_memory_is_not_begun_twice() {
