@@ -354,7 +354,7 @@ impl Node {
         } = parts;
         let fresh = !log.is_initialized();
         let horizon = Arc::new(Horizon::default());
-        let network = Network::new(config.id, peers.clone(), horizon.clone());
+        let network = Network::new(config.id, peers.clone(), horizon.clone(), checkpoints.clone());
         let machine = Machine::new(replica.clone(), checkpoints.clone(), observer);
         // What is purged can only be replicated as a snapshot. The newest file may have been damaged,
         // and an older one would be sent again and again to a member that needs more.

@@ -124,7 +124,7 @@ fn write_parts(
     dir: &DataDir,
 ) -> Result<SnapshotMeta, Error> {
     let disk = |path: PathBuf| RealDisk::open(&path).map_err(|source| Error::Io { path, source });
-    let point = point(backup.meta.point.index, target.members);
+    let point = point(backup.meta.point.index, target.revision_step, target.members);
     let log: Arc<dyn Disk> = Arc::new(disk(dir.log())?);
     let options =
         WalOptions { segment_bytes: WAL_SEGMENT_BYTES, create: true, log_id: rand::random() };
@@ -197,9 +197,10 @@ fn translated(
     }
 }
 
-/// Where the new cluster begins.
-fn point(index: u64, members: &[(u64, String)]) -> Point {
-    let log_id = LogId { leader_id: LeaderId { term: 0, node_id: 0 }, index };
+/// Where the new cluster begins. Nodes whose revisions began apart would have one log and two states: their logs begin
+/// apart as well, so that consensus sees it.
+fn point(index: u64, revision_step: u64, members: &[(u64, String)]) -> Point {
+    let log_id = LogId { leader_id: LeaderId { term: 0, node_id: revision_step }, index };
     let voters = members.iter().map(|(id, _)| *id).collect();
     let nodes = members.iter().map(|(id, peer_address)| {
         let peer_address = peer_address.clone();

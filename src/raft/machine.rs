@@ -217,8 +217,6 @@ pub struct Machine {
     replica: Arc<Replica>,
     checkpoints: Arc<dyn Checkpoints>,
     observer: Arc<dyn Observer>,
-    /// The snapshot that was asked for last, to be sent.
-    given: Option<String>,
 }
 
 impl Machine {
@@ -227,7 +225,7 @@ impl Machine {
         checkpoints: Arc<dyn Checkpoints>,
         observer: Arc<dyn Observer>,
     ) -> Self {
-        Machine { replica, checkpoints, observer, given: None }
+        Machine { replica, checkpoints, observer }
     }
 
     /// Applies entries under one write lock: readers see all of them or none.
@@ -345,19 +343,7 @@ impl RaftStateMachine<Types> for Machine {
     async fn get_current_snapshot(
         &mut self,
     ) -> Result<Option<alias::SnapshotOf<Types, SnapshotFile>>, io::Error> {
-        let Some(file) = self.checkpoints.current() else { return Ok(None) };
-        let name = &file.meta.name;
-        if self.given.replace(name.clone()).as_ref() == Some(name) {
-            // Whoever it was sent to may have found that it has rotted, and openraft sends it again and again. It is looked
-            // at beside, and made anew under the same name.
-            let (again, name) = (self.checkpoints.snapshot(), name.clone());
-            runtime::spawn(async move {
-                if let Err(error) = again.await {
-                    tracing::warn!(%error, name, "a snapshot could not be looked at");
-                }
-            });
-        }
-        to_snapshot(file).map(Some)
+        self.checkpoints.current().map(to_snapshot).transpose()
     }
 }
 

@@ -5,6 +5,7 @@
 use std::fmt::Debug;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -27,11 +28,12 @@ use tokio::sync::oneshot;
 use super::answers::{self, Answers, Horizon, REFUSED_PAUSE, Sent};
 use super::codec::{self, Malformed};
 use super::commits;
-use super::machine::SnapshotFile;
+use super::machine::{Checkpoints, SnapshotFile};
 use super::types::{Member, NodeId, SnapshotMeta, StoredMembership, Types, Vote};
 use crate::limits::SNAPSHOT_SLOWEST_BYTES;
 use crate::runtime;
 use crate::store::data_dir::StoreId;
+use crate::store::snapshot;
 
 /// Bytes of one chunk of a snapshot on the wire.
 pub(super) const SNAPSHOT_CHUNK_BYTES: usize = 1024 * 1024;
@@ -159,11 +161,17 @@ pub struct Network {
     id: NodeId,
     peers: Arc<dyn Peers>,
     horizon: Arc<Horizon>,
+    checkpoints: Arc<dyn Checkpoints>,
 }
 
 impl Network {
-    pub fn new(id: NodeId, peers: Arc<dyn Peers>, horizon: Arc<Horizon>) -> Self {
-        Network { id, peers, horizon }
+    pub fn new(
+        id: NodeId,
+        peers: Arc<dyn Peers>,
+        horizon: Arc<Horizon>,
+        checkpoints: Arc<dyn Checkpoints>,
+    ) -> Self {
+        Network { id, peers, horizon, checkpoints }
     }
 
     fn link(&self, target: NodeId, node: &Member, pipelined: bool) -> Link {
@@ -173,6 +181,7 @@ impl Network {
             address: node.peer_address.clone(),
             peers: self.peers.clone(),
             horizon: self.horizon.clone(),
+            checkpoints: self.checkpoints.clone(),
             pipelined,
         }
     }
@@ -199,6 +208,7 @@ pub struct Link {
     address: String,
     peers: Arc<dyn Peers>,
     horizon: Arc<Horizon>,
+    checkpoints: Arc<dyn Checkpoints>,
     pipelined: bool,
 }
 
@@ -218,6 +228,21 @@ impl Link {
             Err(_) => {
                 Err(Timeout { action: kind, id: self.id, target: self.target, timeout }.into())
             }
+        }
+    }
+
+    /// A file that was sent whole and not taken may have rotted since it was made, and openraft would send it again and
+    /// again: then another one is made.
+    async fn make_again_if_rotten(&self, SnapshotFile { disk, meta }: SnapshotFile) {
+        let name = meta.name.clone();
+        let found = runtime::blocking(move || snapshot::verify(&*disk, &meta.name)).await;
+        let Err(error) = found else { return };
+        if self.checkpoints.current().is_none_or(|newest| newest.meta.name != name) {
+            return;
+        }
+        tracing::error!(%error, name, "a snapshot is made again");
+        if let Err(error) = self.checkpoints.snapshot().await {
+            tracing::warn!(%error, name, "a snapshot could not be made again");
         }
     }
 }
@@ -334,11 +359,17 @@ impl RaftNetworkV2<Types> for Link {
         };
         let seconds = file.meta.bytes / SNAPSHOT_SLOWEST_BYTES;
         let timeout = option.hard_ttl() + Duration::from_secs(seconds);
+        let sent = Arc::new(AtomicBool::new(false));
+        let end = sent.clone();
+        let end = stream::poll_fn(move |_| {
+            end.store(true, Ordering::Relaxed);
+            Poll::Ready(None)
+        });
         let call = self.peers.snapshot(
             self.target,
             &self.address,
             codec::to_bytes(&head),
-            file.chunks(SNAPSHOT_CHUNK_BYTES),
+            file.chunks(SNAPSHOT_CHUNK_BYTES).chain(end).boxed(),
             timeout,
         );
         let call = runtime::timeout(timeout, call);
@@ -348,7 +379,12 @@ impl RaftNetworkV2<Types> for Link {
         };
         match answer {
             Ok(Ok(bytes)) => Ok(decoded(codec::from_bytes("snapshot response", &bytes))?),
-            Ok(Err(error)) => Err(rpc_error(error).into()),
+            Ok(Err(error)) => {
+                if sent.load(Ordering::Relaxed) {
+                    self.make_again_if_rotten(file).await;
+                }
+                Err(rpc_error(error).into())
+            }
             Err(_) => Err(StreamingError::Timeout(Timeout {
                 action: RPCTypes::InstallSnapshot,
                 id: self.id,
@@ -400,12 +436,18 @@ impl SnapshotFile {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use openraft::raft::StreamAppendError;
 
     use super::*;
     use crate::raft::types::{LeaderId, LogId};
+    use crate::state::State;
+    use crate::store::checkpoint::Digest;
+    use crate::store::fault::FaultDisk;
+    use crate::store::image::Point;
+    use crate::store::pending::AppliedEntry;
+    use crate::store::snapshot::Head;
 
     /// What a peer does with a stream; somebody goes on to read what is to be sent in any case.
     #[derive(Debug, Clone, Copy)]
@@ -473,12 +515,125 @@ mod tests {
         }
     }
 
+    /// A follower that reads a snapshot, whole or not, and does not take it.
+    #[derive(Debug, Clone, Copy)]
+    struct Declines {
+        whole: bool,
+    }
+
+    impl Peers for Declines {
+        fn call(
+            &self,
+            _: NodeId,
+            _: &str,
+            _: Method,
+            _: Bytes,
+            _: Duration,
+        ) -> BoxFuture<'static, Result<Bytes, PeerError>> {
+            unreachable!("a snapshot is sent")
+        }
+
+        fn stream(
+            &self,
+            _: NodeId,
+            _: &str,
+            _: Channel,
+            _: BoxStream<'static, Bytes>,
+        ) -> BoxFuture<'static, Result<BoxStream<'static, Result<Bytes, PeerError>>, PeerError>>
+        {
+            unreachable!("a snapshot is sent")
+        }
+
+        fn snapshot(
+            &self,
+            _: NodeId,
+            _: &str,
+            _: Bytes,
+            mut chunks: BoxStream<'static, Bytes>,
+            _: Duration,
+        ) -> BoxFuture<'static, Result<Bytes, PeerError>> {
+            let whole = self.whole;
+            async move {
+                while whole && chunks.next().await.is_some() {}
+                Err(PeerError::NoAnswer("it is not taken".to_owned()))
+            }
+            .boxed()
+        }
+    }
+
+    /// Counts the snapshots that are wanted.
+    #[derive(Debug, Default)]
+    struct Store {
+        current: Option<SnapshotFile>,
+        made: AtomicUsize,
+    }
+
+    impl Checkpoints for Store {
+        fn absorb(&self, _: AppliedEntry) {}
+
+        fn snapshot(&self) -> BoxFuture<'static, std::io::Result<SnapshotFile>> {
+            self.made.fetch_add(1, Ordering::SeqCst);
+            std::future::ready(Err(std::io::Error::other("no"))).boxed()
+        }
+
+        fn current(&self) -> Option<SnapshotFile> {
+            self.current.clone()
+        }
+
+        fn install(&self, _: SnapshotFile) -> BoxFuture<'static, std::io::Result<State>> {
+            unreachable!("a snapshot is sent")
+        }
+
+        fn digests(&self) -> Vec<Digest> {
+            Vec::new()
+        }
+    }
+
+    /// A follower that is full, away or slow costs no new snapshot; one that was sent a file that has rotted does.
+    #[tokio::test]
+    async fn a_snapshot_is_made_again_only_when_it_has_rotted() {
+        for (rotten, whole, gone, expected) in [
+            (false, true, false, 0),
+            (true, true, false, 1),
+            (true, false, false, 0),
+            // There is a newer one.
+            (true, true, true, 0),
+        ] {
+            let disk = FaultDisk::new();
+            let head = Head {
+                cluster_id: "test".to_owned(),
+                point: Point { index: 7, ..Point::default() },
+                revision: 1,
+                now_ms: 1,
+            };
+            let row = (vec![1], vec![0; 3 * SNAPSHOT_CHUNK_BYTES]);
+            let rows = std::iter::once(Ok::<_, std::convert::Infallible>(row));
+            let meta = snapshot::write(&disk, &head, rows, None).unwrap();
+            if rotten {
+                assert!(disk.flip(&meta.name, 2_000_000, 1));
+            }
+            let file = SnapshotFile { disk: disk.handle(), meta };
+            let current = (!gone).then(|| file.clone());
+            let store = Arc::new(Store { current, ..Store::default() });
+            let network =
+                Network::new(1, Arc::new(Declines { whole }), Arc::default(), store.clone());
+            let mut link = network.link(2, &Member::default(), true);
+            let meta = SnapshotMeta::default();
+            let snapshot = openraft::Snapshot { meta, snapshot: file };
+            let vote = Vote { leader_id: LeaderId { term: 1, node_id: 1 }, committed: true };
+            let option = RPCOption::new(Duration::from_secs(5));
+            let sent = link.full_snapshot(vote, snapshot, std::future::pending(), option).await;
+            assert!(matches!(sent, Err(StreamingError::Network(_))), "{sent:?}");
+            assert_eq!(store.made.load(Ordering::SeqCst), expected, "{rotten} {whole} {gone}");
+        }
+    }
+
     type Answer = Result<Result<Option<LogId>, StreamAppendError<Types>>, RPCError<Types>>;
 
     /// What openraft sees of a stream with so many requests, and how many were read in all; None when it goes on
     /// for ever. The horizon rises once the stream is open.
     async fn seen(peer: Peer, count: usize, horizon: u64) -> Option<(Vec<Answer>, usize)> {
-        let network = Network::new(1, Arc::new(peer), Arc::default());
+        let network = Network::new(1, Arc::new(peer), Arc::default(), Arc::new(Store::default()));
         let mut link = network.link(2, &Member::default(), true);
         let read = Arc::new(AtomicUsize::new(0));
         let counter = read.clone();

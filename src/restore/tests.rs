@@ -51,7 +51,7 @@ fn backup(directory: &Path) -> (PathBuf, State) {
     }
     let log_id = LogId { leader_id: LeaderId { term: 7, node_id: 2 }, index: 41 };
     let members: Vec<(u64, String)> = (1..=3).map(|id| (id, format!("old-{id}:7651"))).collect();
-    let point = Point { log_id: codec::encode_log_id(&log_id), ..point(41, &members) };
+    let point = Point { log_id: codec::encode_log_id(&log_id), ..point(41, 0, &members) };
     let head = Head {
         cluster_id: OLD_CLUSTER.into(),
         point,

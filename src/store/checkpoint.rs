@@ -225,7 +225,11 @@ impl Checkpointer {
         let place = snapshot::file_name(meta.point.index);
         let io = |source| Error::Io { what: format!("putting {place} in place"), source };
         if place != meta.name {
-            self.disk.create(&snapshot::installing_name(meta.point.index)).map_err(io)?;
+            match self.disk.create(&snapshot::installing_name(meta.point.index)) {
+                // A crash came before the snapshot was in place.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                result => drop(result.map_err(io)?),
+            }
             self.disk.sync_dir().map_err(io)?;
             self.disk.rename(&meta.name, &place).map_err(io)?;
         }

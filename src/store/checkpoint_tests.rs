@@ -471,15 +471,18 @@ fn a_crash_at_any_step_of_an_installation_leaves_old_or_new() {
     let (mut found_old, mut found_new) = (0, 0);
     // Starting throws received files away, so that a running node is forked instead: its disk is
     // given the fault after the start.
-    let run = |faults: &dyn Fn(u64) -> Faults, writes: Option<u64>| {
-        let machine = base.fork();
-        let received = machine.disk.contents(&name).unwrap();
-        let (mut core, _) = machine.start();
+    let received = base.disk.contents(&name).unwrap();
+    let receive = |machine: &Machine| {
+        let (core, _) = machine.start();
         let mut receiver =
             super::receiver::Receiver::begin(machine.disk.handle(), CLUSTER, received.len() as u64)
                 .unwrap();
         receiver.chunk(0, &received).unwrap();
-        let name = receiver.finish().unwrap().name;
+        (core, receiver.finish().unwrap().name)
+    };
+    let run = |faults: &dyn Fn(u64) -> Faults, writes: Option<u64>| {
+        let machine = base.fork();
+        let (mut core, name) = receive(&machine);
         machine.disk.set_faults(faults(machine.disk.counts().calls));
         machine.image.limit_writes(writes);
         let done = core.install(&name).is_ok();
@@ -494,6 +497,15 @@ fn a_crash_at_any_step_of_an_installation_leaves_old_or_new() {
             machine.disk.crash(crash, seed);
             if seed % 2 == 1 && !done {
                 machine.image.lose_last_write();
+            }
+            {
+                // It is sent once more.
+                let machine = machine.fork();
+                let (mut core, name) = receive(&machine);
+                let (meta, _) = core.install(&name).unwrap();
+                assert_eq!(meta.point.index, new);
+                drop(core);
+                assert_eq!(machine.start().1.point.unwrap().index, new);
             }
             let (mut core, recovery) = machine.start();
             let point = recovery.point.clone().unwrap();
