@@ -271,6 +271,21 @@ fn tcc_confirms_what_was_tried_and_cancels_what_was_not() {
         let late = tcc.cancel("too late").await.unwrap_err();
         assert!(matches!(late, Error::SagaIs { .. }), "{late:?}");
 
+        // Nobody has heard that the cluster has a branch, which then was not tried.
+        let tcc = plan("c-5").begin().await.unwrap();
+        let unheard = tcc.try_branch(branch("b", "Confirm", "Cancel"), attempt);
+        assert!(tokio::time::timeout(Duration::ZERO, unheard).await.is_err());
+        tcc.try_branch(branch("a", "Confirm", "Cancel"), attempt).await.unwrap();
+        let refused = tcc.confirm().await.unwrap_err();
+        assert!(refused.to_string().contains("\"b\""), "{refused}");
+        // The same one, begun again by a program that has started anew.
+        tcc.try_branch(branch("b", "Confirm", "Cancel"), attempt).await.unwrap();
+        let again = plan("c-5").begin().await.unwrap();
+        again.try_branch(branch("b", "Confirm", "Cancel"), attempt).await.unwrap();
+        let refused = again.confirm().await.unwrap_err();
+        assert!(refused.to_string().contains("\"a\""), "{refused}");
+        again.cancel("begun twice").await.unwrap();
+
         // Nobody confirms it.
         let forgotten = plan("c-4").timeout(Duration::from_secs(1)).begin().await.unwrap();
         forgotten.try_branch(branch("a", "Confirm", "Cancel"), attempt).await.unwrap();

@@ -17,6 +17,8 @@ use crate::proto::v1;
 /// What the client runs of one item.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Running {
+    /// Of the release: an item that was purged begins anew with version 1, and the cluster knows of no report.
+    revision: u64,
     version: u64,
     rule: String,
     /// Of the value, see [`ConfigValue`].
@@ -65,12 +67,13 @@ impl Wanted {
 
 impl Running {
     fn of(value: &ConfigValue) -> Running {
-        let (version, rule) = (value.version(), value.rule().to_owned());
-        Running { version, rule, sequence: value.sequence }
+        let (revision, version, rule) = value.identity();
+        Running { revision, version, rule: rule.to_owned(), sequence: value.sequence }
     }
 
     fn is_as(&self, other: &Running) -> bool {
-        (self.version, &self.rule) == (other.version, &other.rule)
+        let what = |running: &Running| (running.revision, running.version);
+        what(self) == what(other) && self.rule == other.rule
     }
 }
 

@@ -1,7 +1,7 @@
 //! The task of a registration: brings the cluster to what is desired, and keeps it there.
 //!
-//! It does one thing after the other, and none of them depends on how far the one before it came: what it
-//! was doing may be dropped at any point, which is how a registration ends.
+//! It does one thing after the other, and what it was doing may be dropped at any point, which is how a registration
+//! ends: only of the registration itself it must be known then what became of it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +10,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{RegistrationState, Shared, is_final};
+use crate::client::connection::settle;
 use crate::client::remote::lock;
-use crate::client::session::{Session, SessionOptions, SessionState};
+use crate::client::session::{Session, SessionOptions, SessionState, Ticket};
 use crate::client::txn::Txn;
 use crate::error::Error;
 use crate::limits;
@@ -36,9 +37,22 @@ pub struct Keeper {
     /// Whether the instance is registered with `writer`.
     registered: bool,
     created: bool,
+    asked: Option<Asked>,
     check_at: Instant,
     /// Failures in a row.
     attempt: u32,
+}
+
+/// A registration from before it is sent until it is known what became of it, under one id: while it may come
+/// later it must not be taken for one that did not take place.
+struct Asked {
+    /// Dropped, the cluster may forget what it answered.
+    _ticket: Ticket,
+    request: v1::TxnRequest,
+    instance: v1::Instance,
+    /// What was said last of what is in it.
+    said: u64,
+    sent: bool,
 }
 
 const UNHEARD: &str = "no node has answered for longer than its session lives";
@@ -119,6 +133,7 @@ impl Keeper {
             writer: 0,
             registered: false,
             created: false,
+            asked: None,
             check_at: Instant::now(),
             attempt: 0,
         }
@@ -221,33 +236,61 @@ impl Keeper {
     /// Registers what is desired, unless somebody else changes the record again and again.
     async fn register(&mut self, session: &Session) -> Result<(), Error> {
         for _ in 0..limits::REGISTRATION_CONFLICTS {
-            let first = self.shared.status.borrow().state == RegistrationState::Pending;
-            let (instance, said) =
-                lock(&self.shared.desired).registration(self.known.as_ref(), first);
-            let instance = v1::Instance { session: self.writer, ..instance };
-            let request = Txn::new()
-                .when(self.name.mod_revision().is(self.revision()))
-                .then(instance.clone())
-                .or_else(self.name.get());
-            let answer = request.commit(&self.shared.client, Some(session)).await;
-            // There is one step, here as in all transactions of a registration.
-            let answer = answer.map_err(Error::without_step)?;
-            let Some(done) = registered(&answer) else {
-                self.known = found(answer);
-                continue;
-            };
-            lock(&self.shared.desired).was_registered(&instance, said);
-            let again = if first { "" } else { " again" };
-            let v1::Instance { service, id, .. } = &instance;
-            tracing::debug!(service, id, revision = done.mod_revision, "registered{again}");
-            self.known = Some(v1::Instance { mod_revision: done.mod_revision, ..instance });
-            (self.registered, self.created) = (true, done.created);
-            self.check_later();
-            self.shared.acknowledged.send_replace(said);
-            self.tell();
-            return Ok(());
+            if self.ask(session).await? {
+                return Ok(());
+            }
         }
         Err(self.conflict())
+    }
+
+    /// Registers what is desired, or asks on about the registration of which nobody knows what became. False =
+    /// somebody else has changed the record.
+    async fn ask(&mut self, session: &Session) -> Result<bool, Error> {
+        let mut asked = match self.asked.take() {
+            Some(asked) if asked.instance.session == self.writer => asked,
+            Some(_) | None => self.asking(session).await?,
+        };
+        let uncertain = std::mem::replace(&mut asked.sent, true);
+        let request = asked.request.clone();
+        self.asked = Some(asked);
+        let answer = self.shared.client.txn(request, Some(session)).await;
+        let answer = answer.map_err(|error| settle(error, uncertain, true));
+        if let Err(error) = &answer
+            && !error.definite()
+        {
+            return Err(error.clone());
+        }
+        let Some(Asked { instance, said, .. }) = self.asked.take() else {
+            unreachable!("what was sent is kept")
+        };
+        // There is one step, here as in all transactions of a registration.
+        let answer = answer.map_err(Error::without_step)?;
+        let Some(done) = registered(&answer) else {
+            self.known = found(answer);
+            return Ok(false);
+        };
+        lock(&self.shared.desired).was_registered(&instance, said);
+        let v1::Instance { service, id, .. } = &instance;
+        tracing::debug!(service, id, revision = done.mod_revision, "registered");
+        self.known = Some(v1::Instance { mod_revision: done.mod_revision, ..instance });
+        (self.registered, self.created) = (true, done.created);
+        self.check_later();
+        self.shared.acknowledged.send_replace(said);
+        self.tell();
+        Ok(true)
+    }
+
+    async fn asking(&self, session: &Session) -> Result<Asked, Error> {
+        let ticket = session.next_request_id().await?;
+        let first = self.shared.status.borrow().state == RegistrationState::Pending;
+        let (instance, said) = lock(&self.shared.desired).registration(self.known.as_ref(), first);
+        let instance = v1::Instance { session: self.writer, ..instance };
+        let request = Txn::new()
+            .when(self.name.mod_revision().is(self.revision()))
+            .then(instance.clone())
+            .or_else(self.name.get());
+        let request = v1::TxnRequest { request_id: Some(ticket.request_id()), ..request.into() };
+        Ok(Asked { _ticket: ticket, request, instance, said, sent: false })
     }
 
     /// Writes the fields that have changed. Where somebody else was quicker looks what became of it first.
@@ -438,6 +481,7 @@ impl Keeper {
         match session.state() {
             _ if self.writer == 0 => Ok(0),
             SessionState::Alive { session: id } if id == self.writer => {
+                self.hear_of_last(&session).await?;
                 self.remove(Some(&session)).await
             }
             SessionState::Alive { .. } | SessionState::Expired { .. } | SessionState::Closed => {
@@ -447,8 +491,26 @@ impl Keeper {
         }
     }
 
-    /// Removes the record if it is this registration's. With a session this also makes the cluster refuse
-    /// what may still be on its way; without one that session must be gone.
+    /// Finds out what became of a registration that was not answered. The session lives on, so that it could come after
+    /// the record was removed.
+    async fn hear_of_last(&mut self, session: &Session) -> Result<(), Error> {
+        let mut attempt = 0;
+        while self.asked.as_ref().is_some_and(|asked| asked.instance.session == self.writer) {
+            if let Err(error) = self.ask(session).await
+                && self.asked.is_some()
+            {
+                if attempt == limits::REGISTRATION_CONFLICTS {
+                    return Err(error);
+                }
+                sleep(self.shared.client.backoff(attempt)).await;
+                attempt += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the record if it is this registration's. A session must be one of which nothing is on its way; without one
+    /// that session must be gone.
     async fn remove(&mut self, session: Option<&Session>) -> Result<u64, Error> {
         let client = self.shared.client.clone();
         for attempt in 0..limits::REGISTRATION_CONFLICTS {

@@ -125,7 +125,7 @@ impl SagaHandle {
         SagaProgress { handle: self.clone(), watch: None, over: false }
     }
 
-    async fn look(&self) -> Result<(v1::Saga, u64), Error> {
+    pub(super) async fn look(&self) -> Result<(v1::Saga, u64), Error> {
         let (namespace, gid) = (self.namespace.clone(), self.gid.clone());
         let request = v1::GetSagaRequest { namespace, gid, ..Default::default() };
         let answer = self.client.get_saga(request).await?;

@@ -58,7 +58,8 @@ pub struct Tcc {
 /// How far this client is with a branch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Tried {
-    number: u32,
+    /// None while nobody knows whether the cluster has it.
+    number: Option<u32>,
     /// The last try has succeeded.
     well: bool,
 }
@@ -81,10 +82,18 @@ impl TccPlan {
     /// Begins it, to be ended with [`Tcc::confirm`] or [`Tcc::cancel`]. After an error that is not
     /// [`Error::definite`] begin it again, or leave it.
     pub async fn begin(&self) -> Result<Tcc, Error> {
-        self.client.begin_saga(self.request.clone(), None).await?;
+        let answer = self.client.begin_saga(self.request.clone(), None).await?;
         let (namespace, gid) = self.name();
         let handle = self.client.saga_handle(namespace, gid);
-        Ok(Tcc { client: self.client.clone(), handle, branches: Arc::default() })
+        let mut branches = BTreeMap::new();
+        if !answer.created {
+            // Of those that an earlier run has registered nobody knows whether they were tried.
+            for (number, branch) in (0..).zip(handle.look().await?.0.branches) {
+                branches.insert(branch.id, Tried { number: Some(number), well: false });
+            }
+        }
+        let branches = Arc::new(Mutex::new(branches));
+        Ok(Tcc { client: self.client.clone(), handle, branches })
     }
 
     /// Begins it, lets the closure try its branches, and confirms it when the closure says Ok: with its value
@@ -139,17 +148,35 @@ impl Tcc {
         let (namespace, gid) = (self.namespace().to_owned(), self.gid().to_owned());
         let plan = {
             let branches = lock(&self.branches);
-            let known = branches.iter().map(|(id, tried)| (id.as_str(), tried.number)).collect();
+            let known =
+                branches.iter().filter_map(|(id, tried)| Some((id.as_str(), tried.number?)));
+            let known = known.collect();
             branch.plan("branch.after", &known, Vec::new())?
         };
+        let id = branch.id().to_owned();
+        let before = lock(&self.branches).get(&id).copied();
+        // From here on the cluster may have it, also when nobody waits for the answer any more.
+        let number = before.and_then(|tried| tried.number);
+        lock(&self.branches).insert(id.clone(), Tried { number, well: false });
         let request = v1::RegisterBranchRequest {
             namespace: namespace.clone(),
             gid: gid.clone(),
             branch: Some(plan),
             request_id: None,
         };
-        let number = self.client.register_branch(request, None).await?.number;
-        let id = branch.id().to_owned();
+        let number = match self.client.register_branch(request, None).await {
+            Ok(answer) => Some(answer.number),
+            Err(error) => {
+                if error.definite() {
+                    let mut branches = lock(&self.branches);
+                    match before {
+                        Some(before) => branches.insert(id, before),
+                        None => branches.remove(&id),
+                    };
+                }
+                return Err(error.into());
+            }
+        };
         lock(&self.branches).insert(id.clone(), Tried { number, well: false });
         let context = BranchContext {
             namespace,

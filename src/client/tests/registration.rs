@@ -1,6 +1,6 @@
 //! Registrations against a node that keeps one instance, and of whose sessions a test decides.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -30,6 +30,11 @@ struct Model {
     away: bool,
     /// Why nothing is registered.
     refuses: Option<Error>,
+    /// What is registered is on its way for as long as this holds, and nobody answers.
+    loses: bool,
+    on_the_way: Vec<TxnRequest>,
+    /// Answers that are kept.
+    answered: BTreeMap<(u64, u64), Answer>,
     /// Writes that changed something, in words.
     log: Vec<String>,
 }
@@ -92,6 +97,10 @@ impl Model {
                 None => Err(absent()),
             },
             Call::UpdateInstance(request) => self.update(request),
+            Call::Txn(request) if self.loses => {
+                self.on_the_way.push(request.clone());
+                Err(Error::Connection { message: "lost".to_owned(), definite: false })
+            }
             Call::Txn(request) => self.txn(request),
             call => panic!("{call:?}"),
         }
@@ -131,6 +140,14 @@ impl Model {
 
     fn txn(&mut self, request: &TxnRequest) -> Result<Answer, Error> {
         self.alive(&request.request_id)?;
+        if let Some(id) = request.request_id {
+            self.answered.retain(|(session, sequence), _| {
+                *session != id.session || *sequence >= id.lowest_unacknowledged
+            });
+            if let Some(known) = self.answered.get(&(id.session, id.sequence)) {
+                return Ok(known.clone());
+            }
+        }
         let current = self.instance.as_ref().map_or(0, |it| it.mod_revision);
         let succeeded = request.when.iter().all(|compare| match compare.to {
             Some(To::ModRevision(revision)) => revision == current,
@@ -156,7 +173,11 @@ impl Model {
             };
             results.push(TxnResult { result: Some(result) });
         }
-        Ok(Answer::Txn(TxnResponse { header: self.header(), succeeded, results, barrier: 0 }))
+        let answer = TxnResponse { header: self.header(), succeeded, results, barrier: 0 };
+        if let Some(RequestId { session, sequence, .. }) = request.request_id {
+            self.answered.insert((session, sequence), Answer::Txn(answer.clone()));
+        }
+        Ok(Answer::Txn(answer))
     }
 
     fn register(&mut self, request: &RegisterRequest) -> Result<Done, Error> {
@@ -233,6 +254,9 @@ impl Fixture {
             instance: None,
             away: false,
             refuses: None,
+            loses: false,
+            on_the_way: Vec::new(),
+            answered: BTreeMap::new(),
             log: Vec::new(),
         }));
         let node = Node::simple({
@@ -310,6 +334,30 @@ async fn what_is_said_is_written_once() {
     assert_eq!(registration.status().state, {
         let revision = fixture.instance().mod_revision;
         RegistrationState::Registered { session: 1, revision, created: true }
+    });
+}
+
+/// While an older call of a shared session is not answered the cluster takes what is younger whenever it comes: a
+/// registration whose answer was lost must not come after the record was removed.
+#[tokio::test]
+async fn what_was_on_its_way_does_not_register_later() {
+    let fixture = Fixture::new(Duration::from_secs(60));
+    let options = SessionOptions { reopen: true, ..Default::default() };
+    let session = fixture.client.session(options).await.unwrap();
+    let _older = session.next_request_id().await.unwrap();
+    fixture.with(|model| model.loses = true);
+    let options = Fixture::options().session(session.clone());
+    let registration = fixture.client.registration(options).unwrap();
+    while fixture.with(|model| model.on_the_way.is_empty()) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    fixture.with(|model| model.loses = false);
+    soon(registration.shutdown(Duration::ZERO)).await.unwrap();
+    fixture.with(|model| {
+        for late in std::mem::take(&mut model.on_the_way) {
+            let _ = model.txn(&late);
+        }
+        assert_eq!(model.instance, None, "{:?}", model.log);
     });
 }
 
