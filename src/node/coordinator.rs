@@ -173,14 +173,14 @@ pub fn find_saga(state: &State, name: &SagaName) -> Result<Arc<Saga>, Error> {
 
 /// Runs until the node is dropped.
 pub async fn run(node: Node) {
-    let mut led = None;
+    let mut led = (0, BTreeSet::new());
     loop {
         if let Leadership::Leader { term } = node.leadership() {
             let board = &node.0.replica.sagas;
             board.follow();
-            // What it began before in the same term it may have called: the state finds that out of itself.
-            let anew = led.replace(term) != Some(term);
-            Leading::new(&node, term).run(anew).await;
+            // What it saw before in the same term it may have called: the state finds that out of itself.
+            let seen = if led.0 == term { led.1 } else { BTreeSet::new() };
+            led = (term, Leading::new(&node, term, seen).run().await);
             board.unfollow();
             node.0.saga_figures.under_way.store(0, Ordering::Relaxed);
         }
@@ -233,13 +233,13 @@ struct Leading<'a> {
 }
 
 impl<'a> Leading<'a> {
-    fn new(node: &'a Node, term: u64) -> Self {
+    fn new(node: &'a Node, term: u64, known: BTreeSet<CallKey>) -> Self {
         Leading {
             node,
             term,
             lines: Lines::default(),
             calls: FuturesUnordered::new(),
-            known: BTreeSet::new(),
+            known,
             reports: VecDeque::new(),
             due: VecDeque::new(),
             due_under_way: false,
@@ -248,16 +248,15 @@ impl<'a> Leading<'a> {
         }
     }
 
-    /// Until this node leads no more, or again. `anew`: it has made no calls in this term.
-    async fn run(mut self, anew: bool) {
+    /// Until this node leads no more, or again. Returns the calls that it has seen.
+    async fn run(mut self) -> BTreeSet<CallKey> {
         let barrier = self.node.barrier(Consistency::Linearizable, TIMEOUT);
         if barrier.await.is_err() || !self.leads() {
-            return;
+            return self.known;
         }
-        let (left_behind, begun) = self.node.read(|state| {
-            let begun = if anew { state.sagas_begun(self.term) } else { Vec::new() };
-            (state.sagas_left_behind(self.term), begun)
-        });
+        let (left_behind, begun) = self
+            .node
+            .read(|state| (state.sagas_left_behind(self.term), state.sagas_begun(self.term)));
         if !left_behind.is_empty() {
             tracing::info!(count = left_behind.len(), "global transactions taken over");
         }
@@ -283,7 +282,7 @@ impl<'a> Leading<'a> {
                 tick = Instant::now() + TICK;
                 self.put_off();
                 if !self.leads() {
-                    return;
+                    return self.known;
                 }
             }
         }
@@ -310,10 +309,13 @@ impl<'a> Leading<'a> {
                 let CallState::Running { deadline_ms, epoch } = call.state else { continue };
                 let left = Duration::from_millis(deadline_ms.saturating_sub(now_ms));
                 let key = (saga.namespace.clone(), saga.gid.clone(), name, call.attempt);
-                if epoch != self.term || left.is_zero() || self.known.contains(&key) {
+                if epoch != self.term || !self.known.insert(key.clone()) {
                     continue;
                 }
-                self.known.insert(key.clone());
+                if left.is_zero() {
+                    self.reports.push_front((key, NOT_ASKED));
+                    continue;
+                }
                 let call = Call::new(saga.clone(), name, call.attempt, epoch, left);
                 self.lines.push(call.participant(), Job { key, call, deadline: now + left });
             }
@@ -325,7 +327,7 @@ impl<'a> Leading<'a> {
             let Job { key, mut call, deadline } = job;
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                self.reports.push_back((key, NOT_ASKED));
+                self.reports.push_front((key, NOT_ASKED));
                 self.lines.done(&participant);
                 continue;
             }
@@ -367,7 +369,7 @@ impl<'a> Leading<'a> {
     fn put_off(&mut self) {
         let soon = Instant::now() + AGAIN + TICK;
         for Job { key, .. } in self.lines.give_up(|job| job.deadline <= soon) {
-            self.reports.push_back((key, NOT_ASKED));
+            self.reports.push_front((key, NOT_ASKED));
         }
     }
 
@@ -450,6 +452,8 @@ impl<'a> Leading<'a> {
         if Instant::now() < self.not_before {
             return;
         }
+        // Before anything is due: a call that nobody has made must not be found to have had no answer.
+        self.report();
         if !self.due_under_way && self.proposals.len() < PROPOSALS {
             if self.due.is_empty() {
                 let due = self.node.read(|state| state.due_sagas(self.now_ms(state), DUE));
@@ -463,17 +467,24 @@ impl<'a> Leading<'a> {
                 self.proposals.push(Box::pin(async { Proposed::Due(names, answer.await) }));
             }
         }
-        while self.proposals.len() < PROPOSALS && !self.reports.is_empty() {
-            let reports = self.batch();
-            let step = |((namespace, gid, call, attempt), answer): &(CallKey, CallAnswer)| {
-                let (namespace, gid) = (namespace.to_string(), gid.to_string());
-                let answer = answer.clone();
-                let news = SagaNews::Answer { call: *call, attempt: *attempt, answer };
-                SagaStep { name: SagaName { namespace, gid }, news }
-            };
-            let answer = self.advance(reports.iter().map(step).collect());
-            self.proposals.push(Box::pin(async { Proposed::Reports(reports, answer.await) }));
+        while self.report() {}
+    }
+
+    /// Proposes what is to be told, as much as one command takes. False when nothing is, or enough is on its way.
+    fn report(&mut self) -> bool {
+        if self.proposals.len() >= PROPOSALS || self.reports.is_empty() {
+            return false;
         }
+        let reports = self.batch();
+        let step = |((namespace, gid, call, attempt), answer): &(CallKey, CallAnswer)| {
+            let (namespace, gid) = (namespace.to_string(), gid.to_string());
+            let answer = answer.clone();
+            let news = SagaNews::Answer { call: *call, attempt: *attempt, answer };
+            SagaStep { name: SagaName { namespace, gid }, news }
+        };
+        let answer = self.advance(reports.iter().map(step).collect());
+        self.proposals.push(Box::pin(async { Proposed::Reports(reports, answer.await) }));
+        true
     }
 
     /// As many of the reports as one command takes.

@@ -101,7 +101,9 @@ impl Call {
     /// Whose calls are limited together: a service, a host, or the counters of the cluster.
     pub(super) fn participant(&self) -> Arc<str> {
         match Target::parse(self.target()) {
-            Ok(Target::Service { service, path: _ }) => service.into(),
+            Ok(Target::Service { service, path: _ }) => {
+                format!("{}/{service}", self.namespace()).into()
+            }
             Ok(Target::Url(url)) => {
                 let host = url.find("://").map_or(0, |at| at + 3);
                 let end = url[host..].find(['/', '?']).map_or(url.len(), |at| host + at);

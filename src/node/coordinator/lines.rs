@@ -58,15 +58,17 @@ impl<T> Lines<T> {
         Some((participant, call))
     }
 
-    /// Takes calls out of the heads of their lines.
+    /// Takes calls out of their lines.
     pub fn give_up(&mut self, over: impl Fn(&T) -> bool) -> Vec<T> {
         let mut gone = Vec::new();
         if self.waiting == 0 {
             return gone;
         }
         for line in self.lines.values_mut() {
-            while line.waiting.front().is_some_and(&over) {
-                gone.extend(line.waiting.pop_front());
+            if line.waiting.iter().any(&over) {
+                let (over, stay) = line.waiting.drain(..).partition::<Vec<T>, _>(&over);
+                line.waiting.extend(stay);
+                gone.extend(over);
             }
         }
         self.waiting -= gone.len();
@@ -119,8 +121,9 @@ mod tests {
             lines.push("a".into(), number);
             lines.push("b".into(), 10 + number);
         }
+        assert_eq!(lines.give_up(|number| *number == 3), [3], "also from behind others");
         assert_eq!(lines.give_up(|number| *number < 3), [0, 1, 2]);
-        assert_eq!(lines.give_up(|number| *number < 20), [3, 4, 10, 11, 12, 13, 14]);
+        assert_eq!(lines.give_up(|number| *number < 20), [4, 10, 11, 12, 13, 14]);
         assert!(lines.next().is_none() && lines.lines.is_empty());
     }
 
