@@ -139,7 +139,8 @@ pub fn play(setup: &Setup, story: impl AsyncFnOnce(&Arc<World>)) -> Report {
         let file = std::env::var_os("QUORATE_SIM_TRACE")
             .map(|path| File::create(path).expect("the trace file can be created"));
         let world = World::new(setup, Trace::new(file, events));
-        story(&world).await;
+        // What it asks nodes draws from the seed, too, and blocks no thread.
+        world.harness.clone().run(story(&world)).await;
         let (hash, events) = world.trace.result();
         let oracle = std::mem::take(&mut *world.oracle());
         let violations = oracle.violations;
