@@ -72,6 +72,10 @@ impl Participants for RemoteParticipants {
     fn call(&self, call: Call) -> BoxFuture<'static, CallAnswer> {
         let this = self.clone();
         async move {
+            // Nothing of it can be sent, now or later.
+            if let Err(error) = call.results() {
+                return CallAnswer::Failed { error };
+            }
             let answer = match Target::parse(call.target()) {
                 Ok(Target::Service { service, path }) => this.grpc(service, path, &call).await,
                 Ok(Target::Url(url)) => this.http(url, &call).await,

@@ -49,7 +49,8 @@ pub struct ConfigCacheOptions {
     pub client: v1::ConfigClient,
     pub reporting: Reporting,
     /// Reports go through this session; None = one of the cache's own, opened when there is something
-    /// to report, and again when it was lost.
+    /// to report, and again when it was lost. A gate that looks for critical instances finds those of this session:
+    /// register the program's instance with the same.
     pub session: Option<Session>,
     /// TTL of the cache's own session: how long the client is listed after it has died.
     pub session_ttl: Duration,

@@ -306,11 +306,14 @@ impl Tables {
                 let mut clients: BTreeMap<&str, Standing> = BTreeMap::new();
                 for report in table.reports().filter(|report| report.is_of(gray)) {
                     let standing = clients.entry(&report.client).or_default();
-                    match report.lost_at_ms {
-                        Some(at_ms) => standing.lost_at_ms = Some(at_ms),
-                        None => standing.live = true,
-                    }
+                    standing.lost_at_ms = report.lost_at_ms.or(standing.lost_at_ms);
                     standing.critical |= self.holds_critical(report.session);
+                }
+                // Who is back may run something else by now.
+                for report in table.reports().filter(|report| report.lost_at_ms.is_none()) {
+                    if let Some(standing) = clients.get_mut(&*report.client) {
+                        standing.live = true;
+                    }
                 }
                 let all = clients.len() as u64;
                 let bad = clients.values().filter(|it| it.is_unwell(now_ms)).count() as u64;
@@ -589,7 +592,7 @@ fn replace(
     }
 }
 
-/// How a client that got a gray release is, by all of its reports.
+/// How a client that got a gray release is, by all of its reports of the item.
 #[derive(Debug, Default)]
 struct Standing {
     live: bool,

@@ -72,6 +72,16 @@ pub struct Counts {
     pub lock_requests: u64,
 }
 
+impl Counts {
+    /// All of them, or nearly.
+    pub fn records(&self) -> u64 {
+        let Counts { instances, services, sessions, namespaces, replies, members, .. } = self;
+        let Counts { items, releases, counters, alarms, sagas, lock_requests, .. } = self;
+        let registry = instances + services + sessions + namespaces + replies + members;
+        registry + items + releases + counters + alarms + sagas + lock_requests
+    }
+}
+
 impl State {
     pub fn instance(&self, namespace: &str, service: &str, id: &str) -> Option<Arc<Instance>> {
         self.tables.service(namespace, service)?.instances.get(id).cloned()
@@ -207,7 +217,7 @@ impl State {
     /// The records of a scope, in the order of their keys; of services first one's settings, then its
     /// instances.
     pub fn scope<'a>(&'a self, scope: &'a Scope) -> impl Iterator<Item = Record> + 'a {
-        self.tables.scope(scope)
+        self.tables.scope(scope).flatten()
     }
 
     /// Carries out a transaction that only reads.

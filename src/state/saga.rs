@@ -369,7 +369,7 @@ impl Saga {
                 }
             }
             SagaPhase::Aborting => {
-                if (0..self.branches.len()).all(|number| self.is_undone(number)) {
+                if !self.branches.iter().any(SagaBranch::is_to_be_undone) {
                     self.enter(SagaPhase::Failed, at);
                 } else {
                     self.begin_calls(at);
@@ -384,37 +384,30 @@ impl Saga {
     }
 
     fn begin_calls(&mut self, at: &At) {
-        for number in 0..self.branches.len() {
-            if self.may_begin(number) {
-                let SagaBranch { plan, call, .. } = &mut self.branches[number];
+        let leg = self.leg();
+        for (number, waits) in self.waiting().into_iter().enumerate() {
+            let SagaBranch { plan, call, leg: own, .. } = &mut self.branches[number];
+            if !waits && leg == Some(*own) {
                 call.begin(&plan.policy, at);
             }
         }
     }
 
-    /// What must come before has come.
-    fn may_begin(&self, number: usize) -> bool {
-        let branch = &self.branches[number];
-        match (self.phase, branch.leg) {
-            (SagaPhase::Submitted, SagaLeg::Forward) => {
-                let mut after = branch.plan.after.iter();
-                after.all(|before| self.branches[*before as usize].call.state.is_done())
-            }
-            // Whatever came after it is undone first.
-            (SagaPhase::Aborting, SagaLeg::Backward) => {
-                let mut later = number + 1..self.branches.len();
-                later.all(|later| {
-                    let follows = self.branches[later].plan.after.binary_search(&(number as u32));
-                    follows.is_err() || self.is_undone(later)
-                })
-            }
-            _ => false,
+    /// Of each branch, whether something must come before it.
+    fn waiting(&self) -> Vec<bool> {
+        if self.phase != SagaPhase::Aborting {
+            let is_done = |before: &u32| self.branches[*before as usize].call.state.is_done();
+            let waits = |branch: &SagaBranch| !branch.plan.after.iter().all(is_done);
+            return self.branches.iter().map(waits).collect();
         }
-    }
-
-    fn is_undone(&self, number: usize) -> bool {
-        let branch = &self.branches[number];
-        branch.leg == SagaLeg::Forward || branch.call.state.is_done()
+        // Whatever came after it is undone first, also where there is nothing to undo in between.
+        let mut waiting = vec![false; self.branches.len()];
+        for (number, branch) in self.branches.iter().enumerate().rev() {
+            if waiting[number] || branch.is_to_be_undone() {
+                branch.plan.after.iter().for_each(|before| waiting[*before as usize] = true);
+            }
+        }
+        waiting
     }
 
     /// Its time has come. False = nothing came of it.
@@ -595,6 +588,12 @@ impl Saga {
             }
         }
         self.go_on(at);
+    }
+}
+
+impl SagaBranch {
+    fn is_to_be_undone(&self) -> bool {
+        self.leg == SagaLeg::Backward && !self.call.state.is_done()
     }
 }
 

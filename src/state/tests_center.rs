@@ -195,6 +195,24 @@ fn a_look_refuses_as_the_log_does() {
     assert_eq!(records.len(), limits::TXN_RECORDS);
 }
 
+/// Groups and deleted items that are only passed by cost a transaction something, too.
+#[test]
+fn what_is_passed_by_is_bounded() {
+    let mut world = World::default();
+    for i in 0..=limits::TXN_RECORDS + 1 {
+        let name = ItemName { group: format!("g{i}"), ..item("k") };
+        world.run(Op::PublishConfig(Box::new(Publication { name, ..publication("k", "v") })));
+    }
+    let nowhere = Scope { second: Match::Exact("x".into()), ..scope(Class::Config) };
+    let compare = Compare::Unchanged { scope: nowhere, since: u64::MAX };
+    let txn = Txn { when: vec![compare], then: vec![], otherwise: vec![] };
+    let refusal = Refusal::LimitReached {
+        limit: "groups and deleted items in the scopes of a transaction".into(),
+        allowed: limits::TXN_RECORDS as u64,
+    };
+    assert_eq!(world.state.look(&txn), Err(refusal));
+}
+
 /// The log may say what `check` would not.
 #[test]
 fn no_bound_is_too_great_for_a_gate() {

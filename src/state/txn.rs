@@ -145,8 +145,8 @@ impl Tables {
             return Ok(false);
         }
         for record in self.scope(scope) {
-            budget.take()?;
-            if record.mod_revision() > since {
+            budget.take(record.as_ref())?;
+            if record.is_some_and(|record| record.mod_revision() > since) {
                 return Ok(false);
             }
         }
@@ -161,11 +161,11 @@ impl Tables {
     ) -> Result<StepReply, Refusal> {
         let mut records = Vec::new();
         for record in self.scope(scope) {
-            if records.len() as u64 == limit {
+            if record.is_some() && records.len() as u64 == limit {
                 return Ok(StepReply::Range { records, more: true });
             }
-            budget.take()?;
-            records.push(record);
+            budget.take(record.as_ref())?;
+            records.extend(record);
         }
         Ok(StepReply::Range { records, more: false })
     }
@@ -217,7 +217,7 @@ impl Tables {
     pub fn scope<'a, T: AsRef<str>>(
         &'a self,
         scope: &'a Scope<T>,
-    ) -> Box<dyn Iterator<Item = Record> + 'a> {
+    ) -> Box<dyn Iterator<Item = Option<Record>> + 'a> {
         let Some(space) = self.namespaces.get(scope.namespace.as_ref()) else {
             return Box::new(std::iter::empty());
         };
@@ -229,44 +229,52 @@ impl Tables {
                 Box::new(within.flat_map(|(_, table)| {
                     let settings = table.settings.iter().cloned().map(Record::Service);
                     let instances = table.instances.values().cloned().map(Record::Instance);
-                    settings.chain(instances)
+                    settings.chain(instances).map(Some)
                 }))
             }
-            Class::Config => Box::new(space.config.scope(first, second).map(Record::Config)),
-            Class::Counter => Box::new(space.counters.scope(first).map(Record::Counter)),
+            Class::Config => {
+                Box::new(space.config.scope(first, second).map(|item| item.map(Record::Config)))
+            }
+            Class::Counter => Box::new(space.counters.scope(first).map(Record::Counter).map(Some)),
             Class::Alarm => {
                 let alarms = space.alarms.range(first.from());
                 let within = alarms.take_while(|alarm| first.matches(&alarm.name));
-                Box::new(within.cloned().map(Record::Alarm))
+                Box::new(within.cloned().map(Record::Alarm).map(Some))
             }
             Class::Saga => {
                 let sagas = space.sagas.range(first.from());
                 let within = sagas.take_while(|saga| first.matches(&saga.gid));
-                Box::new(within.cloned().map(Record::Saga))
+                Box::new(within.cloned().map(Record::Saga).map(Some))
             }
             Class::Lock => {
                 let locks = space.locks.range(first.from());
                 let within = locks.take_while(|lock| first.matches(lock.name()));
-                Box::new(within.flat_map(|lock| lock.line().cloned().map(Record::Lock)))
+                Box::new(within.flat_map(|lock| lock.line().cloned().map(Record::Lock).map(Some)))
             }
         }
     }
 }
 
-/// How many records a transaction may still look at.
-struct Budget(usize);
+/// How much a transaction may still look at.
+struct Budget {
+    records: usize,
+    /// Groups, and items that were deleted.
+    passed: usize,
+}
 
 impl Default for Budget {
     fn default() -> Self {
-        Budget(limits::TXN_RECORDS)
+        Budget { records: limits::TXN_RECORDS, passed: limits::TXN_RECORDS }
     }
 }
 
 impl Budget {
-    fn take(&mut self) -> Result<(), Refusal> {
-        let left = self.0.checked_sub(1);
-        self.0 = left
-            .ok_or_else(|| limit("records in the scopes of a transaction", limits::TXN_RECORDS))?;
+    fn take(&mut self, record: Option<&Record>) -> Result<(), Refusal> {
+        let (left, what) = match record {
+            Some(_) => (&mut self.records, "records in the scopes of a transaction"),
+            None => (&mut self.passed, "groups and deleted items in the scopes of a transaction"),
+        };
+        *left = left.checked_sub(1).ok_or_else(|| limit(what, limits::TXN_RECORDS))?;
         Ok(())
     }
 }

@@ -74,20 +74,21 @@ impl ConfigTable {
         })
     }
 
-    /// Items that are not deleted, by group and key.
+    /// Items that are not deleted, by group and key. None stands for what was looked at besides.
     pub fn scope<'a, T: AsRef<str>>(
         &'a self,
         group: &'a Match<T>,
         key: &'a Match<T>,
-    ) -> impl Iterator<Item = Arc<ConfigItem>> + 'a {
+    ) -> impl Iterator<Item = Option<Arc<ConfigItem>>> + 'a {
         let groups = self.groups.range(group.from());
         let groups = groups.take_while(|(name, _)| group.matches(name));
-        let tables = groups.flat_map(|(_, table)| {
+        groups.flat_map(|(_, table)| {
             let items = table.items.range(key.from());
-            items.take_while(|(name, _)| key.matches(name))
-        });
-        let items = tables.filter_map(|(_, table)| table.item.clone());
-        items.filter(|item| item.version() > 0)
+            let items = items.take_while(|(name, _)| key.matches(name));
+            let shown = |item: &Arc<ConfigItem>| item.version() > 0;
+            let items = items.map(move |(_, table)| table.item.clone().filter(shown));
+            std::iter::once(None).chain(items)
+        })
     }
 
     /// The names under which an item is or will be kept.

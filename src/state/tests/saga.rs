@@ -52,7 +52,7 @@ fn name(text: &str) -> SagaName {
     SagaName { namespace: namespace.into(), gid: gid.into() }
 }
 
-/// `namespace/gid saga|message|tcc`, `branches=N` one after the other or `dag=1,2:1,3:1+2`, terms, `submit`.
+/// `namespace/gid saga|message|tcc`, `branches=N` one after the other (`bare=N`: the one without a compensation) or `dag=1,2:1,3:1+2`, terms, `submit`.
 fn begin(words: &mut Words) -> SagaBegin {
     let name = name(&words.next());
     let mode = match &*words.next() {
@@ -79,11 +79,13 @@ fn begin(words: &mut Words) -> SagaBegin {
     };
     let undone = if mode == SagaMode::Message { "" } else { "Undo" };
     let count = words.number("branches").unwrap_or(0);
+    let bare = words.number("bare");
     let dag = words.take("dag");
     let mut branches: Vec<BranchPlan> = (0..count)
         .map(|i| {
             let id = (i + 1).to_string();
             let after = i.checked_sub(1).into_iter().map(|before| before as u32).collect();
+            let undone = if bare == Some(i + 1) { "" } else { undone };
             BranchPlan { after, ..plan(words, &id, "Do", undone) }
         })
         .collect();

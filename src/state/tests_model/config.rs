@@ -302,7 +302,8 @@ impl Model {
                 }
             }
             Measure::Unhealthy => {
-                let mut got = self.reports_of(&name_of_item(item));
+                let all = self.reports_of(&name_of_item(item));
+                let mut got = all.clone();
                 got.retain(|report| ran(report, gray));
                 let mut clients: Vec<&str> = got.iter().map(|report| &*report.client).collect();
                 clients.sort();
@@ -314,15 +315,17 @@ impl Model {
                             && i.orphaned_at_ms.is_none()
                             && own().any(|report| i.session == Some(report.session))
                     };
-                    let back = own().any(|report| report.lost_at_ms.is_none());
+                    let mut of_client = all.iter().filter(|report| report.client == **client);
+                    let back = of_client.any(|report| report.lost_at_ms.is_none());
                     let lost = |at: u64| !back || now_ms.saturating_sub(at) < 60_000;
                     own().filter_map(|report| report.lost_at_ms).any(lost)
                         || self.instances.iter().any(critical)
                 };
                 let bad = clients.iter().filter(unwell).count();
-                let all = clients.len();
-                if bad as i128 * 100 > bound * all as i128 {
-                    let why = format!("{bad} of {all} clients are unhealthy, more than {bound} %");
+                let count = clients.len();
+                if bad as i128 * 100 > bound * count as i128 {
+                    let why =
+                        format!("{bad} of {count} clients are unhealthy, more than {bound} %");
                     return Some((false, why));
                 }
             }

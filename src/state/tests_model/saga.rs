@@ -467,9 +467,7 @@ fn settle(saga: &mut Saga, place: &Place) {
                     saga.since_ms = place.now_ms;
                 }
                 for i in 0..saga.branches.len() {
-                    let waits =
-                        saga.branches.iter().any(|b| b.plan.after.contains(&(i as u32)) && left(b));
-                    if !waits && left(&saga.branches[i]) {
+                    if !waits_for_later(saga, i) && left(&saga.branches[i]) {
                         let policy = saga.branches[i].plan.policy;
                         called(&mut saga.branches[i].call, policy, place);
                     }
@@ -481,6 +479,14 @@ fn settle(saga: &mut Saga, place: &Place) {
             return;
         }
     }
+}
+
+/// Whether a branch that came after this one, directly or not, is still to be undone.
+fn waits_for_later(saga: &Saga, number: usize) -> bool {
+    saga.branches.iter().enumerate().any(|(later, branch)| {
+        let left = branch.leg == SagaLeg::Backward && !over(&branch.call);
+        branch.plan.after.contains(&(number as u32)) && (left || waits_for_later(saga, later))
+    })
 }
 
 fn called(call: &mut SagaCall, policy: CallPolicy, place: &Place) {

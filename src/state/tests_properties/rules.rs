@@ -183,7 +183,9 @@ fn unchanged_means_that_nothing_happened() {
                         }
                     }
                     touched.push(now);
-                    shown.push(scopes.iter().map(|s| after.tables.scope(s).collect()).collect());
+                    shown.push(
+                        scopes.iter().map(|s| after.tables.scope(s).flatten().collect()).collect(),
+                    );
                 }
             }
             let last = touched.len() - 1;
