@@ -426,11 +426,15 @@ fn faded(word: u64, now: u64, decay: u64) -> f32 {
 }
 
 /// A latency beside those before it: a peak counts at once and fades; what is lower pulls it down by the
-/// time that has passed (Finagle). A failure may be fast and proves nothing: it never lowers it.
+/// time that has passed (Finagle). A failure may be fast and proves nothing: it never lowers it, and where nothing is known it counts as slow.
 fn note(word: u64, latency: f32, now: u64, decay: u64, failed: bool) -> u64 {
     let latency = latency.max(1.0);
     let noted = if word == 0 {
-        latency
+        if failed {
+            latency.max(limits::BALANCE_UNKNOWN_LATENCY.as_nanos() as f32)
+        } else {
+            latency
+        }
     } else {
         let before = f32::from_bits((word >> 32) as u32);
         let old = faded(word, now, decay);

@@ -250,6 +250,21 @@ fn peak_ewma_remembers_a_peak() {
     assert!(idle < 12 * MS, "{idle:?}");
 }
 
+/// A new endpoint that fails fast is not the fastest one.
+#[test]
+fn peak_ewma_does_not_prefer_who_fails_at_once() {
+    let snapshot = snapshot("peak_ewma?ejection=off", numbered(2));
+    let first = snapshot.pick(None, ZERO, 1).unwrap();
+    let good = first.endpoint().id.clone();
+    first.start(ZERO).finish(Outcome::Success, 20 * MS);
+    let other = snapshot.pick(None, 20 * MS, 2).unwrap();
+    assert_ne!(other.endpoint().id, good);
+    other.start(20 * MS).finish(Outcome::Failure, 21 * MS);
+    for random in 0..100 {
+        assert_eq!(snapshot.pick(None, 30 * MS, random).unwrap().endpoint().id, good);
+    }
+}
+
 /// Nobody knows a new endpoint: it gets one call, and no other one before that has answered.
 #[test]
 fn peak_ewma_tries_an_unknown_endpoint_once() {
