@@ -65,10 +65,11 @@ pub enum Error {
 }
 
 impl Error {
-    /// 3 = the data directory is refused, 4 = the log is damaged.
+    /// 3 = the data directory is refused, 4 = the log is damaged, 1 = what may pass, such as a disk that does not answer.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::DataDir(_) | Error::Wiped { .. } => 3,
+            Error::Log(OpenError::Io { .. }) => 1,
+            Error::DataDir(_) | Error::Wiped { .. } | Error::Log(OpenError::Version { .. }) => 3,
             Error::Log(_) | Error::Gap(_) => 4,
             Error::State(_) | Error::Io { .. } | Error::Join { .. } => 1,
             Error::Consensus(_) | Error::Participants(_) => 1,

@@ -69,6 +69,19 @@ pub fn covers(index: Option<u64>, first: Option<u64>) -> Result<(), String> {
     }
 }
 
+/// An error that says nothing of what the disk holds.
+fn may_pass(error: &io::Error) -> bool {
+    const TOO_MANY_OPEN_FILES: [i32; 2] = [23, 24];
+    let passing = [
+        io::ErrorKind::ResourceBusy,
+        io::ErrorKind::StorageFull,
+        io::ErrorKind::QuotaExceeded,
+        io::ErrorKind::PermissionDenied,
+    ];
+    let number = error.raw_os_error();
+    passing.contains(&error.kind()) || number.is_some_and(|it| TOO_MANY_OPEN_FILES.contains(&it))
+}
+
 /// The image, as new as the state that is returned with it.
 pub(super) fn recover(
     mut store: Box<dyn ImageStore>,
@@ -86,7 +99,7 @@ pub(super) fn recover(
 
     let (mut image, from_image) = match open_image(&mut *store) {
         Ok(opened) => opened,
-        Err(image::Error::Io(error)) if error.kind() == io::ErrorKind::ResourceBusy => {
+        Err(image::Error::Io(error)) if may_pass(&error) => {
             return Err(image::Error::Io(error).into());
         }
         Err(error) => {

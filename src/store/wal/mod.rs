@@ -537,7 +537,12 @@ impl WalCore {
                 self.prepared.extend(segment);
                 Ok(())
             }
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                ) =>
+            {
                 tracing::warn!(%error, "no space for the next log segment");
                 self.retry_at = self.position + (self.active.bytes / 16) as usize;
                 Ok(())
