@@ -393,6 +393,8 @@ pub const CHECKPOINT_NICE: i32 = 10;
 /// Every node computes the digest of its state at the multiples of this index, and keeps the newest.
 pub const DIGEST_ENTRIES: u64 = 100_000;
 pub const DIGESTS_KEPT: usize = 16;
+/// Records up to which a digest that is asked for is that of the state in memory.
+pub const DIGEST_IN_MEMORY: u64 = 20_000;
 /// What `--digest-entries` allows.
 pub const DIGEST_ENTRIES_RANGE: std::ops::RangeInclusive<u64> = 10..=100_000_000;
 /// Snapshot files that are kept.

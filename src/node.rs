@@ -48,8 +48,8 @@ use self::wire::{Admin, AdminReply, Description, WireError};
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::limits::{
-    CLIENT_ADMIN_TIMEOUT, DISK_LOW_BYTES, DISK_OK_BYTES, KEEP_ALIVE_DISTANCE, LAG_SNAPSHOTS,
-    MAX_CALL_TIMEOUT, PROPOSAL_QUEUE, READ_QUEUE, SNAPSHOT_LOG_BYTES, TEXT_BYTES,
+    CLIENT_ADMIN_TIMEOUT, DIGEST_IN_MEMORY, DISK_LOW_BYTES, DISK_OK_BYTES, KEEP_ALIVE_DISTANCE,
+    LAG_SNAPSHOTS, MAX_CALL_TIMEOUT, PROPOSAL_QUEUE, READ_QUEUE, SNAPSHOT_LOG_BYTES, TEXT_BYTES,
 };
 use crate::proto::v1::Consistency;
 use crate::raft::answers::Horizon;
@@ -639,6 +639,25 @@ impl Node {
         }
     }
 
+    /// Asks members whether they follow this leadership; None from one that does not answer.
+    fn confirmations(
+        &self,
+        leader: &LeaderId,
+        members: impl Iterator<Item = (NodeId, String)>,
+    ) -> FuturesUnordered<BoxFuture<'static, Option<(NodeId, bool)>>> {
+        let payload = codec::to_bytes(leader);
+        let ask = |(id, address): (NodeId, String)| {
+            let (peers, payload) = (self.0.peers.clone(), payload.clone());
+            let answer = async move {
+                let call = peers.call(id, &address, Method::Confirm, payload, PEER_TIMEOUT);
+                let follows = codec::from_bytes("confirmation", &call.await.ok()?).ok()?;
+                Some((id, follows))
+            };
+            answer.boxed()
+        };
+        members.map(ask).collect()
+    }
+
     /// The read index, when this node leads: what is committed now, once a majority has said since
     /// that it knows no later leader.
     ///
@@ -656,19 +675,9 @@ impl Node {
             leads.then_some((vote.leader_id, committed.index, members))
         });
         let (leader, index, members) = leads.await??;
-        let payload = codec::to_bytes(&leader);
-        let ask = |id: NodeId| {
-            let address = members.get_node(&id).map(|member| member.peer_address.clone());
-            let peers = self.0.peers.clone();
-            let payload = payload.clone();
-            async move {
-                let call = peers.call(id, &address?, Method::Confirm, payload, PEER_TIMEOUT);
-                let follows = codec::from_bytes("confirmation", &call.await.ok()?).ok()?;
-                Some((id, follows))
-            }
-        };
         let voters = members.voter_ids().filter(|id| *id != own);
-        let mut answers: FuturesUnordered<_> = voters.map(ask).collect();
+        let address = |id: NodeId| Some((id, members.get_node(&id)?.peer_address.clone()));
+        let mut answers = self.confirmations(&leader, voters.filter_map(address));
         let mut agree = BTreeSet::from([own]);
         let confirmed = async {
             // During a change of members, of both memberships.
@@ -890,8 +899,14 @@ impl Node {
         }
     }
 
-    /// Digest of this node's state, and at which applied index.
+    /// Digest of this node's state, and at which applied index. Nothing is applied while it is made, so that of a large
+    /// state it is the image's.
     pub async fn digest(&self) -> Result<(u64, u64, u64), Error> {
+        if self.read(|state| state.counts().records()) > DIGEST_IN_MEMORY
+            && let Some(image) = self.0.checkpoints.image().await.map_err(Error::internal)?
+        {
+            return Ok((image.point.index, image.digest, image.records));
+        }
         let replica = self.0.replica.clone();
         Ok(runtime::blocking(move || {
             // The machine sets the applied index under the state's write lock.

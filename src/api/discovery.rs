@@ -40,6 +40,8 @@ struct Generations {
 struct Known {
     version: ServiceVersion,
     body: Bytes,
+    /// Of the question.
+    asked_bytes: usize,
 }
 
 impl Answers {
@@ -64,10 +66,12 @@ impl Answers {
 
 impl Generations {
     fn put(&mut self, query: Query, known: Known) {
-        let bytes = |body: &Bytes| body.len() + limits::DISCOVERY_ANSWER_OVERHEAD;
-        self.bytes += bytes(&known.body);
+        let bytes = |Known { body, asked_bytes, .. }: &Known| {
+            body.len() + asked_bytes + limits::DISCOVERY_ANSWER_OVERHEAD
+        };
+        self.bytes += bytes(&known);
         if let Some(before) = self.young.insert(query, known) {
-            self.bytes -= bytes(&before.body);
+            self.bytes -= bytes(&before);
         }
         if self.bytes > limits::DISCOVERY_ANSWERS_BYTES / 2 {
             self.old = std::mem::take(&mut self.young);
@@ -96,7 +100,9 @@ impl Api {
         request: Request<ListInstancesRequest>,
     ) -> Result<Response<Discovered>, Status> {
         let timeout = timeout(request.metadata());
-        let (consistency, query) = request.into_inner().query()?;
+        let request = request.into_inner();
+        let asked_bytes = request.encoded_len();
+        let (consistency, query) = request.query()?;
         let used = self.node.barrier(consistency, timeout).await?;
         let known = self.answers.get(&query);
         let (version, found, revision) = self.node.read(|state| {
@@ -116,7 +122,7 @@ impl Api {
                 response.header = None;
                 let body = Bytes::from(response.encode_to_vec());
                 if let Some(version) = version {
-                    self.answers.put(query, Known { version, body: body.clone() });
+                    self.answers.put(query, Known { version, body: body.clone(), asked_bytes });
                 }
                 body
             }
@@ -162,7 +168,8 @@ mod tests {
         let answers = Answers::default();
         let known = |byte: u8| Known {
             version: ServiceVersion::default(),
-            body: Bytes::from(vec![byte; 1024 * 1024]),
+            body: Bytes::from(vec![byte; 512 * 1024]),
+            asked_bytes: 512 * 1024,
         };
         answers.put(query(0), known(7));
         for service in 1..500u32 {

@@ -62,7 +62,10 @@ pub struct Pipeline<I> {
     parked: Option<Vec<StreamCall>>,
     replies: Arc<Replies>,
     sinks: Sinks,
-    waiting: FuturesUnordered<BoxFuture<'static, Answers>>,
+    waiting: FuturesUnordered<BoxFuture<'static, Waited>>,
+    allowed: VecDeque<Allowed>,
+    /// Found and not encoded; kept for its memory.
+    found: Vec<Result<Found, Error>>,
     /// Replies being turned into answers; kept for its memory.
     batch: Vec<Reply>,
     outbox: Answers,
@@ -156,6 +159,18 @@ enum Found {
 /// The reads of one message that share a barrier.
 type Reads = Vec<(u64, Query)>;
 
+/// What came of calls that had to wait.
+enum Waited {
+    Answers(Answers),
+    Reads(Allowed),
+}
+
+/// Reads whose barrier is behind them.
+struct Allowed {
+    used: Consistency,
+    reads: std::vec::IntoIter<(u64, Query)>,
+}
+
 impl<I> Pipeline<I>
 where
     I: Stream<Item = Result<StreamRequest, Status>> + Unpin,
@@ -170,6 +185,8 @@ where
             sinks: Sinks::new(&replies),
             replies,
             waiting: FuturesUnordered::new(),
+            allowed: VecDeque::new(),
+            found: Vec::new(),
             batch: Vec::new(),
             outbox: Answers::default(),
             under_way: 0,
@@ -308,7 +325,7 @@ where
             [(Consistency::Linearizable, linearizable), (Consistency::Stale, stale)]
         {
             if !reads.is_empty() {
-                self.waiting.push(Box::pin(look_up(self.node.clone(), consistency, reads)));
+                self.waiting.push(Box::pin(allow(self.node.clone(), consistency, reads)));
             }
         }
     }
@@ -333,14 +350,44 @@ where
 
     /// Collects the answers that are there.
     fn collect(&mut self, cx: &mut Context<'_>) {
-        while let Poll::Ready(Some(answers)) = self.waiting.poll_next_unpin(cx) {
-            self.outbox.append(answers);
+        while let Poll::Ready(Some(waited)) = self.waiting.poll_next_unpin(cx) {
+            match waited {
+                Waited::Answers(answers) => self.outbox.append(answers),
+                Waited::Reads(reads) => self.allowed.push_back(reads),
+            }
         }
+        self.look_up();
         self.replies.take(&mut self.batch, cx.waker());
         let node_id = self.node.id();
         for Reply { id, respond, outcome } in self.batch.drain(..) {
             let answer = outcome.and_then(|outcome| respond(node_id, outcome));
             self.outbox.push(&answered(id, answer));
+        }
+    }
+
+    /// Looks up as much as one message takes. The rest waits until that is sent: an answer may be many times as long as its
+    /// call.
+    fn look_up(&mut self) {
+        while self.outbox.bytes.len() < STREAM_FRAME_BYTES {
+            let Some(Allowed { used, reads }) = self.allowed.front_mut() else { return };
+            let next = reads.as_slice();
+            let short = next.iter().take(READS_AT_ONCE).take_while(|(_, query)| query.is_short());
+            let count = short.count().max(1).min(next.len());
+            if count == 0 {
+                self.allowed.pop_front();
+                continue;
+            }
+            let revision = self.node.read(|state| {
+                self.found.extend(next[..count].iter().map(|(_, query)| query.find(state)));
+                state.revision()
+            });
+            let header = read_header(self.node.id(), revision, *used);
+            for ((id, _), found) in reads.by_ref().take(count).zip(self.found.drain(..)) {
+                match found {
+                    Ok(found) => found.put(id, header, &self.node, &mut self.outbox),
+                    Err(error) => self.outbox.push(&failed(id, &error)),
+                }
+            }
         }
     }
 
@@ -454,11 +501,11 @@ impl Answers {
     }
 }
 
-impl From<StreamAnswer> for Answers {
-    fn from(answer: StreamAnswer) -> Answers {
+impl From<StreamAnswer> for Waited {
+    fn from(answer: StreamAnswer) -> Waited {
         let mut answers = Answers::default();
         answers.push(&answer);
-        answers
+        Waited::Answers(answers)
     }
 }
 
@@ -539,6 +586,14 @@ impl Sinks {
 }
 
 impl Query {
+    /// Many of them are looked up while the state is locked once.
+    fn is_short(&self) -> bool {
+        match self {
+            Query::Instance(_) | Query::Service(_) | Query::Counter(_) => true,
+            Query::Instances(_) | Query::Config(_) | Query::Txn(_) => false,
+        }
+    }
+
     fn find(&self, state: &State) -> Result<Found, Error> {
         match self {
             Query::Instance(query) => GetInstanceRequest::find(query, state).map(Found::Instance),
@@ -579,35 +634,20 @@ impl Found {
     }
 }
 
-/// Answers reads that share a barrier.
-async fn look_up(node: Node, consistency: Consistency, reads: Reads) -> Answers {
-    let mut answers = Answers::default();
-    let used = match node.barrier(consistency, DEFAULT_CALL_TIMEOUT).await {
-        Ok(used) => used,
+/// Waits for the barrier that these reads share.
+async fn allow(node: Node, consistency: Consistency, reads: Reads) -> Waited {
+    match node.barrier(consistency, DEFAULT_CALL_TIMEOUT).await {
+        Ok(used) => Waited::Reads(Allowed { used, reads: reads.into_iter() }),
         Err(error) => {
+            let mut answers = Answers::default();
             reads.iter().for_each(|(id, _)| answers.push(&failed(*id, &error)));
-            return answers;
-        }
-    };
-    let mut found = Vec::with_capacity(reads.len().min(READS_AT_ONCE));
-    for reads in reads.chunks(READS_AT_ONCE) {
-        let revision = node.read(|state| {
-            found.extend(reads.iter().map(|(_, query)| query.find(state)));
-            state.revision()
-        });
-        let header = read_header(node.id(), revision, used);
-        for ((id, _), found) in reads.iter().zip(found.drain(..)) {
-            match found {
-                Ok(found) => found.put(*id, header, &node, &mut answers),
-                Err(error) => answers.push(&failed(*id, &error)),
-            }
+            Waited::Answers(answers)
         }
     }
-    answers
 }
 
 /// A write whose content takes time to check.
-async fn prepare(node: Node, id: u64, mut command: Command, respond: Respond) -> Answers {
+async fn prepare(node: Node, id: u64, mut command: Command, respond: Respond) -> Waited {
     let answer = async {
         node.prepare(&mut command, DEFAULT_CALL_TIMEOUT).await?;
         respond(node.id(), node.propose(&command, DEFAULT_CALL_TIMEOUT).await?)
@@ -615,7 +655,7 @@ async fn prepare(node: Node, id: u64, mut command: Command, respond: Respond) ->
     answered(id, answer.await).into()
 }
 
-async fn acquire(node: Node, id: u64, call: AcquireLockRequest) -> Answers {
+async fn acquire(node: Node, id: u64, call: AcquireLockRequest) -> Waited {
     // As long as the call waits for the lock, and as any other call beyond that.
     let timeout = Duration::from_millis(call.wait_ms).saturating_add(DEFAULT_CALL_TIMEOUT);
     let answer = lock::acquire(&node, call, timeout.min(MAX_CALL_TIMEOUT)).await;
@@ -630,7 +670,7 @@ fn answered(id: u64, answer: Result<Answer, Error>) -> StreamAnswer {
 }
 
 /// Calls by their ids, and the sessions that they keep alive.
-async fn keep_alive(node: Node, calls: Vec<(u64, u64)>) -> Answers {
+async fn keep_alive(node: Node, calls: Vec<(u64, u64)>) -> Waited {
     let sessions = calls.iter().map(|(_, session)| *session).collect();
     let outcomes = node.keep_all_alive(sessions, DEFAULT_CALL_TIMEOUT).await;
     let header = read_header(node.id(), node.read(State::revision), Consistency::Unspecified);
@@ -640,7 +680,7 @@ async fn keep_alive(node: Node, calls: Vec<(u64, u64)>) -> Answers {
             .map(|ttl_ms| Answer::KeepAlive(KeepAliveResponse { header: Some(header), ttl_ms }));
         answers.push(&answered(id, answer));
     }
-    answers
+    Waited::Answers(answers)
 }
 
 fn failed(id: u64, error: &Error) -> StreamAnswer {

@@ -20,6 +20,7 @@ use crate::limits::{self, STREAM_CALLS_IN_FLIGHT, STREAM_FRAME_CALLS};
 use crate::listeners::tests::free_address;
 use crate::options::{Config, Durability, Listen, Log, LogFormat, Timing, cluster_id};
 use crate::proto::v1::cluster_client::ClusterClient;
+use crate::proto::v1::config_client::ConfigClient;
 use crate::proto::v1::registry_client::RegistryClient;
 use crate::proto::v1::sessions_client::SessionsClient;
 use crate::proto::v1::stream_answer::Answer;
@@ -686,6 +687,43 @@ async fn a_stream_takes_in_no_more_than_may_be_under_way_and_ends_when_the_node_
     assert_eq!(Error::from(end), Error::ShuttingDown { definite: true });
     assert!(pipeline.next().await.is_none());
     assert_eq!(taken.load(Ordering::SeqCst), 3, "nothing was read after the drain began");
+    node.server.stop().await;
+}
+
+/// Answers may be thousands of times as long as their calls: no more are made than the next message takes, so those that
+/// come later show what was written meanwhile.
+#[tokio::test]
+async fn long_answers_are_made_when_there_is_room_for_them() {
+    let node = TestNode::start().await;
+    let mut configs = ConfigClient::new(node.channel.clone());
+    let publish = |letter: u8| v1::PublishConfigRequest {
+        group: "g".into(),
+        key: "k".into(),
+        format: v1::ConfigFormat::Text.into(),
+        content: vec![letter; limits::STREAM_FRAME_BYTES],
+        ..Default::default()
+    };
+    configs.publish(publish(b'a')).await.unwrap();
+    let get = v1::GetConfigRequest { group: "g".into(), key: "k".into(), ..Default::default() };
+    let calls =
+        (0..64).map(|id| StreamCall { id, call: Some(Call::GetConfig(get.clone())) }).collect();
+    let input = stream::iter([Ok(StreamRequest { calls })]);
+    let mut pipeline = Pipeline::new(node.api(), input);
+    let mut seen = Vec::new();
+    while let Some(packed) = pipeline.next().await {
+        let Packed(response) = packed.unwrap();
+        let response = <v1::StreamResponse as prost::Message>::decode(response).unwrap();
+        for answer in response.answers {
+            let Some(Answer::GetConfig(found)) = answer.answer else { panic!("{answer:?}") };
+            seen.push((answer.id, found.item.unwrap().release.unwrap().content[0]));
+        }
+        if seen.len() == 1 {
+            configs.publish(publish(b'b')).await.unwrap();
+        }
+    }
+    let expected: Vec<(u64, u8)> =
+        (0..64).map(|id| (id, if id == 0 { b'a' } else { b'b' })).collect();
+    assert_eq!(seen, expected);
     node.server.stop().await;
 }
 

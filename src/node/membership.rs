@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, Precondition};
@@ -160,6 +161,9 @@ impl Node {
                     let why = format!("node {id} has not caught up: it lacks {behind}");
                     return Err(Error::Membership { why });
                 }
+                let mut voters = self.voters();
+                voters.insert(id);
+                self.refuse_without_majority(&voters).await?;
                 let change = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
                 let write = self.raft().change_membership(change, true).await;
                 write.map_err(|error| self.refused(error))?;
@@ -245,6 +249,11 @@ impl Node {
                     self.hand_over(Duration::from_secs(2)).await;
                     return Err(Error::NoLeader { leader: None, definite: true });
                 }
+                if !member.learner {
+                    let mut voters = self.voters();
+                    voters.remove(&id);
+                    self.refuse_without_majority(&voters).await?;
+                }
             }
         }
         self.note(Op::RetireMember { node: id }).await?;
@@ -313,12 +322,7 @@ impl Node {
     async fn finish_change(&self) {
         // Held, a change is under way here.
         let Ok(_alone) = self.0.administration.try_lock() else { return };
-        let two = {
-            let metrics = self.raft().server_metrics();
-            let metrics = metrics.borrow_watched();
-            metrics.membership_config.membership().get_joint_config().len() > 1
-        };
-        if !two {
+        if !self.is_joint() {
             return;
         }
         // Removed voters go, as `Admin::Remove` wants it; nothing else removes any.
@@ -330,6 +334,43 @@ impl Node {
             Ok(Err(error)) => tracing::info!(%error, "a change of members is unfinished"),
             Err(_) => tracing::info!("a change of members is unfinished: no majority"),
         }
+    }
+
+    /// Whether two memberships are in force.
+    fn is_joint(&self) -> bool {
+        let metrics = self.raft().server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().get_joint_config().len() > 1
+    }
+
+    /// Refuses a change after which no majority of the voters would be there: nothing could be decided any more, not even
+    /// this change.
+    async fn refuse_without_majority(&self, voters: &BTreeSet<NodeId>) -> Result<(), Error> {
+        let leader = self.raft().as_leader().map_err(|_| self.no_leader())?;
+        let leader = leader.to_committed_leader_id();
+        let members = self.members().into_iter();
+        let others = members.filter(|m| voters.contains(&m.id) && m.id != self.id());
+        let others = others.map(|member| (member.id, member.peer_address));
+        let mut answers = self.confirmations(&leader, others);
+        let mut there = BTreeSet::from_iter(voters.get(&self.id()).copied());
+        while there.len() * 2 <= voters.len()
+            && let Some(answer) = answers.next().await
+        {
+            there.extend(answer.and_then(|(id, follows)| follows.then_some(id)));
+        }
+        if there.len() * 2 > voters.len() {
+            return Ok(());
+        }
+        let why = format!(
+            "of the voters {voters:?} that there would be only {there:?} answer, and nothing could be decided without a \
+             majority: start others first, or remove one that is down"
+        );
+        Err(Error::Membership { why })
+    }
+
+    fn voters(&self) -> BTreeSet<NodeId> {
+        let members = self.members().into_iter();
+        members.filter(|member| !member.learner).map(|member| member.id).collect()
     }
 
     /// How many entries a member lacks, as the leader knows it.
@@ -393,6 +434,10 @@ impl Node {
     fn refused(&self, error: RaftError<Types, ClientWriteError<Types>>) -> Error {
         match error {
             RaftError::Fatal(fatal) => Error::internal(fatal),
+            // Its first step may have been taken, and the next leader takes the second.
+            RaftError::APIError(ClientWriteError::ForwardToLeader(_)) if self.is_joint() => {
+                Error::NoLeader { leader: None, definite: false }
+            }
             RaftError::APIError(ClientWriteError::ForwardToLeader(_)) => self.no_leader(),
             RaftError::APIError(
                 ClientWriteError::LogEntryDiscarded(_) | ClientWriteError::PreconditionFailed(_),

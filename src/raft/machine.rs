@@ -26,7 +26,7 @@ use crate::state::{self, State};
 use crate::store::checkpoint::{self, Digest};
 use crate::store::disk::Disk;
 use crate::store::driver::{Handle, Reply};
-use crate::store::image::Point;
+use crate::store::image::{ImageMeta, Point};
 use crate::store::pending::AppliedEntry;
 use crate::store::snapshot;
 use crate::watch::{Hub, SagaBoard, SagaWakeUps, WakeUps};
@@ -42,6 +42,8 @@ pub trait Checkpoints: Send + Sync + Debug + 'static {
     fn current(&self) -> Option<SnapshotFile>;
     /// Makes a received, verified file the state. Atomic under a crash at any step.
     fn install(&self, file: SnapshotFile) -> BoxFuture<'static, io::Result<State>>;
+    /// What the image holds, once all that may be in it is; None when nothing was ever written.
+    fn image(&self) -> BoxFuture<'static, io::Result<Option<ImageMeta>>>;
     /// Digests of the state at indexes where every node computes one: the last few.
     fn digests(&self) -> Vec<Digest>;
 }
@@ -106,6 +108,11 @@ impl Checkpoints for StoreCheckpoints {
             Ok(state)
         }
         .boxed()
+    }
+
+    fn image(&self) -> BoxFuture<'static, io::Result<Option<ImageMeta>>> {
+        let handle = self.handle.clone();
+        async move { ask(|reply| handle.checkpoint(reply)).await }.boxed()
     }
 
     fn digests(&self) -> Vec<Digest> {

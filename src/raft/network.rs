@@ -445,7 +445,7 @@ mod tests {
     use crate::state::State;
     use crate::store::checkpoint::Digest;
     use crate::store::fault::FaultDisk;
-    use crate::store::image::Point;
+    use crate::store::image::{ImageMeta, Point};
     use crate::store::pending::AppliedEntry;
     use crate::store::snapshot::Head;
 
@@ -581,6 +581,10 @@ mod tests {
         }
 
         fn install(&self, _: SnapshotFile) -> BoxFuture<'static, std::io::Result<State>> {
+            unreachable!("a snapshot is sent")
+        }
+
+        fn image(&self) -> BoxFuture<'static, std::io::Result<Option<ImageMeta>>> {
             unreachable!("a snapshot is sent")
         }
 

@@ -21,7 +21,7 @@ use crate::state::State;
 use crate::store::checkpoint::{Digest, Settings};
 use crate::store::disk::{Disk, RealDisk};
 use crate::store::driver::{CheckpointThread, Pace};
-use crate::store::image::Point;
+use crate::store::image::{ImageMeta, Point};
 use crate::store::pending::AppliedEntry;
 use crate::store::receiver::Receiver;
 use crate::store::sled_store::SledStore;
@@ -69,6 +69,10 @@ impl Checkpoints for SuiteCheckpoints {
 
     fn current(&self) -> Option<SnapshotFile> {
         self.0.current()
+    }
+
+    fn image(&self) -> BoxFuture<'static, io::Result<Option<ImageMeta>>> {
+        self.0.image()
     }
 
     fn digests(&self) -> Vec<Digest> {

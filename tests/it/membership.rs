@@ -203,6 +203,30 @@ fn wrong_membership_changes_are_refused() {
     });
 }
 
+/// Of two voters one would be down: neither they nor anybody else could decide anything any more.
+#[test]
+fn a_removal_that_would_leave_no_majority_is_refused() {
+    run(async {
+        let mut cluster = Cluster::three().await;
+        let leader = cluster.leader().await;
+        let followers = cluster.followers().await;
+        let [down, other] = followers[..] else { panic!("{followers:?}") };
+        cluster.kill(down);
+        let client = cluster.client();
+        for id in [other, leader] {
+            let refused = client.remove(id).await.unwrap_err();
+            assert!(matches!(&refused, Error::Membership { .. }), "{refused}");
+            assert!(refused.to_string().contains("without a majority"), "{refused}");
+        }
+        // The number is not used up, and the cluster goes on.
+        client.register(instance("web", "a"), None).await.unwrap();
+        client.remove(down).await.unwrap();
+        client.register(instance("web", "b"), None).await.unwrap();
+        let leads = cluster.leader().await;
+        assert_eq!(members(&cluster, leads).await.len(), 2);
+    });
+}
+
 /// Leadership goes to the node that was asked for, and to any other when none was.
 #[test]
 fn leadership_is_transferred() {

@@ -26,7 +26,7 @@ use quorate::store::checkpoint::{self, Checkpointer, Digest, Settings};
 use quorate::store::disk::Disk;
 use quorate::store::driver::{Driver, Handle, Pace};
 use quorate::store::fault::{Crash, FaultDisk, Faults};
-use quorate::store::image::MemoryStore;
+use quorate::store::image::{ImageMeta, MemoryStore};
 use quorate::store::inbox::Inbox;
 use quorate::store::pending::AppliedEntry;
 use quorate::store::rebuild::Mark;
@@ -699,6 +699,10 @@ impl Checkpoints for Watched {
             State::restore(kept.map(Ok))
         }
         .boxed()
+    }
+
+    fn image(&self) -> BoxFuture<'static, io::Result<Option<ImageMeta>>> {
+        self.checkpoints.image()
     }
 
     fn digests(&self) -> Vec<Digest> {
