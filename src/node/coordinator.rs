@@ -41,7 +41,7 @@ const TICK: Duration = Duration::from_millis(50);
 /// two leaders differ.
 const AGAIN: Duration = Duration::from_millis(50);
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Commands on their way at the same time.
+/// Commands that tell what came of calls, on their way at the same time.
 const PROPOSALS: usize = 2;
 /// Transactions that time has made something of, in one command.
 const DUE: usize = 512;
@@ -224,6 +224,7 @@ struct Leading<'a> {
     known: BTreeSet<CallKey>,
     /// What is to be told.
     reports: VecDeque<(CallKey, CallAnswer)>,
+    reports_under_way: usize,
     /// Transactions that are to go on.
     due: VecDeque<SagaName>,
     due_under_way: bool,
@@ -241,6 +242,7 @@ impl<'a> Leading<'a> {
             calls: FuturesUnordered::new(),
             known,
             reports: VecDeque::new(),
+            reports_under_way: 0,
             due: VecDeque::new(),
             due_under_way: false,
             proposals: FuturesUnordered::new(),
@@ -403,14 +405,18 @@ impl<'a> Leading<'a> {
     fn settle(&mut self, proposed: Proposed) {
         match proposed {
             Proposed::Reports(reports, Ok(_)) => {
+                self.reports_under_way -= 1;
                 for (key, _) in reports {
                     self.known.remove(&key);
                 }
             }
             // Told twice it counts once.
             Proposed::Reports(reports, Err(error)) => {
+                self.reports_under_way -= 1;
                 self.pause(&error);
-                self.reports.extend(reports);
+                for report in reports.into_iter().rev() {
+                    self.reports.push_front(report);
+                }
             }
             Proposed::Due(_, Ok(outcome)) => {
                 self.due_under_way = false;
@@ -434,13 +440,14 @@ impl<'a> Leading<'a> {
     /// When there is something to propose without anything else happening.
     fn wake(&self) -> Option<Instant> {
         let now = Instant::now();
-        if self.proposals.len() >= PROPOSALS {
-            return None;
-        }
-        if !self.reports.is_empty() || (!self.due.is_empty() && !self.due_under_way) {
+        let reports = !self.reports.is_empty();
+        if reports && self.reports_under_way < PROPOSALS
+            || !self.due.is_empty() && !self.due_under_way
+        {
             return Some(self.not_before.max(now));
         }
-        if self.due_under_way {
+        // What is under way wakes it.
+        if reports || self.due_under_way {
             return None;
         }
         let (next_ms, now_ms) = self.node.read(|state| (state.next_saga_ms(), self.now_ms(state)));
@@ -452,12 +459,16 @@ impl<'a> Leading<'a> {
         if Instant::now() < self.not_before {
             return;
         }
-        // Before anything is due: a call that nobody has made must not be found to have had no answer.
-        self.report();
-        if !self.due_under_way && self.proposals.len() < PROPOSALS {
+        while self.report() {}
+        if !self.due_under_way {
             if self.due.is_empty() {
                 let due = self.node.read(|state| state.due_sagas(self.now_ms(state), DUE));
-                self.due.extend(due.iter().map(|saga| name_of(saga)));
+                // A call that nobody has made must not be found to have had no answer.
+                let untold = self.reports.iter().filter(|(_, answer)| *answer == NOT_ASKED);
+                let untold: BTreeSet<(&str, &str)> =
+                    untold.map(|((namespace, gid, ..), _)| (&**namespace, &**gid)).collect();
+                let due = due.iter().filter(|it| !untold.contains(&(&*it.namespace, &*it.gid)));
+                self.due.extend(due.map(|saga| name_of(saga)));
             }
             if !self.due.is_empty() {
                 let names: Vec<SagaName> = self.due.drain(..self.due.len().min(DUE)).collect();
@@ -467,14 +478,14 @@ impl<'a> Leading<'a> {
                 self.proposals.push(Box::pin(async { Proposed::Due(names, answer.await) }));
             }
         }
-        while self.report() {}
     }
 
     /// Proposes what is to be told, as much as one command takes. False when nothing is, or enough is on its way.
     fn report(&mut self) -> bool {
-        if self.proposals.len() >= PROPOSALS || self.reports.is_empty() {
+        if self.reports_under_way >= PROPOSALS || self.reports.is_empty() {
             return false;
         }
+        self.reports_under_way += 1;
         let reports = self.batch();
         let step = |((namespace, gid, call, attempt), answer): &(CallKey, CallAnswer)| {
             let (namespace, gid) = (namespace.to_string(), gid.to_string());

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{RegistrationState, Shared, is_final};
 use crate::client::connection::settle;
@@ -254,7 +254,11 @@ impl Keeper {
         let request = asked.request.clone();
         self.asked = Some(asked);
         let answer = self.shared.client.txn(request, Some(session)).await;
-        let answer = answer.map_err(|error| settle(error, uncertain, true));
+        let answer = answer.map_err(|error| match error {
+            // Every copy of it is refused alike.
+            Error::Invalid { .. } => error,
+            error => settle(error, uncertain, true),
+        });
         if let Err(error) = &answer
             && !error.definite()
         {
@@ -478,35 +482,36 @@ impl Keeper {
             // It had expired, and what it registered is an orphan.
             return self.remove(None).await;
         }
-        match session.state() {
-            _ if self.writer == 0 => Ok(0),
-            SessionState::Alive { session: id } if id == self.writer => {
-                self.hear_of_last(&session).await?;
-                self.remove(Some(&session)).await
-            }
-            SessionState::Alive { .. } | SessionState::Expired { .. } | SessionState::Closed => {
-                self.shared.client.close_session(self.writer).await?;
-                self.remove(None).await
+        if self.writer == 0 {
+            return Ok(0);
+        }
+        let alive = SessionState::Alive { session: self.writer };
+        if session.state() == alive {
+            let patience = self.shared.client.timeout();
+            let heard = timeout(patience, self.hear_of_last(&session)).await;
+            if heard.map_err(|_| Error::Timeout { definite: false })? {
+                return self.remove(Some(&session)).await;
             }
         }
+        self.shared.client.close_session(self.writer).await?;
+        self.remove(None).await
     }
 
-    /// Finds out what became of a registration that was not answered. The session lives on, so that it could come after
-    /// the record was removed.
-    async fn hear_of_last(&mut self, session: &Session) -> Result<(), Error> {
+    /// Finds out what became of a registration that was not answered: while the session lives it could come after the
+    /// record was removed. False = the session has ended.
+    async fn hear_of_last(&mut self, session: &Session) -> bool {
         let mut attempt = 0;
         while self.asked.as_ref().is_some_and(|asked| asked.instance.session == self.writer) {
-            if let Err(error) = self.ask(session).await
-                && self.asked.is_some()
-            {
-                if attempt == limits::REGISTRATION_CONFLICTS {
-                    return Err(error);
+            match self.ask(session).await {
+                Err(Error::SessionExpired { .. }) => return false,
+                Err(_) if self.asked.is_some() => {
+                    sleep(self.shared.client.backoff(attempt)).await;
+                    attempt += 1;
                 }
-                sleep(self.shared.client.backoff(attempt)).await;
-                attempt += 1;
+                Ok(_) | Err(_) => {}
             }
         }
-        Ok(())
+        true
     }
 
     /// Removes the record if it is this registration's. A session must be one of which nothing is on its way; without one

@@ -87,8 +87,10 @@ impl TccPlan {
         let handle = self.client.saga_handle(namespace, gid);
         let mut branches = BTreeMap::new();
         if !answer.created {
+            let (saga, _) = handle.look().await?;
+            let open = saga.status() == v1::SagaStatus::Prepared;
             // Of those that an earlier run has registered nobody knows whether they were tried.
-            for (number, branch) in (0..).zip(handle.look().await?.0.branches) {
+            for (number, branch) in (0..).zip(saga.branches).take_while(|_| open) {
                 branches.insert(branch.id, Tried { number: Some(number), well: false });
             }
         }

@@ -32,6 +32,8 @@ struct Model {
     refuses: Option<Error>,
     /// What is registered is on its way for as long as this holds, and nobody answers.
     loses: bool,
+    /// Before anything is proposed.
+    refuses_at_once: Option<Error>,
     on_the_way: Vec<TxnRequest>,
     /// Answers that are kept.
     answered: BTreeMap<(u64, u64), Answer>,
@@ -101,7 +103,10 @@ impl Model {
                 self.on_the_way.push(request.clone());
                 Err(Error::Connection { message: "lost".to_owned(), definite: false })
             }
-            Call::Txn(request) => self.txn(request),
+            Call::Txn(request) => match &self.refuses_at_once {
+                Some(error) => Err(error.clone()),
+                None => self.txn(request),
+            },
             call => panic!("{call:?}"),
         }
     }
@@ -255,6 +260,7 @@ impl Fixture {
             away: false,
             refuses: None,
             loses: false,
+            refuses_at_once: None,
             on_the_way: Vec::new(),
             answered: BTreeMap::new(),
             log: Vec::new(),
@@ -359,6 +365,23 @@ async fn what_was_on_its_way_does_not_register_later() {
         }
         assert_eq!(model.instance, None, "{:?}", model.log);
     });
+}
+
+/// What is refused for good is said, also when an earlier copy was not answered.
+#[tokio::test]
+async fn a_refusal_after_a_lost_answer_is_final() {
+    let fixture = Fixture::new(Duration::from_secs(60));
+    fixture.with(|model| model.loses = true);
+    let registration = fixture.client.registration(Fixture::options()).unwrap();
+    while fixture.with(|model| model.on_the_way.is_empty()) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let refusal = Error::invalid("then[0].register.id", "a", "another one");
+    fixture.with(|model| {
+        model.loses = false;
+        model.refuses_at_once = Some(refusal.clone());
+    });
+    assert_eq!(soon(registration.settled()).await, Err(refusal));
 }
 
 #[tokio::test]
