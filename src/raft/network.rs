@@ -458,6 +458,10 @@ mod tests {
         Hangs,
         AnswersAndHangs,
         AnswersAndEnds,
+        /// Reads a snapshot, whole or not, and does not take it.
+        Declines {
+            whole: bool,
+        },
     }
 
     impl Peers for Peer {
@@ -493,6 +497,7 @@ mod tests {
                 Peer::Hangs => (vec![], true),
                 Peer::AnswersAndHangs => (vec![answer], true),
                 Peer::AnswersAndEnds => (vec![answer], false),
+                Peer::Declines { .. } => unreachable!("a snapshot is sent"),
             };
             async move {
                 input.next().await.unwrap();
@@ -508,51 +513,10 @@ mod tests {
             _: NodeId,
             _: &str,
             _: Bytes,
-            _: BoxStream<'static, Bytes>,
-            _: Duration,
-        ) -> BoxFuture<'static, Result<Bytes, PeerError>> {
-            unreachable!("a stream is opened")
-        }
-    }
-
-    /// A follower that reads a snapshot, whole or not, and does not take it.
-    #[derive(Debug, Clone, Copy)]
-    struct Declines {
-        whole: bool,
-    }
-
-    impl Peers for Declines {
-        fn call(
-            &self,
-            _: NodeId,
-            _: &str,
-            _: Method,
-            _: Bytes,
-            _: Duration,
-        ) -> BoxFuture<'static, Result<Bytes, PeerError>> {
-            unreachable!("a snapshot is sent")
-        }
-
-        fn stream(
-            &self,
-            _: NodeId,
-            _: &str,
-            _: Channel,
-            _: BoxStream<'static, Bytes>,
-        ) -> BoxFuture<'static, Result<BoxStream<'static, Result<Bytes, PeerError>>, PeerError>>
-        {
-            unreachable!("a snapshot is sent")
-        }
-
-        fn snapshot(
-            &self,
-            _: NodeId,
-            _: &str,
-            _: Bytes,
             mut chunks: BoxStream<'static, Bytes>,
             _: Duration,
         ) -> BoxFuture<'static, Result<Bytes, PeerError>> {
-            let whole = self.whole;
+            let Peer::Declines { whole } = *self else { unreachable!("a stream is opened") };
             async move {
                 while whole && chunks.next().await.is_some() {}
                 Err(PeerError::NoAnswer("it is not taken".to_owned()))
@@ -620,7 +584,7 @@ mod tests {
             let current = (!gone).then(|| file.clone());
             let store = Arc::new(Store { current, ..Store::default() });
             let network =
-                Network::new(1, Arc::new(Declines { whole }), Arc::default(), store.clone());
+                Network::new(1, Arc::new(Peer::Declines { whole }), Arc::default(), store.clone());
             let mut link = network.link(2, &Member::default(), true);
             let meta = SnapshotMeta::default();
             let snapshot = openraft::Snapshot { meta, snapshot: file };
