@@ -9,7 +9,8 @@ use super::{Leadership, Node};
 use crate::error::Error;
 use crate::runtime;
 use crate::state::{
-    Alarm, AlarmName, Command, ConfigItem, Ending, Gray, GrayDecision, ItemName, Op, Refusal, Reply,
+    Alarm, AlarmName, Command, ConfigItem, Ending, Gray, GrayDecision, ItemName, Op, Refusal,
+    Reply, Verdict,
 };
 
 /// How often gates and alarms are looked at.
@@ -24,30 +25,40 @@ pub async fn run(node: Node) {
             continue;
         }
         let wall_ms = node.clock().wall_ms();
-        let (due, alarms) = node.read(|state| {
-            let now_ms = wall_ms.max(state.meta().now_ms);
-            (state.due_gates(now_ms), state.due_alarms(now_ms))
-        });
+        let (alarms, gated) = node.read(|state| (state.all_alarms(), state.gated_items()));
+        // Each may look through many counters: the state is locked for one at a time.
         for alarm in alarms {
-            judge_alarm(&node, &alarm).await;
-        }
-        for (item, gray, verdict) in due {
-            let name = names(&item);
-            let result = judge(&node, &item, &gray, verdict.promote).await;
-            let path = format!("{}/{}/{}", name.namespace, name.group, name.key);
-            match result {
-                Ok(Some(ending)) => {
-                    let why = &verdict.why;
-                    tracing::info!(item = path, rule = %gray.rule, ?ending, why, "gate decided");
-                }
-                // Another leader was faster, or it is not due any more.
-                Ok(None) => {}
-                // The next tick tries again.
-                Err(error) => {
-                    tracing::info!(item = path, rule = %gray.rule, %error, "gate not judged");
-                }
+            let due = node.read(|state| {
+                let now_ms = wall_ms.max(state.meta().now_ms);
+                state.is_due_alarm(&alarm.namespace, &alarm.name, now_ms)
+            });
+            if due {
+                judge_alarm(&node, &alarm).await;
             }
+            runtime::yield_now().await;
         }
+        for name in gated {
+            let due = node.read(|state| state.due_gates(&name, wall_ms.max(state.meta().now_ms)));
+            for (item, gray, verdict) in due {
+                judge_gate(&node, &item, &gray, &verdict).await;
+            }
+            runtime::yield_now().await;
+        }
+    }
+}
+
+async fn judge_gate(node: &Node, item: &ConfigItem, gray: &Gray, verdict: &Verdict) {
+    let name = names(item);
+    let path = format!("{}/{}/{}", name.namespace, name.group, name.key);
+    match judge(node, item, gray, verdict.promote).await {
+        Ok(Some(ending)) => {
+            let why = &verdict.why;
+            tracing::info!(item = path, rule = %gray.rule, ?ending, why, "gate decided");
+        }
+        // Another leader was faster, or it is not due any more.
+        Ok(None) => {}
+        // The next tick tries again.
+        Err(error) => tracing::info!(item = path, rule = %gray.rule, %error, "gate not judged"),
     }
 }
 

@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::failpoint::failpoint;
 use crate::proto::v1::Consistency;
 use crate::runtime::{self, Instant};
-use crate::state::{Command, InstanceName, Op, Reply};
+use crate::state::{Command, Instance, InstanceName, Op, Reply};
 
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -25,6 +25,8 @@ const TICK: Duration = Duration::from_millis(100);
 const STALLED: Duration = Duration::from_secs(1);
 /// Sessions or instances in one command.
 const BATCH: usize = 1_000;
+/// Orphans that are looked at in one tick: the state is locked meanwhile.
+const ORPHANS: usize = 10_000;
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Default)]
@@ -188,6 +190,7 @@ pub async fn run(node: Node) {
     let mut pulse = Pulse::new();
     // The term whose state this node is known to have in full.
     let mut ready = None;
+    let mut reaper = Reaper::default();
     loop {
         if let Some(slept) = pulse.tick().await {
             node.keeper().postpone(slept);
@@ -211,7 +214,7 @@ pub async fn run(node: Node) {
             if !overdue.is_empty() {
                 expire(&node, term, overdue).await;
             }
-            reap(&node).await;
+            reaper.reap(&node).await;
         });
         loop {
             tokio::select! {
@@ -237,32 +240,52 @@ async fn expire(node: &Node, term: u64, sessions: Vec<u64>) {
     }
 }
 
-/// Deregisters instances that have been orphans for longer than their service allows.
-async fn reap(node: &Node) {
-    let now_ms = node.clock().wall_ms();
-    let instances: Vec<InstanceName> = node.read(|state| {
-        state
-            .orphans()
-            .filter(|(_, due_ms)| *due_ms <= now_ms)
-            .take(BATCH)
-            .map(|(instance, _)| InstanceName {
-                namespace: instance.namespace.to_string(),
-                service: instance.service.to_string(),
-                id: instance.id.to_string(),
-            })
-            .collect()
-    });
-    if instances.is_empty() {
-        return;
-    }
-    let op = Op::Reap { instances };
-    match node.propose_here(&Command { request: None, op }, TIMEOUT).await {
-        Ok(outcome) => {
-            if let Ok(Reply::Reaped { removed }) = outcome.result {
-                tracing::info!(removed, "orphaned instances deregistered");
+/// Goes round the orphaned instances, some of them in each tick.
+#[derive(Debug, Default)]
+struct Reaper {
+    /// The last one looked at; None = begins anew.
+    after: Option<InstanceName>,
+}
+
+impl Reaper {
+    /// Deregisters instances that have been orphans for longer than their service allows.
+    async fn reap(&mut self, node: &Node) {
+        let now_ms = node.clock().wall_ms();
+        let after = self.after.take();
+        let mut due = Vec::new();
+        self.after = node.read(|state| {
+            let mut looked_at = 0;
+            for (instance, due_ms) in state.orphans(after.as_ref()) {
+                looked_at += 1;
+                if due_ms <= now_ms {
+                    due.push(name(instance));
+                }
+                if looked_at == ORPHANS || due.len() == BATCH {
+                    return Some(name(instance));
+                }
             }
+            None
+        });
+        if due.is_empty() {
+            return;
         }
-        Err(error) => tracing::info!(%error, "the removal of orphans was not proposed"),
+        let op = Op::Reap { instances: due };
+        match node.propose_here(&Command { request: None, op }, TIMEOUT).await {
+            Ok(outcome) => {
+                if let Ok(Reply::Reaped { removed }) = outcome.result {
+                    tracing::info!(removed, "orphaned instances deregistered");
+                }
+            }
+            Err(error) => tracing::info!(%error, "the removal of orphans was not proposed"),
+        }
+    }
+}
+
+fn name(instance: &Instance) -> InstanceName {
+    InstanceName {
+        namespace: instance.namespace.to_string(),
+        service: instance.service.to_string(),
+        id: instance.id.to_string(),
     }
 }
 

@@ -13,8 +13,8 @@ use std::sync::Arc;
 pub use self::config::{ConfigClient, ConfigFilter, ConfigHistory};
 pub use self::counter::CounterFilter;
 use super::State;
-use super::command::{Refusal, Reply, Txn};
-use super::memory::{ServiceTable, ServiceVersion, SessionEntry};
+use super::command::{InstanceName, Refusal, Reply, Txn};
+use super::memory::{ServiceName, ServiceTable, ServiceVersion, SessionEntry};
 use super::scope::Scope;
 use super::table::{Instance, Member, Namespace, Pairs, Record, Service, Session};
 use crate::limits;
@@ -172,10 +172,17 @@ impl State {
         sessions.map(|(_, entry)| (&entry.record, entry.instances))
     }
 
-    /// The instances whose session has expired, by namespace, service and id, each with the time from
-    /// which it can be reaped.
-    pub fn orphans(&self) -> impl Iterator<Item = (&Arc<Instance>, u64)> {
-        self.tables.ledger.orphans.iter().map(|(name, id)| {
+    /// The instances whose session has expired, by namespace, service and id, from behind `after`, each with
+    /// the time from which it can be reaped.
+    pub fn orphans(
+        &self,
+        after: Option<&InstanceName>,
+    ) -> impl Iterator<Item = (&Arc<Instance>, u64)> {
+        let from = after.map_or(Bound::Unbounded, |InstanceName { namespace, service, id }| {
+            let (namespace, name) = (namespace.as_str().into(), service.as_str().into());
+            Bound::Excluded((Arc::new(ServiceName { namespace, name }), id.as_str().into()))
+        });
+        self.tables.ledger.orphans.range((from, Bound::Unbounded)).map(|(name, id)| {
             let table = self.tables.service(&name.namespace, &name.name);
             table
                 .and_then(|table| {

@@ -9,12 +9,27 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::*;
 
 mod alarm;
 mod center;
 mod saga;
+
+/// The gray releases of all items whose gates ask for something at a time.
+pub(super) fn due_gates(
+    state: &State,
+    now_ms: u64,
+) -> impl Iterator<Item = (Arc<ConfigItem>, Arc<Gray>, Verdict)> {
+    state.gated_items().into_iter().flat_map(move |name| state.due_gates(&name, now_ms))
+}
+
+/// The alarms of all namespaces that turn to something else at a time.
+pub(super) fn due_alarms(state: &State, now_ms: u64) -> impl Iterator<Item = Arc<Alarm>> {
+    let all = state.all_alarms().into_iter();
+    all.filter(move |alarm| state.is_due_alarm(&alarm.namespace, &alarm.name, now_ms))
+}
 
 #[test]
 fn registration() {
@@ -230,7 +245,7 @@ impl Teller {
         let restored = State::restore(self.state.records().map(Ok::<_, ()>)).unwrap();
         assert!(restored.records().eq(self.state.records()), "restored as it was");
         assert_eq!(restored.counts(), self.state.counts());
-        assert!(restored.orphans().eq(self.state.orphans()));
+        assert!(restored.orphans(None).eq(self.state.orphans(None)));
         assert!(restored.members().eq(self.state.members()));
         assert!(restored.sessions().eq(self.state.sessions()));
         for (restored, entry) in
@@ -325,7 +340,7 @@ impl Teller {
                 writeln!(out, "end").unwrap();
             }
             "orphans" => {
-                for (instance, due) in self.state.orphans() {
+                for (instance, due) in self.state.orphans(None) {
                     let name = show_key(&instance.key());
                     writeln!(out, "{name} due at {due} ms").unwrap();
                 }

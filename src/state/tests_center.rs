@@ -227,7 +227,7 @@ fn no_bound_is_too_great_for_a_gate() {
         world.run(Op::ReportConfig { session, client: client.into(), items });
         world.run(Op::ExpireSessions { term: 1, sessions: vec![session] });
     }
-    assert!(world.state.due_gates(0).is_empty());
+    assert!(world.state.due_gates(&item("a"), 0).is_empty());
     let judge = Op::JudgeGray { name: item("a"), rule: "r".into(), schema: 0 };
     assert_eq!(world.run(judge), Reply::GrayJudged { ending: None });
 }

@@ -15,6 +15,7 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
 
 use super::memory::ServiceTable;
+use super::tests::{due_alarms, due_gates};
 use super::tests_model::{Model, name_of, name_of_item, status_of_saga};
 use super::*;
 
@@ -677,8 +678,12 @@ fn assert_reads_alike(state: &State, model: &Model) {
         }
         assert_eq!(found, model.checkable(names));
     }
-    let orphans: Vec<_> = state.orphans().map(|(i, due)| (name_of(i), due)).collect();
+    let orphans: Vec<_> = state.orphans(None).map(|(i, due)| (name_of(i), due)).collect();
     assert_eq!(orphans, model.orphans());
+    for (i, (name, _)) in orphans.iter().enumerate() {
+        let behind = state.orphans(Some(name)).map(|(i, due)| (name_of(i), due));
+        assert!(behind.eq(orphans[i + 1..].iter().cloned()), "behind {name:?}");
+    }
     let held = |id| {
         let own = |i: &&Instance| i.session == Some(id) && i.orphaned_at_ms.is_none();
         model.instances.iter().filter(own).count()
@@ -880,9 +885,8 @@ fn assert_indexes_alike(state: &State, model: &Model) {
     }
     for later_ms in [0, 1_000, 20_000] {
         let now_ms = model.now_ms + later_ms;
-        let due = state.due_gates(now_ms);
+        let due = due_gates(state, now_ms);
         let mut due: Vec<_> = due
-            .into_iter()
             .map(|(item, gray, v)| (name_of_item(&item), gray.rule.clone(), v.promote, v.why))
             .collect();
         due.sort();
@@ -899,7 +903,7 @@ fn assert_indexes_alike(state: &State, model: &Model) {
     }
     for later_ms in [0, 1, 4_999, 5_000, 70_000] {
         let now_ms = model.now_ms + later_ms;
-        let due = state.due_alarms(now_ms);
+        let due: Vec<_> = due_alarms(state, now_ms).collect();
         assert!(due.iter().map(|alarm| &**alarm).eq(model.due_alarms(now_ms)), "at {now_ms}");
     }
     saga::assert_timers_alike(state, model);

@@ -10,7 +10,10 @@ use super::image::{Row, Tally};
 use super::receiver::Receiver;
 use super::snapshot::{self, Error, Head, Reader, SnapshotMeta};
 use super::testing::point;
-use crate::limits::{PEER_MESSAGE_BYTES, RECORD_BYTES, SNAPSHOT_BLOCK_BYTES, SNAPSHOT_FILE_BYTES};
+use crate::limits::{
+    PEER_MESSAGE_BYTES, RECORD_BYTES, SNAPSHOT_BLOCK_BYTES, SNAPSHOT_FILE_BYTES,
+    SNAPSHOT_RESERVE_BYTES,
+};
 
 const CLUSTER: &str = "production";
 
@@ -257,6 +260,27 @@ fn a_failing_call_is_an_error_and_the_next_attempt_succeeds() {
     assert!(write(&disk, 20, &small()).is_err());
     disk.set_faults(Faults { capacity: Some(1_000), ..Faults::default() });
     assert!(write(&disk, 30, &large()).is_err());
+}
+
+/// A snapshot that does not fit stops while the log still has space, and leaves no file.
+#[test]
+fn a_snapshot_leaves_a_reserve_to_the_log() {
+    let disk = FaultDisk::new();
+    let rows: Vec<Row> = (0..40u8).map(|i| (vec![1, i], vec![i; 1 << 20])).collect();
+    let within = |reserve| {
+        let capacity = Some(reserve + (20 << 20));
+        disk.set_faults(Faults { capacity, ..Faults::default() });
+        write(&disk, 20, &rows)
+    };
+    match within(SNAPSHOT_RESERVE_BYTES).unwrap_err() {
+        Error::Io { source, .. } => {
+            assert_eq!(source.kind(), std::io::ErrorKind::StorageFull);
+            assert!(source.to_string().contains("left to the log"), "{source}");
+        }
+        error => panic!("{error}"),
+    }
+    assert!(names(&disk).is_empty());
+    within(2 * SNAPSHOT_RESERVE_BYTES).unwrap();
 }
 
 /// A sync that lies is found by reading back only after a power loss; nothing in the file can hide it.

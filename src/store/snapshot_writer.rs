@@ -12,7 +12,7 @@ use super::snapshot::{
     SnapshotMeta, block_crc, encode_head, file_name, put_u32, verify,
 };
 use crate::failpoint::failpoint;
-use crate::limits::{SNAPSHOT_BLOCK_BYTES, SNAPSHOT_SYNC_BYTES};
+use crate::limits::{SNAPSHOT_BLOCK_BYTES, SNAPSHOT_RESERVE_BYTES, SNAPSHOT_SYNC_BYTES};
 
 /// Writes the snapshot of `records`, which come in key order, and reads it back before it gets its
 /// name. `expected` is what the source promises about them; anything else is an error and leaves no
@@ -62,7 +62,8 @@ fn write_tmp<E: std::fmt::Display>(
 }
 
 /// Appends to a new file; holds at most one block and one record.
-struct Writer {
+struct Writer<'a> {
+    disk: &'a dyn Disk,
     name: String,
     file: Arc<dyn File>,
     offset: u64,
@@ -75,8 +76,8 @@ struct Writer {
     last_key: Option<Vec<u8>>,
 }
 
-impl Writer {
-    fn create(disk: &dyn Disk, name: &str, head: &Head) -> Result<Writer, Error> {
+impl<'a> Writer<'a> {
+    fn create(disk: &'a dyn Disk, name: &str, head: &Head) -> Result<Writer<'a>, Error> {
         let what = || Error::io(format!("creating {name}"));
         let file = match disk.create(name) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -86,6 +87,7 @@ impl Writer {
             result => result.map_err(what())?,
         };
         let mut writer = Writer {
+            disk,
             name: name.to_owned(),
             file,
             offset: 0,
@@ -113,6 +115,20 @@ impl Writer {
         if self.unsynced >= SNAPSHOT_SYNC_BYTES {
             self.file.sync().map_err(what())?;
             self.unsynced = 0;
+            self.leave_the_reserve().map_err(what())?;
+        }
+        Ok(())
+    }
+
+    /// The log must not run out of space because of a snapshot that does not fit.
+    fn leave_the_reserve(&self) -> io::Result<()> {
+        let free = self.disk.free_bytes()?;
+        if free < SNAPSHOT_RESERVE_BYTES {
+            let why = format!(
+                "{free} bytes free after {} of the snapshot; {SNAPSHOT_RESERVE_BYTES} are left to the log",
+                self.offset
+            );
+            return Err(io::Error::new(io::ErrorKind::StorageFull, why));
         }
         Ok(())
     }

@@ -30,13 +30,20 @@ impl State {
         (page, found.next().is_some())
     }
 
-    /// The alarms that turn to something else at a time.
-    pub fn due_alarms(&self, now_ms: u64) -> Vec<Arc<Alarm>> {
-        let due = self.spaces_with_alarms().flat_map(|space| {
-            let alarms = space.alarms.range(Bound::Unbounded);
-            alarms.filter(|alarm| space.judge_alarm(alarm, now_ms).is_some())
-        });
-        due.cloned().collect()
+    /// The alarms of all namespaces, by namespace and name.
+    pub fn all_alarms(&self) -> Vec<Arc<Alarm>> {
+        let spaces = self.spaces_with_alarms();
+        spaces.flat_map(|space| space.alarms.range(Bound::Unbounded)).cloned().collect()
+    }
+
+    /// Whether an alarm turns to something else at a time. Looks through the counters of a name, so those who
+    /// ask for all alarms ask for one after the other.
+    pub fn is_due_alarm(&self, namespace: &str, name: &str, now_ms: u64) -> bool {
+        let space = self.tables.namespaces.get(namespace);
+        space.is_some_and(|space| {
+            let alarm = space.alarms.get(name);
+            alarm.is_some_and(|alarm| space.judge_alarm(alarm, now_ms).is_some())
+        })
     }
 
     /// Looked for several times a second: nothing is looked through when there are no alarms.

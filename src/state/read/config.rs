@@ -5,6 +5,7 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::super::State;
+use super::super::command::ItemName;
 use super::super::config::Verdict;
 use super::super::memory::ItemTable;
 use super::super::table::{ConfigItem, Gray, Pairs, Picks, Release, Report, Schema};
@@ -103,20 +104,32 @@ impl State {
         self.config_table(namespace, group, key).into_iter().flat_map(ItemTable::reports)
     }
 
-    /// The gray releases whose gates ask for something at a time, each with what it is.
-    pub fn due_gates(&self, now_ms: u64) -> Vec<(Arc<ConfigItem>, Arc<Gray>, Verdict)> {
-        let gated = self.tables.ledger.gated.iter().filter_map(|name| {
-            let table = self.config_table(&name.namespace, &name.group, &name.key)?;
-            Some((table, table.item.as_ref()?))
+    /// The items with a gray release that has a gate.
+    pub fn gated_items(&self) -> Vec<ItemName> {
+        let gated = self.tables.ledger.gated.iter();
+        let names = gated.map(|name| ItemName {
+            namespace: name.namespace.to_string(),
+            group: name.group.to_string(),
+            key: name.key.to_string(),
         });
-        gated
-            .flat_map(|(table, item)| {
-                item.gray.iter().filter_map(move |gray| {
-                    let verdict = self.tables.judge(table, gray, now_ms)?;
-                    Some((item.clone(), gray.clone(), verdict))
-                })
-            })
-            .collect()
+        names.collect()
+    }
+
+    /// The gray releases of an item whose gates ask for something at a time, each with what it is. Looks through
+    /// counters or reports, so those who ask for all items ask for one after the other.
+    pub fn due_gates(
+        &self,
+        name: &ItemName,
+        now_ms: u64,
+    ) -> Vec<(Arc<ConfigItem>, Arc<Gray>, Verdict)> {
+        let table = self.config_table(&name.namespace, &name.group, &name.key);
+        let item = table.and_then(|table| Some((table, table.item.as_ref()?)));
+        let Some((table, item)) = item else { return Vec::new() };
+        let due = item.gray.iter().filter_map(|gray| {
+            let verdict = self.tables.judge(table, gray, now_ms)?;
+            Some((item.clone(), gray.clone(), verdict))
+        });
+        due.collect()
     }
 
     fn config_table(&self, namespace: &str, group: &str, key: &str) -> Option<&ItemTable> {

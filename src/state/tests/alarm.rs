@@ -49,7 +49,7 @@ impl Teller {
     /// True when it was one of these.
     pub(super) fn look_at_alarms(&self, verb: &str, words: &mut Words, out: &mut String) -> bool {
         let alarms = match verb {
-            "due-alarms" => self.state.due_alarms(self.at_ms),
+            "due-alarms" => due_alarms(&self.state, self.at_ms).collect(),
             "untold" => self.state.untold_alarms(),
             "alarms" => {
                 let namespace = words.next();

@@ -346,7 +346,7 @@ impl Teller {
                 writeln!(out, "end").unwrap();
             }
             "due" => {
-                for (item, gray, verdict) in self.state.due_gates(self.at_ms) {
+                for (item, gray, verdict) in due_gates(&self.state, self.at_ms) {
                     let name = show_key(&item.key());
                     writeln!(out, "{name} {}: {verdict:?}", gray.rule).unwrap();
                 }
