@@ -216,7 +216,7 @@ pub const SAGA_RETENTION_MS: std::ops::RangeInclusive<u64> = 0..=30 * 86_400_000
 pub const DEFAULT_SAGA_RETENTION_MS: u64 = 86_400_000;
 pub const SAGA_DELAY_MS: std::ops::RangeInclusive<u64> = 0..=30 * 86_400_000;
 /// How long one call may take, how many may fail (0 = any number), and the pauses between them.
-pub const SAGA_CALL_MS: std::ops::RangeInclusive<u64> = 10..=600_000;
+pub const SAGA_CALL_MS: std::ops::RangeInclusive<u64> = 200..=600_000;
 pub const DEFAULT_SAGA_CALL_MS: u64 = 5_000;
 pub const SAGA_ATTEMPTS: std::ops::RangeInclusive<u64> = 0..=1_000_000;
 pub const DEFAULT_SAGA_ATTEMPTS: u32 = 0;

@@ -85,6 +85,8 @@ impl Node {
     async fn administer(&self, admin: Admin, timeout: Duration) -> Result<AdminReply, Error> {
         let deadline = Instant::now() + timeout;
         let mut again = false;
+        // An attempt may have taken its first step, or all of them.
+        let mut begun = false;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let result = match self.leadership() {
@@ -113,16 +115,24 @@ impl Node {
                 Leadership::Unknown => Err(self.no_leader()),
             };
             match result {
-                // Nothing was done yet: wait for the next leader.
-                Err(error @ Error::NoLeader { .. })
-                    if error.definite() && Instant::now() < deadline =>
-                {
-                    again = true;
-                    runtime::sleep(AGAIN).await;
-                }
                 // A change is two entries, and openraft says the same when it lost its office between them.
                 Err(Error::Membership { .. }) if again && self.has_promoted(&admin) => {
                     return Ok(AdminReply::Done);
+                }
+                // Wait for the next leader. Any change may be asked for again, and what is in its way may be
+                // its own first step, which that leader completes.
+                Err(error)
+                    if Instant::now() < deadline
+                        && (matches!(error, Error::NoLeader { .. })
+                            || begun && matches!(error, Error::Membership { .. })) =>
+                {
+                    again = true;
+                    begun |= !error.definite();
+                    runtime::sleep(AGAIN).await;
+                }
+                Err(error) if begun && error.definite() => {
+                    tracing::info!(%error, "a change of members that was begun is not known to be done");
+                    return Err(Error::Timeout { definite: false });
                 }
                 result => return result,
             }
@@ -243,16 +253,16 @@ impl Node {
                 if !member.learner && voters == 1 {
                     return Err(Error::Membership { why: format!("node {id} is the last voter") });
                 }
+                if !member.learner {
+                    let mut voters = self.voters();
+                    voters.remove(&id);
+                    self.refuse_without_majority(&voters).await?;
+                }
                 if id == self.id() {
                     // Another node finishes the change: a leader that removes itself would leave
                     // the cluster without one until an election.
                     self.hand_over(Duration::from_secs(2)).await;
                     return Err(Error::NoLeader { leader: None, definite: true });
-                }
-                if !member.learner {
-                    let mut voters = self.voters();
-                    voters.remove(&id);
-                    self.refuse_without_majority(&voters).await?;
                 }
             }
         }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use super::checkpoint::{Checkpointer, Digest, Error, Settings};
 use super::disk::{Disk, RealDisk};
 use super::driver::{CheckpointThread, Driver, Pace, Turn};
 use super::fault::{Crash, FaultDisk, Faults};
-use super::image::{ImageStore, MemoryStore, Row, verify};
+use super::image::{self, Image, ImageStore, MemoryStore, Row, verify};
 use super::inbox::Inbox;
 use super::recovery::{Origin, Recovery};
 use super::sled_store::SledStore;
@@ -92,6 +93,83 @@ fn send(world: &World, disk: &FaultDisk, index: u64) -> String {
         super::receiver::Receiver::begin(disk.handle(), CLUSTER, bytes.len() as u64).unwrap();
     receiver.chunk(0, &bytes).unwrap();
     receiver.finish().unwrap().name
+}
+
+/// An image that cannot be opened for want of permission.
+#[derive(Debug)]
+struct Closed(SledStore);
+
+impl ImageStore for Closed {
+    fn open(&mut self) -> Result<Box<dyn Image>, image::Error> {
+        self.0.open()?;
+        Err(io::Error::from(io::ErrorKind::PermissionDenied).into())
+    }
+
+    fn confirm(&mut self) -> io::Result<()> {
+        self.0.confirm()
+    }
+
+    fn set_aside(&mut self) -> io::Result<String> {
+        self.0.set_aside()
+    }
+}
+
+/// However often: the image is whole, and the log may not go back to its beginning any more.
+#[test]
+fn what_says_nothing_of_the_image_does_not_have_it_set_aside() {
+    let (dir, disk) = (tempfile::tempdir().unwrap(), FaultDisk::new());
+    let start = |store: Box<dyn ImageStore>| {
+        let settings = Settings { cluster_id: CLUSTER.into(), digest_every: 0 };
+        Checkpointer::recover(settings, store, disk.handle(), Arc::new(Inbox::new(|| {})))
+    };
+    let sled = || SledStore::new(dir.path());
+    let (mut core, _) = start(Box::new(sled())).unwrap();
+    let mut world = World::new(5);
+    feed(&core, &mut world, 30);
+    core.snapshot().unwrap();
+    feed(&core, &mut world, 10);
+    core.checkpoint().unwrap().unwrap();
+    drop(core);
+    for _ in 0..4 {
+        let error = start(Box::new(Closed(sled()))).unwrap_err();
+        assert!(matches!(&error, Error::Image(image::Error::Io(_))), "{error}");
+    }
+    let (_, recovery) = start(Box::new(sled())).unwrap();
+    assert_eq!((recovery.report, recovery.origin), (vec![], Origin::Image));
+}
+
+/// Left out, it would leave a gap before the log, as when entries were lost.
+#[test]
+fn a_snapshot_that_is_needed_and_may_not_be_read_is_waited_for() {
+    let machine = Machine::new();
+    let (mut core, _) = machine.start_well();
+    let mut world = World::new(6);
+    feed(&core, &mut world, 30);
+    core.snapshot().unwrap();
+    drop(core);
+    let deny = |deny_reads| machine.disk.set_faults(Faults { deny_reads, ..Faults::default() });
+    deny(true);
+    // The image goes as far.
+    assert_eq!(machine.start().1.origin, Origin::Image);
+    machine.image.clone().set_aside().unwrap();
+    let error = machine.try_start(Inbox::new(|| {})).unwrap_err();
+    assert!(matches!(&error, Error::Snapshot(snapshot::Error::Io { .. })), "{error}");
+    deny(false);
+    assert!(matches!(machine.start().1.origin, Origin::Snapshot(_)));
+}
+
+/// Of the first one only the note is left, for the leader that sent it was followed by one whose snapshot is older.
+#[test]
+fn an_installation_that_came_to_nothing_does_not_make_the_next_one_suspect() {
+    let mut world = World::new(7);
+    world.entries(40);
+    let machine = Machine::new();
+    let (mut core, _) = machine.start_well();
+    drop(machine.disk.create(&snapshot::installing_name(35)).unwrap());
+    core.install(&send(&world, &machine.disk, 30)).unwrap();
+    drop(core);
+    let (_, recovery) = machine.start();
+    assert_eq!(recovery.beyond(Some(10)), None);
 }
 
 #[test]

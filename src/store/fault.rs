@@ -45,6 +45,8 @@ pub struct Faults {
     /// Fails, and what it should have made durable never will be unless it is written again.
     pub fail_sync: Option<u64>,
     pub fail_read: Option<u64>,
+    /// No file may be read.
+    pub deny_reads: bool,
     pub fail_sync_dir: Option<u64>,
     /// Bytes of all files together; a write beyond them fails with `StorageFull`.
     pub capacity: Option<u64>,
@@ -507,6 +509,9 @@ impl File for FaultFile {
         inner.counts.reads += 1;
         if inner.faults.fail_read == Some(number) {
             return Err(failure("read"));
+        }
+        if inner.faults.deny_reads {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "injected: no permission"));
         }
         let data = &inode(&mut inner, self.id).data;
         let start = usize::try_from(offset).unwrap_or(usize::MAX);

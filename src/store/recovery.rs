@@ -1,6 +1,7 @@
 //! Puts the state together again at start-up, from the image and the snapshot files. Whatever is
 //! damaged is set aside and reported; the newest copy that is whole is the state.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::io;
 
@@ -34,8 +35,8 @@ pub struct Recovery {
     pub snapshot: Option<SnapshotMeta>,
     /// What was unusual, one sentence each: for the log, at level warn.
     pub report: Vec<String>,
-    /// The newest snapshot that was received and put in place, if this node has made none since.
-    installing: Option<u64>,
+    /// The snapshots that were received and were to be put in place, if this node has made none since.
+    installing: BTreeSet<u64>,
 }
 
 impl Recovery {
@@ -53,7 +54,7 @@ impl Recovery {
         let end = |point: &Point| point.index;
         let snapshot = self.snapshot.as_ref().map(|snapshot| end(&snapshot.point));
         let end = self.point.as_ref().map(end).max(snapshot);
-        end.filter(|_| end > last && end != self.installing)
+        end.filter(|index| end > last && !self.installing.contains(index))
     }
 }
 
@@ -82,9 +83,38 @@ fn may_pass(error: &io::Error) -> bool {
     passing.contains(&error.kind()) || number.is_some_and(|it| TOO_MANY_OPEN_FILES.contains(&it))
 }
 
+/// An end of recovery that says nothing against the image.
+fn spares_the_image(error: &Error) -> bool {
+    match error {
+        Error::Image(image::Error::Io(source))
+        | Error::Io { source, .. }
+        | Error::Snapshot(snapshot::Error::Io { source, .. }) => may_pass(source),
+        Error::Snapshot(error) => matches!(error, snapshot::Error::Version { .. }),
+        _ => false,
+    }
+}
+
 /// The image, as new as the state that is returned with it.
 pub(super) fn recover(
     mut store: Box<dyn ImageStore>,
+    disk: &dyn Disk,
+    cluster_id: &str,
+) -> Result<(Box<dyn Image>, Recovery), Error> {
+    let recovered = recover_from(&mut *store, disk, cluster_id);
+    match &recovered {
+        Ok(_) => {
+            let io = |source| Error::Io { what: "confirming the image".to_owned(), source };
+            store.confirm().map_err(io)?;
+        }
+        // Best effort: the error is to be told.
+        Err(error) if spares_the_image(error) => _ = store.confirm(),
+        Err(_) => {}
+    }
+    recovered
+}
+
+fn recover_from(
+    store: &mut dyn ImageStore,
     disk: &dyn Disk,
     cluster_id: &str,
 ) -> Result<(Box<dyn Image>, Recovery), Error> {
@@ -97,7 +127,7 @@ pub(super) fn recover(
         report.push("removed files of an interrupted snapshot or transfer".to_owned());
     }
 
-    let (mut image, from_image) = match open_image(&mut *store) {
+    let (mut image, from_image) = match open_image(store) {
         Ok(opened) => opened,
         Err(image::Error::Io(error)) if may_pass(&error) => {
             return Err(image::Error::Io(error).into());
@@ -129,9 +159,8 @@ pub(super) fn recover(
             (State::default(), None, Origin::Empty)
         }
     };
-    store.confirm().map_err(io("confirming the image"))?;
     let names = disk.list().map_err(io("listing the snapshots"))?;
-    let installing = names.iter().filter_map(|name| snapshot::installing_index(name)).max();
+    let installing = names.iter().filter_map(|name| snapshot::installing_index(name)).collect();
     let snapshot = newest_meta;
     Ok((image, Recovery { state, point, origin, snapshot, report, installing }))
 }
@@ -284,6 +313,10 @@ fn newest_snapshot(
                 let index = found.meta.point.index;
                 report.push(format!("snapshot {name} holds index {index}; set aside"));
                 set_aside(disk, &name)?;
+            }
+            // The state cannot do without it, unless it is damaged.
+            Err(snapshot::Error::Io { what, source }) if newer && may_pass(&source) => {
+                return Err(snapshot::Error::Io { what, source }.into());
             }
             Err(error @ snapshot::Error::Io { .. }) => {
                 report.push(format!("{error}; it is left out"));

@@ -218,7 +218,8 @@ fn a_removal_that_would_leave_no_majority_is_refused() {
             assert!(matches!(&refused, Error::Membership { .. }), "{refused}");
             assert!(refused.to_string().contains("without a majority"), "{refused}");
         }
-        // The number is not used up, and the cluster goes on.
+        // The number is not used up, the leader has stayed, and the cluster goes on.
+        assert_eq!(cluster.leader().await, leader);
         client.register(instance("web", "a"), None).await.unwrap();
         client.remove(down).await.unwrap();
         client.register(instance("web", "b"), None).await.unwrap();

@@ -286,6 +286,17 @@ fn tcc_confirms_what_was_tried_and_cancels_what_was_not() {
         assert!(refused.to_string().contains("\"a\""), "{refused}");
         again.cancel("begun twice").await.unwrap();
 
+        // An operator has suspended it in between; it stays so when it is confirmed.
+        let tcc = plan("c-6").begin().await.unwrap();
+        tcc.try_branch(branch("a", "Confirm", "Cancel"), attempt).await.unwrap();
+        let suspend = v1::SuspendSaga { reason: "looked at".into() };
+        let order = Some(v1::order_saga_request::Order::Suspend(suspend));
+        let order = v1::OrderSagaRequest { gid: "c-6".into(), order, ..Default::default() };
+        client.order_saga(order, None).await.unwrap();
+        let again = plan("c-6").begin().await.unwrap();
+        let refused = again.confirm().await.unwrap_err();
+        assert!(refused.to_string().contains("\"a\""), "{refused}");
+
         // Nobody confirms it.
         let forgotten = plan("c-4").timeout(Duration::from_secs(1)).begin().await.unwrap();
         forgotten.try_branch(branch("a", "Confirm", "Cancel"), attempt).await.unwrap();

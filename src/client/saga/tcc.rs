@@ -88,7 +88,7 @@ impl TccPlan {
         let mut branches = BTreeMap::new();
         if !answer.created {
             let (saga, _) = handle.look().await?;
-            let open = saga.status() == v1::SagaStatus::Prepared;
+            let open = saga.phase() == v1::SagaStatus::Prepared;
             // Of those that an earlier run has registered nobody knows whether they were tried.
             for (number, branch) in (0..).zip(saga.branches).take_while(|_| open) {
                 branches.insert(branch.id, Tried { number: Some(number), well: false });
