@@ -58,13 +58,13 @@ impl locks_server::Locks for Locks {
     }
 }
 
-/// Where a holder stands in the line of a lock.
+/// Where a request stands in the line of a lock.
 enum Place {
     Holds {
         token: u64,
     },
     Waits,
-    /// Its request has ended.
+    /// It has ended, or is not known yet.
     Gone,
 }
 
@@ -86,15 +86,17 @@ pub async fn acquire(
         return calls::response::<v1::AcquireLockRequest>(node.id(), outcome);
     }
     let Claim { lock, holder, .. } = *claim;
-    let waiting = wait_for(node, &lock, &holder, *revision);
-    let token = match runtime::timeout(wait, waiting).await {
+    let waiting = wait_for(node, &lock, &holder, *ticket, *revision);
+    // Queueing took some of the call's time. Once that is over, nobody may be left to give the place up.
+    let until = (Instant::now() + wait).min(deadline);
+    let token = match runtime::timeout_at(until, waiting).await {
         Ok(Ok(token)) => token,
         // There is no place to give up.
         Ok(Err(error @ Error::NotFound { .. })) => return Err(error),
-        Ok(Err(error)) => give_up(node, &lock, &holder, *ticket, deadline, error).await?,
+        Ok(Err(error)) => give_up(node, &lock, *ticket, deadline, error).await?,
         Err(_) => {
             let late = Error::Timeout { definite: true };
-            give_up(node, &lock, &holder, *ticket, deadline, late).await?
+            give_up(node, &lock, *ticket, deadline, late).await?
         }
     };
     let reply = Ok(Reply::LockAcquired { token });
@@ -102,11 +104,13 @@ pub async fn acquire(
     calls::response::<v1::AcquireLockRequest>(node.id(), outcome)
 }
 
-/// Waits until the holder, whose request is in the state from `revision` on, has the lock.
-async fn wait_for(
+/// Waits until the holder has the lock by its request with this ticket, which is in the state at `revision`.
+/// This node may be behind that, and know of an earlier request of the same holder.
+pub(super) async fn wait_for(
     node: &Node,
     lock: &LockName,
     holder: &Holder,
+    ticket: u64,
     revision: u64,
 ) -> Result<u64, Error> {
     let range = Selector::lock(lock.namespace.clone(), lock.lock.clone());
@@ -114,7 +118,7 @@ async fn wait_for(
     while let Some(message) = line.next().await {
         // What a message says is in the state by now, and maybe more.
         message?;
-        let (place, known) = node.read(|state| (place(state, lock, holder), state.revision()));
+        let (place, known) = node.read(|state| (place(state, lock, ticket), state.revision()));
         match place {
             Place::Holds { token } => return Ok(token),
             Place::Gone if known >= revision => break,
@@ -125,9 +129,8 @@ async fn wait_for(
     Err(Error::NotFound { kind: "request for the lock".to_owned(), name })
 }
 
-fn place(state: &State, lock: &LockName, holder: &Holder) -> Place {
-    let mut line = state.lock(&lock.namespace, &lock.lock);
-    let own = line.find(|it| it.session == holder.session && it.holder == holder.name);
+fn place(state: &State, lock: &LockName, ticket: u64) -> Place {
+    let own = state.lock(&lock.namespace, &lock.lock).find(|request| request.ticket == ticket);
     match own.map(|own| own.token) {
         Some(Some(token)) => Place::Holds { token },
         Some(None) => Place::Waits,
@@ -140,7 +143,6 @@ fn place(state: &State, lock: &LockName, holder: &Holder) -> Place {
 pub(super) async fn give_up(
     node: &Node,
     lock: &LockName,
-    holder: &Holder,
     ticket: u64,
     deadline: Instant,
     why: Error,
@@ -151,7 +153,7 @@ pub(super) async fn give_up(
     if let Ok(Outcome { result: Ok(Reply::LockReleased { released: false }), .. }) = left_it {
         match node.barrier(Consistency::Linearizable, left()).await {
             Ok(_) => {
-                if let Place::Holds { token } = node.read(|state| place(state, lock, holder)) {
+                if let Place::Holds { token } = node.read(|state| place(state, lock, ticket)) {
                     return Ok(token);
                 }
             }

@@ -1382,41 +1382,133 @@ fn calls_of_the_stream_are_no_greater_than_registrations() {
     assert!(size_of::<Answer>() <= greatest, "{} of {greatest}", size_of::<Answer>());
 }
 
+/// A lock, and those who ask for it by commands of their own.
+struct LockOf<'a> {
+    node: &'a crate::node::Node,
+    name: LockName,
+}
+
+impl LockOf<'_> {
+    fn of(test_node: &TestNode) -> LockOf<'_> {
+        let name = LockName { namespace: "default".to_owned(), lock: "l".to_owned() };
+        LockOf { node: &test_node.api().node, name }
+    }
+
+    async fn carry_out(&self, op: Op) -> Reply {
+        let command = Command { request: None, op };
+        self.node.propose(&command, DEFAULT_CALL_TIMEOUT).await.unwrap().result.unwrap()
+    }
+
+    async fn session(&self) -> Holder {
+        let op = Op::OpenSession { ttl_ms: 60_000, client: String::new() };
+        let Reply::SessionOpened { session, .. } = self.carry_out(op).await else { panic!() };
+        Holder { session, name: String::new() }
+    }
+
+    async fn claim(&self, holder: &Holder) -> Reply {
+        let (lock, holder) = (self.name.clone(), holder.clone());
+        let claim = Claim { lock, holder, value: String::new(), wait: true };
+        self.carry_out(Op::AcquireLock(Box::new(claim))).await
+    }
+
+    async fn token(&self, holder: &Holder) -> u64 {
+        let Reply::LockAcquired { token } = self.claim(holder).await else { panic!() };
+        token
+    }
+
+    async fn ticket(&self, holder: &Holder) -> u64 {
+        let Reply::LockQueued { ticket, .. } = self.claim(holder).await else { panic!() };
+        ticket
+    }
+
+    async fn release(&self, holder: &Holder) {
+        let by = Leaving::Holder(holder.clone());
+        self.carry_out(Op::ReleaseLock { lock: self.name.clone(), by }).await;
+    }
+}
+
 /// The lock comes just when the time of a call is over: a copy of the call, sent through another node, may have
 /// answered with it.
 #[tokio::test]
 async fn a_lock_that_comes_at_the_last_moment_is_kept() {
     let test_node = TestNode::start().await;
-    let node = &test_node.api().node;
-    let carry_out = async |op: Op| {
-        let command = Command { request: None, op };
-        node.propose(&command, DEFAULT_CALL_TIMEOUT).await.unwrap().result.unwrap()
-    };
-    let session = async || {
-        let op = Op::OpenSession { ttl_ms: 60_000, client: String::new() };
-        let Reply::SessionOpened { session, .. } = carry_out(op).await else { panic!() };
-        Holder { session, name: String::new() }
-    };
-    let lock = LockName { namespace: "default".to_owned(), lock: "l".to_owned() };
-    let claim = |holder: &Holder| {
-        let (lock, holder) = (lock.clone(), holder.clone());
-        Op::AcquireLock(Box::new(Claim { lock, holder, value: String::new(), wait: true }))
-    };
-    let (first, second) = (session().await, session().await);
-    carry_out(claim(&first)).await;
-    let Reply::LockQueued { ticket, .. } = carry_out(claim(&second)).await else { panic!() };
-    let release = Op::ReleaseLock { lock: lock.clone(), by: Leaving::Holder(first.clone()) };
-    carry_out(release).await;
+    let lock = LockOf::of(&test_node);
+    let (first, second) = (lock.session().await, lock.session().await);
+    lock.token(&first).await;
+    let ticket = lock.ticket(&second).await;
+    lock.release(&first).await;
     let late = Error::Timeout { definite: true };
-    let deadline = Instant::now();
-    let kept = lock::give_up(node, &lock, &second, ticket, deadline, late.clone()).await.unwrap();
-    let Reply::LockAcquired { token } = carry_out(claim(&second)).await else { panic!() };
-    assert_eq!(kept, token);
+    let give_up =
+        |ticket| lock::give_up(lock.node, &lock.name, ticket, Instant::now(), late.clone());
+    let kept = give_up(ticket).await.unwrap();
+    assert_eq!(kept, lock.token(&second).await);
 
-    let Reply::LockQueued { ticket, .. } = carry_out(claim(&first)).await else { panic!() };
+    let ticket = lock.ticket(&first).await;
     for _ in 0..2 {
-        let left = lock::give_up(node, &lock, &first, ticket, deadline, late.clone()).await;
-        assert_eq!(left, Err(late.clone()));
+        assert_eq!(give_up(ticket).await, Err(late.clone()));
     }
+    test_node.server.stop().await;
+}
+
+/// A node that has not heard yet that a holder released its lock and asked for it again still knows the old request,
+/// with a token that is worth nothing.
+#[tokio::test]
+async fn a_lock_that_was_held_before_is_not_taken_for_the_one_that_is_waited_for() {
+    let test_node = TestNode::start().await;
+    let lock = LockOf::of(&test_node);
+    let (first, second) = (lock.session().await, lock.session().await);
+    let old = lock.token(&first).await;
+    // What the others have decided and this node gets to know later: `first` leaves, `second` gets the lock, `first` is in
+    // line behind it.
+    let ticket = lock.node.read(crate::state::State::revision) + 3;
+    let (node, name, holder) = (lock.node.clone(), lock.name.clone(), first.clone());
+    let waiting = crate::runtime::spawn(async move {
+        lock::wait_for(&node, &name, &holder, ticket, ticket).await
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    lock.release(&first).await;
+    lock.token(&second).await;
+    // Asked for twice it is the same request.
+    for _ in 0..2 {
+        assert_eq!(lock.ticket(&first).await, ticket);
+    }
+    lock.release(&second).await;
+    let token = waiting.await.unwrap().unwrap();
+    assert!(token > ticket && ticket > old, "{token}, {ticket}, {old}");
+    assert_eq!(token, lock.token(&first).await);
+    test_node.server.stop().await;
+}
+
+/// The line is left within the time of the call, however much of it was over when the wait began: nobody is left to do
+/// it afterwards.
+#[tokio::test]
+async fn a_wait_for_a_lock_ends_with_the_time_of_its_call() {
+    const TIMEOUT: Duration = Duration::from_secs(2);
+    let test_node = TestNode::start().await;
+    let lock = LockOf::of(&test_node);
+    let (first, second) = (lock.session().await, lock.session().await);
+    lock.token(&first).await;
+    // Nothing is applied while somebody reads.
+    let (node, (began, begun)) = (lock.node.clone(), std::sync::mpsc::channel());
+    let reader = std::thread::spawn(move || {
+        node.read(|_| {
+            began.send(()).unwrap();
+            std::thread::park_timeout(TIMEOUT / 2);
+        });
+    });
+    begun.recv().unwrap();
+    let request = v1::AcquireLockRequest {
+        lock: "l".to_owned(),
+        session: second.session,
+        wait_ms: u64::MAX,
+        ..Default::default()
+    };
+    let asked = Instant::now();
+    let late = lock::acquire(lock.node, request, TIMEOUT).await;
+    assert_eq!(late, Err(Error::Timeout { definite: true }));
+    let took = asked.elapsed();
+    assert!(took < TIMEOUT * 5 / 4, "{took:?}");
+    assert_eq!(lock.node.read(|state| state.lock("default", "l").count()), 1);
+    reader.join().unwrap();
     test_node.server.stop().await;
 }
