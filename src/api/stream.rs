@@ -66,8 +66,8 @@ pub struct Pipeline<I> {
     allowed: VecDeque<Allowed>,
     /// Found and not encoded; kept for its memory.
     found: Vec<Result<Found, Error>>,
-    /// Replies being turned into answers; kept for its memory.
-    batch: Vec<Reply>,
+    /// Replies that were taken and are not encoded.
+    batch: VecDeque<Reply>,
     outbox: Answers,
     under_way: usize,
     /// How the stream ends after the last answer; None = well.
@@ -96,7 +96,7 @@ struct Replies {
 
 #[derive(Default)]
 struct Inbox {
-    replies: Vec<Reply>,
+    replies: VecDeque<Reply>,
     waker: Option<Waker>,
     /// Nobody takes them any more.
     closed: bool,
@@ -187,7 +187,7 @@ where
             waiting: FuturesUnordered::new(),
             allowed: VecDeque::new(),
             found: Vec::new(),
-            batch: Vec::new(),
+            batch: VecDeque::new(),
             outbox: Answers::default(),
             under_way: 0,
             end: None,
@@ -348,7 +348,7 @@ where
         }
     }
 
-    /// Collects the answers that are there.
+    /// Collects the answers that are there, as far as there is room for them.
     fn collect(&mut self, cx: &mut Context<'_>) {
         while let Poll::Ready(Some(waited)) = self.waiting.poll_next_unpin(cx) {
             match waited {
@@ -356,17 +356,28 @@ where
                 Waited::Reads(reads) => self.allowed.push_back(reads),
             }
         }
-        self.look_up();
-        self.replies.take(&mut self.batch, cx.waker());
+        // An answer may be many times as long as its call: the rest waits until this is sent. Reads and writes may each
+        // fill a message, so that neither waits for the other for ever.
+        if self.outbox.bytes.len() < STREAM_FRAME_BYTES {
+            self.look_up();
+            self.answer(self.outbox.bytes.len() + STREAM_FRAME_BYTES, cx.waker());
+        }
+    }
+
+    /// Turns replies into answers, until the outbox holds so many bytes or no reply is left.
+    fn answer(&mut self, upto: usize, waker: &Waker) {
         let node_id = self.node.id();
-        for Reply { id, respond, outcome } in self.batch.drain(..) {
+        while self.outbox.bytes.len() < upto {
+            if self.batch.is_empty() {
+                self.replies.take(&mut self.batch, waker);
+            }
+            let Some(Reply { id, respond, outcome }) = self.batch.pop_front() else { return };
             let answer = outcome.and_then(|outcome| respond(node_id, outcome));
             self.outbox.push(&answered(id, answer));
         }
     }
 
-    /// Looks up as much as one message takes. The rest waits until that is sent: an answer may be many times as long as its
-    /// call.
+    /// Looks up as much as one message takes.
     fn look_up(&mut self) {
         while self.outbox.bytes.len() < STREAM_FRAME_BYTES {
             let Some(Allowed { used, reads }) = self.allowed.front_mut() else { return };
@@ -389,6 +400,12 @@ where
                 }
             }
         }
+    }
+
+    /// Bytes of the answers that are made and not sent.
+    #[cfg(test)]
+    pub(super) fn made(&self) -> usize {
+        self.outbox.bytes.len()
     }
 
     /// As many answers as one message takes; at least one when there is one.
@@ -525,7 +542,7 @@ impl Replies {
         if inbox.closed {
             return;
         }
-        inbox.replies.push(reply);
+        inbox.replies.push_back(reply);
         let waker = inbox.waker.take();
         drop(inbox);
         if let Some(waker) = waker {
@@ -534,7 +551,7 @@ impl Replies {
     }
 
     /// Swaps what is there with the empty `batch`; when nothing is there, whoever pushes next wakes.
-    fn take(&self, batch: &mut Vec<Reply>, waker: &Waker) {
+    fn take(&self, batch: &mut VecDeque<Reply>, waker: &Waker) {
         let mut inbox = self.lock();
         std::mem::swap(&mut inbox.replies, batch);
         if batch.is_empty() {
@@ -548,7 +565,7 @@ impl Replies {
     fn close(&self) {
         let mut inbox = self.lock();
         inbox.closed = true;
-        inbox.replies = Vec::new();
+        inbox.replies = VecDeque::new();
     }
 }
 

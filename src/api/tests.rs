@@ -727,6 +727,53 @@ async fn long_answers_are_made_when_there_is_room_for_them() {
     node.server.stop().await;
 }
 
+/// So are those to writes, which may also read; reads go on beside them.
+#[tokio::test]
+async fn long_answers_to_writes_are_made_when_there_is_room_for_them() {
+    const CALLS: u64 = 64;
+    let node = TestNode::start().await;
+    let content = vec![b'a'; limits::STREAM_FRAME_BYTES / 2];
+    let publish = v1::PublishConfigRequest {
+        group: "g".into(),
+        key: "k".into(),
+        format: v1::ConfigFormat::Text.into(),
+        content,
+        ..Default::default()
+    };
+    ConfigClient::new(node.channel.clone()).publish(publish).await.unwrap();
+    let get = v1::GetConfigRequest { group: "g".into(), key: "k".into(), ..Default::default() };
+    let item = v1::ItemName { group: "g".into(), key: "k".into(), ..Default::default() };
+    let item = v1::RecordName { record: Some(v1::record_name::Record::Config(item)) };
+    let add = v1::AddCounterRequest { name: "c".into(), delta: 1, ..Default::default() };
+    let steps = [v1::txn_step::Step::AddCounter(add), v1::txn_step::Step::Get(item)];
+    let then: Vec<_> = steps.map(|step| v1::TxnStep { step: Some(step) }).into();
+    let txn = v1::TxnRequest { then, ..Default::default() };
+    let calls = (0..2 * CALLS).map(|id| StreamCall {
+        id,
+        call: Some(if id < CALLS { Call::Txn(txn.clone()) } else { Call::GetConfig(get.clone()) }),
+    });
+    let input = stream::iter([Ok(StreamRequest { calls: calls.collect() })]);
+    let mut pipeline = Pipeline::new(node.api(), input);
+    let mut seen = std::collections::BTreeSet::new();
+    while let Some(packed) = pipeline.next().await {
+        let Packed(response) = packed.unwrap();
+        let made = response.len() + pipeline.made();
+        assert!(made < 4 * limits::STREAM_FRAME_BYTES, "{made} bytes of answers");
+        let response = <v1::StreamResponse as prost::Message>::decode(response).unwrap();
+        for answer in response.answers {
+            let of_txn = match answer.answer {
+                Some(Answer::Txn(done)) => done.succeeded && done.results.len() == 2,
+                Some(Answer::GetConfig(_)) => false,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(of_txn, answer.id < CALLS);
+            assert!(seen.insert(answer.id), "{} twice", answer.id);
+        }
+    }
+    assert_eq!(seen.len() as u64, 2 * CALLS);
+    node.server.stop().await;
+}
+
 #[tokio::test]
 async fn a_watch_shows_a_snapshot_and_then_every_change() {
     let node = TestNode::start().await;

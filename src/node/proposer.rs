@@ -600,8 +600,9 @@ pub fn serve(
             let ready = std::mem::take(
                 &mut *collector.ready.lock().unwrap_or_else(PoisonError::into_inner),
             );
-            // Each may be as long as the reply to a transaction, and many come of one entry.
-            for answers in codec::lists_to_bytes(&ready, FORWARD_ANSWER_BYTES) {
+            // Each may be as long as the reply to a transaction, and many come of one entry: the next message is made
+            // when the peer has room for it.
+            for answers in codec::lists_to_bytes(ready, FORWARD_ANSWER_BYTES) {
                 if tx.send(answers).await.is_err() {
                     break;
                 }

@@ -46,31 +46,25 @@ pub fn to_bytes<T: Serialize>(value: &T) -> Bytes {
     Bytes::from(out)
 }
 
-/// Items as lists that [`from_bytes`] reads, each ended by the item with which it reaches `bytes`.
+/// Items as lists that [`from_bytes`] reads, each ended by the item with which it reaches `bytes`. A list is made when
+/// it is asked for.
 pub fn lists_to_bytes<T: Serialize>(
     items: impl IntoIterator<Item = T>,
     bytes: usize,
-) -> Vec<Bytes> {
+) -> impl Iterator<Item = Bytes> {
     const HEAD: usize = 1 + size_of::<u64>();
-    let mut lists = Vec::new();
-    let (mut out, mut count) = (vec![0; HEAD], 0u64);
-    let mut end = |out: &mut Vec<u8>, count: &mut u64| {
-        let mut list = std::mem::replace(out, vec![0; HEAD]);
-        list[0] = VERSION;
-        list[1..HEAD].copy_from_slice(&std::mem::take(count).to_le_bytes());
-        lists.push(Bytes::from(list));
-    };
-    for item in items {
-        options().serialize_into(&mut out, &item).expect("an item fits a peer message");
-        count += 1;
-        if out.len() >= bytes {
-            end(&mut out, &mut count);
+    let mut items = items.into_iter();
+    std::iter::from_fn(move || {
+        let (mut list, mut count) = (vec![0; HEAD], 0u64);
+        while list.len() < bytes {
+            let Some(item) = items.next() else { break };
+            options().serialize_into(&mut list, &item).expect("an item fits a peer message");
+            count += 1;
         }
-    }
-    if count > 0 {
-        end(&mut out, &mut count);
-    }
-    lists
+        list[0] = VERSION;
+        list[1..HEAD].copy_from_slice(&count.to_le_bytes());
+        (count > 0).then(|| Bytes::from(list))
+    })
 }
 
 /// The inverse of [`to_bytes`].
@@ -325,16 +319,30 @@ mod tests {
 
     #[test]
     fn lists_are_cut_where_they_are_full() {
-        let items: Vec<Bytes> = [30, 30, 50, 1, 200].map(|length| vec![7; length].into()).into();
-        let lists = lists_to_bytes(items.iter().map(|item| item.to_vec()), 100);
+        let items = [30, 30, 50, 1, 200].map(|length| vec![7u8; length]);
+        let lists: Vec<Bytes> = lists_to_bytes(&items, 100).collect();
         let read = |list: &Bytes| from_bytes::<Vec<Vec<u8>>>("list", list).unwrap();
         let lengths: Vec<Vec<usize>> =
             lists.iter().map(|list| read(list).iter().map(Vec::len).collect()).collect();
         // Each has a head of nine bytes, each item one of eight.
         assert_eq!(lengths, [vec![30, 30, 50], vec![1, 200]]);
-        assert!(lists_to_bytes(None::<u64>, 100).is_empty());
+        assert!(lists_to_bytes(None::<u64>, 100).next().is_none());
         // Whole ones are what they would be by themselves.
-        assert_eq!(lists_to_bytes([1u64, 2], 100), [to_bytes(&[1u64, 2].to_vec())]);
+        let whole: Vec<Bytes> = lists_to_bytes([1u64, 2], 100).collect();
+        assert_eq!(whole, [to_bytes(&[1u64, 2].to_vec())]);
+    }
+
+    /// So whoever sends them has one at a time, however many items there are.
+    #[test]
+    fn a_list_is_made_when_it_is_asked_for() {
+        let encoded = std::cell::Cell::new(0);
+        let items = (0..9u64).inspect(|_| encoded.set(encoded.get() + 1));
+        let mut lists = lists_to_bytes(items, 32).into_iter();
+        for made in [3, 6, 9] {
+            assert_eq!(from_bytes::<Vec<u64>>("list", &lists.next().unwrap()).unwrap().len(), 3);
+            assert_eq!(encoded.get(), made);
+        }
+        assert!(lists.next().is_none());
     }
 
     /// A log written by an older release must stay readable: these bytes never change.
