@@ -1,11 +1,15 @@
 //! Health checks over real connections. A name is resolved once, each address it leads to is held against
 //! the allow-list, and the connection goes to an address that passed: what a name says a moment later
 //! does not matter. Nothing that a target answers leads anywhere else, and little of it is read.
+//!
+//! A name that is not resolved in time is a failure of those who stand behind it, and of nobody else: who had to
+//! wait before his own was asked for, and then was late, has seen nothing.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -14,7 +18,7 @@ use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tonic::Code;
 use tonic::codegen::{Bytes, http};
 use tonic::transport::Endpoint;
@@ -32,16 +36,95 @@ use crate::state::Probe;
 #[derive(Debug, Clone)]
 pub struct SocketProber {
     allowed: Arc<AllowList>,
-    /// A name that is being resolved holds a thread, also when nobody waits for it any more.
-    lookups: Arc<Semaphore>,
+    lookups: Arc<Lookups>,
+}
+
+/// The names that are being resolved, each once, whoever asks. One of them holds a thread, also when nobody waits
+/// for it any more; so there are few at a time, and the others wait their turn.
+#[derive(Debug)]
+struct Lookups {
+    permits: Arc<Semaphore>,
+    resolve: fn(&str) -> io::Result<Vec<SocketAddr>>,
+    under_way: Mutex<BTreeMap<String, Arc<watch::Sender<Lookup>>>>,
+}
+
+#[derive(Debug, Clone)]
+enum Lookup {
+    /// For its turn.
+    Waits,
+    /// When.
+    Begun(Instant),
+    Found(Instant, Result<Vec<SocketAddr>, String>),
 }
 
 impl SocketProber {
     pub fn new(allowed: AllowList) -> Self {
-        SocketProber {
-            allowed: Arc::new(allowed),
-            lookups: Arc::new(Semaphore::new(HEALTH_LOOKUPS)),
+        let lookups = Lookups {
+            permits: Arc::new(Semaphore::new(HEALTH_LOOKUPS)),
+            resolve,
+            under_way: Mutex::default(),
+        };
+        SocketProber { allowed: Arc::new(allowed), lookups: Arc::new(lookups) }
+    }
+}
+
+/// By the operating system.
+fn resolve(host: &str) -> io::Result<Vec<SocketAddr>> {
+    Ok((host, 0).to_socket_addrs()?.map(canonical).collect())
+}
+
+impl Lookups {
+    fn under_way(&self) -> MutexGuard<'_, BTreeMap<String, Arc<watch::Sender<Lookup>>>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the name leads to, or how far that has come until the deadline.
+    async fn find(self: &Arc<Self>, host: &str, deadline: Instant) -> Lookup {
+        let mut lookup = self.begin(host);
+        let found = lookup.wait_for(|lookup| matches!(lookup, Lookup::Found(..)));
+        let _ = runtime::timeout_at(deadline, found).await;
+        lookup.borrow().clone()
+    }
+
+    /// Joins the lookup that is under way, or begins one.
+    fn begin(self: &Arc<Self>, host: &str) -> watch::Receiver<Lookup> {
+        let mut under_way = self.under_way();
+        if let Some(lookup) = under_way.get(host) {
+            return lookup.subscribe();
         }
+        let (lookup, receiver) = watch::channel(Lookup::Waits);
+        let lookup = Arc::new(lookup);
+        under_way.insert(host.to_owned(), lookup.clone());
+        runtime::spawn(self.clone().run(host.to_owned(), lookup));
+        receiver
+    }
+
+    async fn run(self: Arc<Self>, host: String, lookup: Arc<watch::Sender<Lookup>>) {
+        let permit = loop {
+            tokio::select! {
+                biased;
+                permit = self.permits.clone().acquire_owned() => break permit,
+                () = lookup.closed() => {
+                    let mut under_way = self.under_way();
+                    // Somebody may have joined before this.
+                    if lookup.is_closed() {
+                        under_way.remove(&host);
+                        return;
+                    }
+                }
+            }
+        };
+        let begun = Instant::now();
+        lookup.send_replace(Lookup::Begun(begun));
+        let (name, resolve) = (host.clone(), self.resolve);
+        let found = runtime::blocking(move || {
+            let found = resolve(&name);
+            drop(permit);
+            found.map_err(|error| format!("its name is not resolved: {error}"))
+        });
+        let found = found.await;
+        self.under_way().remove(&host);
+        lookup.send_replace(Lookup::Found(begun, found));
     }
 }
 
@@ -75,11 +158,28 @@ fn failed(why: impl Into<String>) -> Saw {
 
 impl SocketProber {
     async fn ask(&self, target: &Target) -> Result<(), Saw> {
-        let deadline = Instant::now() + target.timeout;
+        let asked = Instant::now();
+        let deadline = asked + target.timeout;
         let within = shown(target.timeout);
-        let late = |what: &str| failed(format!("no {what} within {within}"));
-        let connected = runtime::timeout_at(deadline, self.connect(target)).await;
-        let stream = connected.map_err(|_| late("connection"))??;
+        let late = |turn: Instant, what: &str| {
+            let waited = turn.saturating_duration_since(asked) > target.timeout / 10;
+            if waited { Saw::Nothing } else { failed(format!("no {what} within {within}")) }
+        };
+        let Target { host, port, .. } = target;
+        if !self.allowed.may_allow(host) {
+            return Err(Saw::NotAllowed(not_allowed(host, None)));
+        }
+        let (turn, mut found) = match host.parse::<IpAddr>() {
+            Ok(address) => (asked, vec![SocketAddr::new(address.to_canonical(), *port)]),
+            Err(_) => match self.lookups.find(host, deadline).await {
+                Lookup::Found(turn, found) => (turn, found.map_err(failed)?),
+                Lookup::Begun(turn) => return Err(late(turn, "connection")),
+                Lookup::Waits => return Err(Saw::Nothing),
+            },
+        };
+        found.iter_mut().for_each(|address| address.set_port(*port));
+        let connected = runtime::timeout_at(deadline, self.connect(host, &found)).await;
+        let stream = connected.map_err(|_| late(turn, "connection"))??;
         let answered = async {
             match &target.probe {
                 Probe::Tcp => Ok(()),
@@ -89,16 +189,14 @@ impl SocketProber {
                 Probe::Grpc { service } => grpc(stream, target, service).await,
             }
         };
-        runtime::timeout_at(deadline, answered).await.map_err(|_| late("answer"))?.map_err(failed)
+        runtime::timeout_at(deadline, answered)
+            .await
+            .map_err(|_| late(turn, "answer"))?
+            .map_err(failed)
     }
 
     /// To the first of the allowed addresses that takes the connection.
-    async fn connect(&self, target: &Target) -> Result<TcpStream, Saw> {
-        let Target { host, port, .. } = target;
-        if !self.allowed.may_allow(host) {
-            return Err(Saw::NotAllowed(not_allowed(host, None)));
-        }
-        let found = self.resolve(host, *port).await.map_err(failed)?;
+    async fn connect(&self, host: &str, found: &[SocketAddr]) -> Result<TcpStream, Saw> {
         let allowed = |address: &&SocketAddr| self.allowed.allows(host, address.ip());
         let mut last = match found.first() {
             Some(first) => Saw::NotAllowed(not_allowed(host, Some(first.ip()))),
@@ -111,21 +209,6 @@ impl SocketProber {
             }
         }
         Err(last)
-    }
-
-    async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
-        if let Ok(address) = host.parse::<IpAddr>() {
-            return Ok(vec![SocketAddr::new(address.to_canonical(), port)]);
-        }
-        let permit = self.lookups.clone().acquire_owned().await.map_err(|e| e.to_string())?;
-        let name = (host.to_owned(), port);
-        let found = runtime::blocking(move || {
-            let found = name.to_socket_addrs().map(Iterator::collect::<Vec<SocketAddr>>);
-            drop(permit);
-            found
-        });
-        let found = found.await.map_err(|error| format!("its name is not resolved: {error}"))?;
-        Ok(found.into_iter().map(canonical).collect())
     }
 }
 

@@ -187,6 +187,77 @@ async fn who_says_nothing_runs_into_the_timeout() {
     assert!(matches!(&closed, Saw::Failed(why) if why.starts_with("no gRPC answer")), "{closed:?}");
 }
 
+/// Other people's names that are not resolved say nothing of an instance.
+#[tokio::test]
+async fn who_does_not_get_to_resolve_a_name_has_seen_nothing() {
+    let (port, _) = listen(|_| async {}).await;
+    let prober = prober("127.0.0.0/8");
+    let timeout = Duration::from_millis(200);
+    let localhost = || Target { timeout, ..target("localhost", port, Probe::Tcp) };
+    let all = u32::try_from(HEALTH_LOOKUPS).unwrap();
+    let others = prober.lookups.permits.clone().acquire_many_owned(all).await.unwrap();
+    assert_eq!(saw(&prober, localhost()).await, Saw::Nothing);
+    // An address needs none.
+    assert_eq!(saw(&prober, target("127.0.0.1", port, Probe::Tcp)).await, Saw::Passed);
+    // Nobody waits for it any more.
+    while !prober.lookups.under_way().is_empty() {
+        runtime::sleep(Duration::from_millis(1)).await;
+    }
+    drop(others);
+    assert_eq!(saw(&prober, localhost()).await, Saw::Passed);
+}
+
+/// The resolver does not answer for a name until this is set.
+static ANSWERS: (Mutex<bool>, std::sync::Condvar) = (Mutex::new(false), std::sync::Condvar::new());
+
+fn slow_but_for_localhost(host: &str) -> io::Result<Vec<SocketAddr>> {
+    if host != "localhost" {
+        let (answers, changed) = &ANSWERS;
+        drop(changed.wait_while(answers.lock().unwrap(), |answers| !*answers).unwrap());
+    }
+    Ok(vec![([127, 0, 0, 1], 0).into()])
+}
+
+/// A name is resolved once for all who ask for it, and fails those alone.
+#[tokio::test]
+async fn a_name_that_is_not_resolved_holds_up_nobody_else() {
+    let (port, _) = listen(|_| async {}).await;
+    let lookups = Lookups {
+        permits: Arc::new(Semaphore::new(HEALTH_LOOKUPS)),
+        resolve: slow_but_for_localhost,
+        under_way: Mutex::default(),
+    };
+    let allowed = Arc::new(AllowList::parse("127.0.0.0/8").unwrap());
+    let prober = SocketProber { allowed, lookups: Arc::new(lookups) };
+    let timeout = Duration::from_millis(300);
+    let slow = || Target { timeout, ..target("slow.example", port, Probe::Tcp) };
+    // It had little time left when its turn came.
+    let all = u32::try_from(HEALTH_LOOKUPS).unwrap();
+    let others = prober.lookups.permits.clone().acquire_many_owned(all).await.unwrap();
+    let release = async {
+        runtime::sleep(timeout / 2).await;
+        drop(others);
+    };
+    let (saw_late, ()) = futures::join!(saw(&prober, slow()), release);
+    assert_eq!(saw_late, Saw::Nothing);
+    let many = futures::future::join_all((0..3 * HEALTH_LOOKUPS).map(|_| saw(&prober, slow())));
+    let quick = async {
+        runtime::sleep(Duration::from_millis(50)).await;
+        saw(&prober, Target { timeout, ..target("localhost", port, Probe::Tcp) }).await
+    };
+    let (many, quick) = futures::join!(many, quick);
+    assert_eq!(quick, Saw::Passed);
+    for saw in many {
+        assert_eq!(saw, failed("no connection within 300 ms"));
+    }
+    assert_eq!(prober.lookups.permits.available_permits(), HEALTH_LOOKUPS - 1);
+    *ANSWERS.0.lock().unwrap() = true;
+    ANSWERS.1.notify_all();
+    assert_eq!(saw(&prober, slow()).await, Saw::Passed);
+    assert!(prober.lookups.under_way().is_empty());
+    assert_eq!(prober.lookups.permits.available_permits(), HEALTH_LOOKUPS);
+}
+
 #[tokio::test]
 async fn grpc_health_is_asked_for_the_service() {
     let (reporter, service) = tonic_health::server::health_reporter();
