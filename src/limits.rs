@@ -145,14 +145,16 @@ pub const ALARMS: usize = 1_000;
 pub const ALARM_FOR_MS: std::ops::RangeInclusive<u64> = 0..=86_400_000;
 /// Bytes of a webhook's URL.
 pub const WEBHOOK_BYTES: usize = 1024;
-/// How long one post to a webhook may take, how often it is tried, and the pause after a failure, which
-/// doubles up to the second.
+/// How long one post to a webhook may take, how often in a row one may fail before it is given up, whatever the alarm does
+/// meanwhile, and the pause after a failure, which doubles up to the second.
 pub const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(5);
 pub const WEBHOOK_ATTEMPTS: u32 = 10;
 pub const WEBHOOK_AGAIN: Duration = Duration::from_secs(1);
 pub const WEBHOOK_AGAIN_MAX: Duration = Duration::from_secs(60);
-/// Posts under way on the leader, and URLs that `--webhook-allow` and `--participant-allow` may name.
+/// Posts under way on the leader, and of those to one host; more wait their turn.
 pub const WEBHOOKS_UNDER_WAY: usize = 16;
+pub const WEBHOOKS_OF_HOST: usize = 4;
+/// URLs that `--webhook-allow` and `--participant-allow` may name.
 pub const WEBHOOKS_ALLOWED: usize = 64;
 
 // ---- locks ----
@@ -666,6 +668,7 @@ const _: () = {
     );
     assert!(WATCH_RING_EVENTS >= WATCH_QUEUE, "who is cut off may resume from the ring");
     assert!(WATCH_MESSAGE_BYTES < CLIENT_MESSAGE_BYTES);
+    assert!(WEBHOOKS_OF_HOST < WEBHOOKS_UNDER_WAY, "a host that does not answer leaves room");
     assert!(METADATA_TOTAL_BYTES < COMMAND_BYTES);
     assert!(
         HEALTH_VERDICTS * (3 * NAME_BYTES + TEXT_BYTES + 64) < COMMAND_BYTES,

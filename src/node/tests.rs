@@ -1,9 +1,11 @@
-//! Membership changes that break off half-way and nodes that are not who they say, on real nodes of
-//! one process.
+//! Membership changes that break off half-way, nodes that are not who they say and webhooks that do not answer, on
+//! real nodes of one process.
 
 #![allow(clippy::unwrap_used)]
 
 use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 use crate::limits;
@@ -11,7 +13,9 @@ use crate::listeners::tests::free_address;
 use crate::options::{self, Durability, Listen, LogFormat, Timing, cluster_id};
 use crate::raft::transport::hello;
 use crate::server::Server;
-use crate::state::Op;
+use crate::state::{
+    Addition, AlarmMeasure, AlarmName, AlarmRule, AlarmSide, CounterName, Op, Pairs,
+};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -24,10 +28,15 @@ struct TestNode {
 
 impl TestNode {
     async fn start(id: u64, join: Option<&TestNode>) -> TestNode {
-        TestNode::start_at(free_address(), id, join).await
+        TestNode::start_at(free_address(), id, join, Vec::new()).await
     }
 
-    async fn start_at(peer: SocketAddr, id: u64, join: Option<&TestNode>) -> TestNode {
+    async fn start_at(
+        peer: SocketAddr,
+        id: u64,
+        join: Option<&TestNode>,
+        webhook_allow: Vec<String>,
+    ) -> TestNode {
         let dir = tempfile::tempdir().unwrap();
         let [client, http] = [(); 2].map(|()| free_address());
         let members = vec![(id, peer.to_string())];
@@ -44,7 +53,7 @@ impl TestNode {
             snapshot_entries: limits::SNAPSHOT_ENTRIES,
             snapshot_keep_entries: limits::SNAPSHOT_KEEP_ENTRIES,
             digest_entries: limits::DIGEST_ENTRIES,
-            webhook_allow: Vec::new(),
+            webhook_allow,
             participant_allow: Vec::new(),
             health_check_allow: Default::default(),
             worker_threads: 1,
@@ -197,10 +206,69 @@ async fn a_member_that_is_started_after_its_addition_is_noted_then() {
     // Its number is known, its directory is not made yet.
     assert_eq!(one.add(9, &peer.to_string()).await.unwrap(), [1, 9]);
     assert_eq!(one.noted(9), Some((None, false)));
-    let nine = TestNode::start_at(peer, 9, Some(&one)).await;
+    let nine = TestNode::start_at(peer, 9, Some(&one), Vec::new()).await;
     let store = one.until_noted(9).await;
     let answer = hello(None, &nine.peer).await.unwrap().identity.unwrap();
     assert_eq!(format!("{store:032x}"), answer.store_id);
     nine.server.stop().await;
+    one.server.stop().await;
+}
+
+/// Takes connections and answers each, or none.
+async fn webhook(address: &str, answers: bool) -> String {
+    let listener = tokio::net::TcpListener::bind((address, 0)).await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    runtime::spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            if answers {
+                let answer = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n";
+                stream.read_exact(&mut [0; 64]).await.unwrap();
+                stream.write_all(answer).await.unwrap();
+            }
+            open.push(stream);
+        }
+    });
+    url
+}
+
+/// However many alarms wait for it, and although it is their turn first.
+#[tokio::test]
+async fn a_webhook_that_does_not_answer_holds_up_no_other() {
+    let (dead, live) = (webhook("127.0.0.1", false).await, webhook("127.0.0.2", true).await);
+    let allowed = vec![dead.clone(), live.clone()];
+    let one = TestNode::start_at(free_address(), 1, None, allowed).await;
+    let queue = || CounterName {
+        namespace: "default".to_owned(),
+        name: "queue".to_owned(),
+        labels: Pairs::default(),
+    };
+    let alarm = |name: &str, webhook: &str| Op::PutAlarm {
+        name: AlarmName { namespace: "default".to_owned(), name: name.to_owned() },
+        rule: Box::new(AlarmRule {
+            counter: queue().name,
+            labels: Pairs::default(),
+            measure: AlarmMeasure::Value,
+            side: AlarmSide::Above,
+            bound_milli: 0,
+            for_ms: 0,
+            webhook: webhook.to_owned(),
+            description: String::new(),
+        }),
+    };
+    for i in 0..2 * limits::WEBHOOKS_UNDER_WAY {
+        one.note(alarm(&format!("dead-{i}"), &dead)).await;
+    }
+    one.note(alarm("live", &live)).await;
+    let addition = Addition { name: queue(), kind: None, delta: 1, floor: None, ceil: None };
+    one.note(Op::AddCounter(Box::new(addition))).await;
+    let until = async |holds: fn(&crate::state::Alarm) -> bool| {
+        while !one.node().read(|state| state.alarm("default", "live").is_some_and(|it| holds(it))) {
+            runtime::sleep(AGAIN).await;
+        }
+    };
+    until(|live| live.transitions == 1).await;
+    let told = runtime::timeout(limits::WEBHOOK_TIMEOUT * 4 / 5, until(|live| live.posted == 1));
+    told.await.expect("it is told before the others have failed");
     one.server.stop().await;
 }

@@ -3,21 +3,25 @@
 //! goes on with what is not noted: so each is told at least once, unless a newer one overtakes it, and may be
 //! told twice.
 //!
+//! Few posts are under way at a time, and fewer of them to one host; whoever pauses after a failure holds up nobody.
+//!
 //! Invariant: at most one task of a leader tells of an alarm.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use serde_json::json;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::codegen::http::Uri;
 
 use super::{Leadership, Node, is_below, shortened};
 use crate::error::Error;
 use crate::limits::{
-    WEBHOOK_AGAIN, WEBHOOK_AGAIN_MAX, WEBHOOK_ATTEMPTS, WEBHOOK_TIMEOUT, WEBHOOKS_UNDER_WAY,
+    WEBHOOK_AGAIN, WEBHOOK_AGAIN_MAX, WEBHOOK_ATTEMPTS, WEBHOOK_TIMEOUT, WEBHOOKS_OF_HOST,
+    WEBHOOKS_UNDER_WAY,
 };
 use crate::runtime;
 use crate::state::{Alarm, AlarmName, AlarmSide, AlarmStatus, Command, Op};
@@ -35,9 +39,44 @@ pub trait Webhooks: Send + Sync + Debug + 'static {
 /// Who is being told, by namespace and name of the alarm.
 type Telling = BTreeMap<(String, String), runtime::JoinHandle<()>>;
 
+/// Who may post, in the order in which they ask.
+#[derive(Debug)]
+struct Turns {
+    all: Arc<Semaphore>,
+    hosts: Mutex<BTreeMap<String, Arc<Semaphore>>>,
+}
+
+impl Turns {
+    fn new() -> Turns {
+        Turns { all: Arc::new(Semaphore::new(WEBHOOKS_UNDER_WAY)), hosts: Mutex::default() }
+    }
+
+    /// Waits for one to this URL; it is over when both are dropped.
+    async fn take(&self, url: &str) -> [OwnedSemaphorePermit; 2] {
+        let of_host = {
+            let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+            hosts.retain(|_, turns| Arc::strong_count(turns) > 1);
+            let turns = || Arc::new(Semaphore::new(WEBHOOKS_OF_HOST));
+            hosts.entry(host(url)).or_insert_with(turns).clone()
+        };
+        // That of the host first: whoever waits for it leaves the other to those who can post.
+        let of_host = take(of_host).await;
+        [of_host, take(self.all.clone()).await]
+    }
+}
+
+async fn take(turns: Arc<Semaphore>) -> OwnedSemaphorePermit {
+    turns.acquire_owned().await.expect("nobody closes the semaphores of turns")
+}
+
+fn host(url: &str) -> String {
+    let host = url.parse::<Uri>().ok().and_then(|url| Some(url.host()?.to_ascii_lowercase()));
+    host.unwrap_or_default()
+}
+
 /// Runs until the node is dropped.
 pub async fn run(node: Node) {
-    let permits = Arc::new(Semaphore::new(WEBHOOKS_UNDER_WAY));
+    let turns = Arc::new(Turns::new());
     let mut telling = Telling::new();
     loop {
         runtime::sleep(TICK).await;
@@ -45,40 +84,47 @@ pub async fn run(node: Node) {
         if !matches!(node.leadership(), Leadership::Leader { .. }) {
             continue;
         }
+        // As many as there are alarms at most.
         for alarm in node.read(|state| state.untold_alarms()) {
             let names = (alarm.namespace.to_string(), alarm.name.to_string());
             if telling.contains_key(&names) {
                 continue;
             }
-            let Ok(permit) = permits.clone().try_acquire_owned() else { break };
-            let (node, (namespace, name)) = (node.clone(), names.clone());
-            let task = runtime::spawn(async move {
-                tell(&node, &namespace, &name).await;
-                drop(permit);
-            });
+            let (node, turns, (namespace, name)) = (node.clone(), turns.clone(), names.clone());
+            let task = runtime::spawn(async move { tell(&node, &turns, &namespace, &name).await });
             telling.insert(names, task);
         }
     }
 }
 
 /// Posts the newest transition of an alarm until it is taken or given up. One that comes meanwhile takes
-/// its place: nobody hears of an older one after a newer one.
-async fn tell(node: &Node, namespace: &str, name: &str) {
-    let (mut transition, mut attempt, mut pause) = (0, 0, WEBHOOK_AGAIN);
+/// its place: nobody hears of an older one after a newer one. It takes over the attempts too, or an alarm that
+/// comes and goes would never be given up.
+async fn tell(node: &Node, turns: &Turns, namespace: &str, name: &str) {
+    let untold = || {
+        let alarm = node.read(|state| state.alarm(namespace, name).cloned());
+        alarm.filter(|alarm| alarm.is_untold())
+    };
+    let (mut attempt, mut pause) = (0, WEBHOOK_AGAIN);
     // What is not noted is told again by the next leader.
     while matches!(node.leadership(), Leadership::Leader { .. }) {
-        let alarm = node.read(|state| state.alarm(namespace, name).cloned());
-        let Some(alarm) = alarm.filter(|alarm| alarm.is_untold()) else { return };
-        if alarm.transitions != transition {
-            (transition, attempt, pause) = (alarm.transitions, 0, WEBHOOK_AGAIN);
+        let Some(waiting) = untold() else { return };
+        let turn = turns.take(&waiting.rule.webhook).await;
+        // That may have taken long.
+        let Some(alarm) = untold() else { return };
+        if alarm.rule.webhook != waiting.rule.webhook
+            || !matches!(node.leadership(), Leadership::Leader { .. })
+        {
+            continue;
         }
         // The list may be another one than when the alarm was put.
         if let Err(error) = node.check_webhook(&alarm.rule.webhook) {
+            drop(turn);
             return note(node, &alarm, error.to_string()).await;
         }
-        let Err(error) = post(node, &alarm).await else {
-            return note(node, &alarm, String::new()).await;
-        };
+        let posted = post(node, &alarm).await;
+        drop(turn);
+        let Err(error) = posted else { return note(node, &alarm, String::new()).await };
         attempt += 1;
         if attempt == WEBHOOK_ATTEMPTS {
             let error = format!("given up after {attempt} attempts: {error}");
@@ -164,7 +210,24 @@ impl Node {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
+
     use super::*;
+
+    /// A host takes no more than its own turns, and none of the others' while it waits for one.
+    #[test]
+    fn a_host_leaves_turns_to_the_others() {
+        let turns = Turns::new();
+        let take = |url: &str| turns.take(url).now_or_never();
+        let dead = ["http://a.example/1", "https://A.example:8443/2?x"];
+        let mut taken: Vec<_> = dead.iter().cycle().take(40).filter_map(|url| take(url)).collect();
+        assert_eq!(taken.len(), WEBHOOKS_OF_HOST);
+        taken.extend((0..40).filter_map(|i| take(&format!("http://b{i}.example/"))));
+        assert_eq!(taken.len(), WEBHOOKS_UNDER_WAY);
+        drop(taken);
+        assert!(take(dead[0]).is_some());
+        assert_eq!(turns.hosts.lock().unwrap_or_else(PoisonError::into_inner).len(), 1);
+    }
 
     #[test]
     fn a_prefix_allows_whole_parts() {

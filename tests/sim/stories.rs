@@ -666,6 +666,29 @@ fn a_webhook_that_never_answers_is_given_up() {
     });
 }
 
+/// An alarm that comes and goes faster than its webhook is given up is given up all the same.
+#[test]
+fn a_webhook_that_never_answers_is_given_up_while_its_alarm_comes_and_goes() {
+    tell_quietly(14, async |world| {
+        put_alarm(world).await;
+        world.hook().refuses = true;
+        let noted = || {
+            let (_, node) = world.running(leader(world)).expect("the node is up");
+            node.read(|state| state.alarm("default", "long").expect("it was put").posted)
+        };
+        for round in 0..40 {
+            if noted() > 0 {
+                break;
+            }
+            add(world, if round % 2 == 0 { 1 } else { -1 }).await;
+            assert!(pass(world, Duration::from_secs(20)).await);
+        }
+        let posts = transitions(&world.hook().refused);
+        assert!(noted() > 1, "{posts:?}");
+        assert!(posts.len() >= 10 && posts.is_sorted(), "{posts:?}");
+    });
+}
+
 /// How many instances the stories of health checks have.
 const CHECKED: usize = 12;
 const SECOND: Duration = Duration::from_secs(1);
