@@ -13,7 +13,9 @@
 //! Watchers of one range share a group: one queue of messages, in which each reader has its place. A
 //! message costs the same however many wait for it, and is encoded once. What every reader has read
 //! leaves the queue; a reader that falls behind a full queue is cut off with the revision after which
-//! it may resume. Nothing here is kept per watcher but its place and what is left of its beginning.
+//! it may resume. When all queues together hold too much, it is those who are furthest behind, in whatever
+//! range: whoever reads pays for nobody who does not. Nothing here is kept per watcher but its place and what
+//! is left of its beginning.
 //!
 //! What a change costs: its place in the ring; when anybody watches anything, a few look-ups by its
 //! names; when somebody watches it, one message for all groups that see the same of its revision.
@@ -30,8 +32,9 @@ mod sagas;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::AtomicUsize;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 pub use group::WakeUps;
@@ -62,6 +65,8 @@ pub struct Capacity {
     /// Messages that wait in one range, and the bytes that wait in all of them.
     pub queue_messages: usize,
     pub queue_bytes: usize,
+    /// Bytes of snapshots that are on their way, beyond which none is made for a new watcher.
+    pub snapshot_bytes: usize,
     /// Events and bytes in one message of a snapshot. A revision whose changes have more bytes in one
     /// range than this reaches its watchers as a snapshot.
     pub snapshot_events: usize,
@@ -76,6 +81,7 @@ impl Default for Capacity {
             ring_bytes: limits::WATCH_RING_BYTES,
             queue_messages: limits::WATCH_QUEUE,
             queue_bytes: limits::WATCH_QUEUE_BYTES,
+            snapshot_bytes: limits::WATCH_SNAPSHOT_BYTES,
             snapshot_events: limits::WATCH_SNAPSHOT_EVENTS,
             message_bytes: limits::WATCH_MESSAGE_BYTES,
             watchers: limits::WATCHERS,
@@ -94,6 +100,8 @@ struct Shared {
     capacity: Capacity,
     /// Bytes of the messages that wait in all groups.
     queued_bytes: AtomicUsize,
+    /// Bytes of the snapshots that somebody has not read to their end.
+    snapshot_bytes: Arc<AtomicUsize>,
     inner: Mutex<Inner>,
 }
 
@@ -159,8 +167,9 @@ impl Hub {
             watchers: 0,
             closed: false,
         };
-        let queued_bytes = AtomicUsize::new(0);
-        Hub { shared: Arc::new(Shared { capacity, queued_bytes, inner: Mutex::new(inner) }) }
+        let (queued_bytes, snapshot_bytes) = Default::default();
+        let inner = Mutex::new(inner);
+        Hub { shared: Arc::new(Shared { capacity, queued_bytes, snapshot_bytes, inner }) }
     }
 
     /// Hands what was applied to the watchers; `revision` is the state's after `events`. Called with
@@ -180,6 +189,7 @@ impl Hub {
             );
             inner.revision = event.revision;
             inner.fan_out(&self.shared, event, &mut wake_ups);
+            inner.relieve(&self.shared);
         }
         assert!(revision >= inner.revision, "revision {revision} after {}", inner.revision);
         inner.revision = revision;
@@ -217,12 +227,15 @@ impl Hub {
             drop(queue);
             (group, start, changes)
         };
-        let backlog = match changes {
-            Some(changes) => Backlog::Changes(changes),
-            None => Backlog::Snapshot(group.lock().snapshot(&group.range, state, capacity), 0),
-        };
+        let whole = changes.is_none();
+        let backlog = Backlog::Changes(changes.unwrap_or_default());
         let reader = Reader { backlog, place, complete: after_revision, bookmarks, ended: false };
-        Ok(Subscription { shared: self.shared.clone(), group, reader })
+        let mut subscription = Subscription { shared: self.shared.clone(), group, reader };
+        if whole {
+            let snapshot = subscription.snapshot(state)?;
+            subscription.reader.backlog = Backlog::Snapshot(snapshot, 0);
+        }
+        Ok(subscription)
     }
 
     /// After the state was replaced by a snapshot from another node: whoever watches gets a snapshot.
@@ -235,7 +248,7 @@ impl Hub {
         for group in inner.parts.iter().flat_map(BTreeMap::values) {
             let mut queue = group.lock();
             queue.quiet_since = state.revision();
-            let snapshot = queue.snapshot(&group.range, state, &self.shared.capacity);
+            let snapshot = queue.snapshot(&group.range, state, &self.shared);
             queue.drop_slots(&self.shared);
             queue.readers = queue.members;
             queue.reset = Some(queue.first);
@@ -291,6 +304,20 @@ impl Hub {
 }
 
 impl Subscription {
+    /// What the watcher begins with. A snapshot lives until the last of its readers has read it, and while the range
+    /// changes each new one needs another: so many slow readers are not let in.
+    fn snapshot(&self, state: &State) -> Result<Arc<Snapshot>, Error> {
+        let Subscription { shared, group, .. } = self;
+        let mut queue = group.lock();
+        let limit = shared.capacity.snapshot_bytes;
+        if shared.snapshot_bytes.load(Ordering::Relaxed) > limit && queue.known_snapshot().is_none()
+        {
+            let limit = limit as u64;
+            return Err(Error::Overloaded { queue: "bytes of watch snapshots".into(), limit });
+        }
+        Ok(queue.snapshot(&group.range, state, shared))
+    }
+
     /// The next message; None after an error, which ends the watch. Nothing is lost when the future
     /// is dropped.
     pub async fn next(&mut self) -> Option<Result<Arc<Message>, Error>> {
@@ -450,6 +477,31 @@ impl Inner {
                 .entry(part)
                 .or_insert_with_key(|part| message(part.iter().map(|at| seen(all[*at])).collect()));
             group.publish(shared, message, wake_ups);
+        }
+    }
+
+    /// When more waits than there is room for, cuts off those who are furthest behind. It is looked through all ranges
+    /// for them, so some more room is made than is lacking. What has only just been published stays.
+    fn relieve(&self, shared: &Shared) {
+        let most = shared.capacity.queue_bytes;
+        let waits = || shared.queued_bytes.load(Ordering::Relaxed);
+        if waits() <= most {
+            return;
+        }
+        let lagging = |queue: &group::Queue| queue.oldest().filter(|old| *old < self.revision);
+        let groups = || self.parts.iter().flat_map(BTreeMap::values);
+        let mut oldest: BinaryHeap<Reverse<(u64, u64)>> = groups()
+            .filter_map(|group| Some(Reverse((lagging(&group.lock())?, group.number))))
+            .collect();
+        while waits() > most - most / 8
+            && let Some(Reverse((revision, number))) = oldest.pop()
+        {
+            let mut queue = self.parts[part_of(number)][&number].lock();
+            // Unless they have read it meanwhile.
+            if queue.oldest() == Some(revision) {
+                queue.overrun(shared);
+            }
+            oldest.extend(lagging(&queue).map(|revision| Reverse((revision, number))));
         }
     }
 

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use tokio::sync::Notify;
 
+use super::Shared;
 use super::message::{Message, Snapshot};
 use super::range::Range;
-use super::{Capacity, Shared};
 use crate::state::State;
 
 /// All watchers of one range.
@@ -122,34 +122,36 @@ impl Queue {
         if self.readers == 0 {
             return;
         }
-        let queued = shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.slots.push_back(Slot { item, unread: self.readers, bytes });
-        let mut excess = queued.saturating_sub(shared.capacity.queue_bytes);
-        while self.slots.len() > shared.capacity.queue_messages
-            || (excess > 0 && self.slots.len() > 1)
-        {
-            excess = excess.saturating_sub(self.overrun(shared));
+        while self.slots.len() > shared.capacity.queue_messages {
+            self.overrun(shared);
         }
     }
 
-    /// Drops the oldest message unread: those who have not read it are readers no more. Returns the
-    /// bytes that became free.
-    fn overrun(&mut self, shared: &Shared) -> usize {
+    /// Revision of the oldest message that somebody has not read.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        Some(match &self.slots.front()?.item {
+            Item::Message(message) => message.revision,
+            Item::Snapshot(snapshot) => snapshot.revision,
+        })
+    }
+
+    /// Drops the oldest message unread: those who have not read it are readers no more.
+    pub(super) fn overrun(&mut self, shared: &Shared) {
         let slot = self.pop(shared);
         self.readers -= slot.unread;
         for later in &mut self.slots {
             later.unread -= slot.unread;
         }
-        slot.bytes + self.trim(shared)
+        self.trim(shared);
     }
 
     /// Drops what all readers have read.
-    fn trim(&mut self, shared: &Shared) -> usize {
-        let mut bytes = 0;
+    fn trim(&mut self, shared: &Shared) {
         while self.slots.front().is_some_and(|slot| slot.unread == 0) {
-            bytes += self.pop(shared).bytes;
+            self.pop(shared);
         }
-        bytes
     }
 
     fn pop(&mut self, shared: &Shared) -> Slot {
@@ -197,21 +199,24 @@ impl Queue {
         self.trim(shared);
     }
 
-    /// The range as it is in `state`. Watchers that come while nothing changes in it share one.
+    /// The last snapshot, when it is still right: watchers that come while nothing changes in the range share one.
+    pub(super) fn known_snapshot(&self) -> Option<Arc<Snapshot>> {
+        self.snapshot.upgrade().filter(|snapshot| snapshot.revision >= self.quiet_since)
+    }
+
+    /// The range as it is in `state`.
     pub(super) fn snapshot(
         &mut self,
         range: &Range,
         state: &State,
-        capacity: &Capacity,
+        shared: &Shared,
     ) -> Arc<Snapshot> {
-        match self.snapshot.upgrade() {
-            Some(snapshot) if snapshot.revision >= self.quiet_since => snapshot,
-            Some(_) | None => {
-                let snapshot = Arc::new(Snapshot::of(range, state, capacity));
-                self.snapshot = Arc::downgrade(&snapshot);
-                snapshot
-            }
-        }
+        self.known_snapshot().unwrap_or_else(|| {
+            let snapshot = Snapshot::of(range, state, &shared.capacity, &shared.snapshot_bytes);
+            let snapshot = Arc::new(snapshot);
+            self.snapshot = Arc::downgrade(&snapshot);
+            snapshot
+        })
     }
 }
 

@@ -1,5 +1,6 @@
 //! What watchers get: the messages.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -40,6 +41,9 @@ pub enum Kind {
 pub(super) struct Snapshot {
     pub(super) revision: u64,
     pub(super) messages: Vec<Arc<Message>>,
+    bytes: usize,
+    /// Of all that there are.
+    total: Arc<AtomicUsize>,
 }
 
 impl Message {
@@ -55,7 +59,13 @@ impl Message {
 }
 
 impl Snapshot {
-    pub(super) fn of(range: &Range, state: &State, capacity: &Capacity) -> Snapshot {
+    /// `total` counts its bytes as long as it lives.
+    pub(super) fn of(
+        range: &Range,
+        state: &State,
+        capacity: &Capacity,
+        total: &Arc<AtomicUsize>,
+    ) -> Snapshot {
         let revision = state.revision();
         let mut pieces: Vec<Vec<Change>> = vec![Vec::new()];
         let mut bytes = 0;
@@ -73,14 +83,22 @@ impl Snapshot {
             }
         });
         let last = pieces.len() - 1;
-        let messages = pieces
+        let messages: Vec<Arc<Message>> = pieces
             .into_iter()
             .enumerate()
             .map(|(i, piece)| {
                 Message::new(revision, Kind::Snapshot { more: i < last }, piece.into())
             })
             .collect();
-        Snapshot { revision, messages }
+        let bytes = messages.iter().map(|message| message.bytes).sum();
+        total.fetch_add(bytes, Ordering::Relaxed);
+        Snapshot { revision, messages, bytes, total: total.clone() }
+    }
+}
+
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

@@ -653,6 +653,63 @@ fn the_bytes_that_wait_are_bounded_over_all_ranges() {
     assert_eq!(world.queued_bytes(), 0);
 }
 
+/// A watcher that has read the last entry loses nothing to one that reads nothing, of whatever range.
+#[test]
+fn whoever_is_furthest_behind_makes_room_for_the_others() {
+    let mut world = World::new(Capacity { queue_bytes: 4_000, ..Capacity::default() });
+    let mut stalled = world.watch(service("quiet"), 0);
+    let mut quick = world.watch(service("busy"), 0);
+    stalled.drain();
+    quick.drain();
+    for round in 0..100 {
+        if world.queued_bytes() < 3_000 {
+            world.apply(vec![register("quiet", "1", &round.to_string())]);
+        }
+    }
+    for round in 0..20 {
+        let entry = (0..8).map(|id| register("busy", &id.to_string(), &round.to_string()));
+        world.apply(entry.collect());
+        assert_eq!(quick.drain(), None, "round {round}");
+        quick.check(&world.history);
+    }
+    assert!(matches!(stalled.drain(), Some(Error::WatchLagged { .. })));
+    assert_eq!(world.queued_bytes(), 0);
+}
+
+/// While a range changes, each who comes needs a snapshot of his own, and keeps it until he has read it.
+#[test]
+fn the_snapshots_of_slow_readers_are_bounded() {
+    let mut world = World::new(Capacity { snapshot_bytes: 1_000, ..Capacity::default() });
+    let live = |world: &World| world.hub.shared.snapshot_bytes.load(Ordering::Relaxed);
+    world.apply(vec![register("web", "1", &"r".repeat(100))]);
+    let mut slow = Vec::new();
+    while live(&world) <= 1_000 {
+        slow.push(world.watch(service("web"), 0));
+        world.apply(vec![register("web", "1", &slow.len().to_string())]);
+        assert!(slow.len() < 10, "{} bytes", live(&world));
+    }
+    let refused = |world: &World, range| {
+        let subscription = world.hub.subscribe(range, 0, &world.state);
+        let limit = 1_000;
+        let overloaded = Error::Overloaded { queue: "bytes of watch snapshots".into(), limit };
+        assert_eq!(subscription.map(|_| ()), Err(overloaded));
+        assert_eq!(world.hub.watchers(), slow.len() as u64);
+    };
+    refused(&world, service("web"));
+    refused(&world, service("other"));
+    // Whoever resumes needs none.
+    let mut resumed = world.watch(service("web"), world.state.revision());
+    assert_eq!(resumed.drain(), None);
+    drop(resumed);
+    assert_eq!(slow[0].drain(), None);
+    let mut late = world.watch(service("web"), 0);
+    assert_eq!(late.drain(), None);
+    assert_eq!(late.snapshots, 1);
+    drop((late, slow));
+    assert_eq!(live(&world), 0);
+    assert!(world.hub.shared.lock().groups.is_empty());
+}
+
 #[test]
 fn watchers_of_a_range_share_messages_snapshots_and_bytes() {
     let mut world = World::new(Capacity::default());
@@ -1180,6 +1237,7 @@ fn model(seed: u64) {
         ring_bytes: rng.random_range(500..20_000),
         queue_messages: rng.random_range(1..20),
         queue_bytes: rng.random_range(300..20_000),
+        snapshot_bytes: usize::MAX,
         snapshot_events: rng.random_range(1..6),
         message_bytes: rng.random_range(300..3_000),
         watchers: 100,
