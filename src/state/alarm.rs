@@ -35,6 +35,8 @@ impl Tables {
             return Err(limit("alarms of the cluster", limits::ALARMS));
         }
         let was_raised = old.is_some_and(|old| old.status == AlarmStatus::Raised);
+        // What was told of an alarm of this name that is gone may be noted only now: no number is used again.
+        let used = space.begins().max(space.removal(Class::Alarm));
         let (namespace, name) = space.alarms.names(name.name);
         let alarm = Alarm {
             namespace,
@@ -43,8 +45,8 @@ impl Tables {
             status: AlarmStatus::Clear,
             since_ms: at.now_ms,
             measured_milli: 0,
-            transitions: old.map_or(0, |old| old.transitions) + u64::from(was_raised),
-            posted: old.map_or(0, |old| old.posted),
+            transitions: old.map_or(used, |old| old.transitions) + u64::from(was_raised),
+            posted: old.map_or(used, |old| old.posted),
             post_error: String::new(),
             create_revision: old.map_or(at.revision, |old| old.create_revision),
             mod_revision: at.revision,

@@ -466,6 +466,14 @@ impl NamespaceTable {
         uses.into_iter().find(|(count, _)| *count > 0)
     }
 
+    /// Since when it is there. The default one always was, whenever it was first described: 0.
+    pub fn begins(&self) -> u64 {
+        match &*self.record.name {
+            limits::DEFAULT_NAMESPACE => 0,
+            _ => self.record.create_revision,
+        }
+    }
+
     /// When something of a class was last removed; 0 = never.
     pub fn removal(&self, class: Class) -> u64 {
         self.removals.get(&class).map_or(0, |removal| removal.revision)

@@ -136,12 +136,7 @@ impl Tables {
             // What was in it is not remembered.
             return Ok(false);
         };
-        // The default one was always there, whenever it was first described.
-        let begins = match scope.namespace.as_ref() {
-            limits::DEFAULT_NAMESPACE => 0,
-            _ => space.record.create_revision,
-        };
-        if begins > since || space.removal(scope.class) > since {
+        if space.begins() > since || space.removal(scope.class) > since {
             return Ok(false);
         }
         for record in self.scope(scope) {

@@ -16,7 +16,8 @@ pub struct Alarm {
     /// Since when, and what was measured then, in thousandths.
     pub since_ms: u64,
     pub measured_milli: i64,
-    /// How often it was raised or cleared.
+    /// The number of its last raising or clearing. An alarm begins above all numbers that one of its name
+    /// can have had before: at 0 where none was ever deleted.
     pub transitions: u64,
     /// The transition that the webhook was told last, or that was given up, and then why.
     pub posted: u64,

@@ -10,6 +10,15 @@ impl Model {
     pub(super) fn put_alarm(&mut self, name: AlarmName, rule: AlarmRule, place: &Place) -> Answer {
         self.needs_namespace(&name.namespace)?;
         let count = self.alarms.len();
+        // Where alarms were deleted, or the namespace was, one of this name may have been told of before.
+        let deleted = self
+            .removals
+            .iter()
+            .filter(|(namespace, class, _)| *namespace == name.namespace && *class == Class::Alarm);
+        let deleted = deleted.map(|(_, _, revision)| *revision).max();
+        let made =
+            self.namespaces.iter().find(|n| *n.name == *name.namespace && *n.name != *"default");
+        let used = deleted.unwrap_or(0).max(made.map_or(0, |n| n.create_revision));
         let Some(alarm) = self.alarm(&name) else {
             if count >= limits::ALARMS {
                 return Err(too_many("alarms of the cluster", limits::ALARMS as u64));
@@ -21,8 +30,8 @@ impl Model {
                 status: AlarmStatus::Clear,
                 since_ms: place.now_ms,
                 measured_milli: 0,
-                transitions: 0,
-                posted: 0,
+                transitions: used,
+                posted: used,
                 post_error: String::new(),
                 create_revision: place.revision,
                 mod_revision: place.revision,
