@@ -574,9 +574,16 @@ fn replace(
     for release in ended {
         journal.push(table.put_release(ledger, Arc::new(release)));
     }
-    while table.releases().len() > keep || table.release_bytes() > limits::CONFIG_HISTORY_BYTES {
-        let oldest = table.releases().next().expect("there are too many").version;
-        journal.extend(table.remove_release(ledger, oldest));
+    let is_too_much = |table: &ItemTable| {
+        table.releases().len() > keep || table.release_bytes() > limits::CONFIG_HISTORY_BYTES
+    };
+    if is_too_much(table) {
+        for version in longest_out(table) {
+            journal.extend(table.remove_release(ledger, version));
+            if !is_too_much(table) {
+                break;
+            }
+        }
     }
     if any_ended {
         let gray = table.item.as_ref().map_or(&[][..], |item| &item.gray[..]);
@@ -590,6 +597,19 @@ fn replace(
             journal.extend(table.remove_report(ledger, session));
         }
     }
+}
+
+/// The past releases, those first that nobody gets for the longest time; of two that ended together the gray
+/// one is first.
+fn longest_out(table: &ItemTable) -> Vec<u64> {
+    let mut next_ms = table.item.as_ref().map_or(0, |item| item.current.at_ms);
+    let past = table.releases().rev().map(|release| match &release.end {
+        Some(end) => (end.at_ms, false, release.version),
+        None => (std::mem::replace(&mut next_ms, release.at_ms), true, release.version),
+    });
+    let mut past: Vec<_> = past.collect();
+    past.sort_unstable();
+    past.into_iter().map(|(.., version)| version).collect()
 }
 
 /// How a client that got a gray release is, by all of its reports of the item.

@@ -508,8 +508,18 @@ impl Model {
             if past.len() <= item.keep as usize && bytes <= 8 * 1024 * 1024 {
                 break;
             }
-            let oldest = past[0].version;
-            self.releases.retain(|(of, release)| *of != name || release.version != oldest);
+            // A release for everybody was out when the next one of them came.
+            let out = |release: &Release| match &release.end {
+                Some(end) => end.at_ms,
+                None => {
+                    let mut later = past.iter().filter(|other| other.end.is_none());
+                    let next = later.find(|other| other.version > release.version);
+                    next.map_or(item.current.at_ms, |next| next.at_ms)
+                }
+            };
+            let first = past.iter().min_by_key(|r| (out(r), r.end.is_none(), r.version));
+            let first = first.unwrap().version;
+            self.releases.retain(|(of, release)| *of != name || release.version != first);
         }
         self.reports.retain(|report| {
             !is(&name, &report.namespace, &report.group, &report.key)
