@@ -204,8 +204,8 @@ impl Tables {
         let SchemaPut { name, text, checked_version } = schema;
         let space = existing(self.namespaces.get_mut(name.namespace), name.namespace)?;
         let table = space.config.get(name.group, name.key);
-        let last = table.and_then(|table| table.item.as_ref()).map_or(0, |item| item.last_version);
-        compare(Some(checked_version), last)?;
+        let item = table.and_then(|table| table.item.as_ref());
+        compare(Some(checked_version), item.map_or(0, |item| item.current.revision))?;
         let old = table.and_then(|table| table.schema.clone());
         if let Some(old) = &old
             && old.text == text

@@ -68,8 +68,8 @@ pub struct ConfigRollback<T = String> {
 pub struct SchemaPut<T = String> {
     pub name: ItemName<T>,
     pub text: T,
-    /// The newest version of the item when the current content was checked against the schema; 0 =
-    /// there was no item.
+    /// The revision of the current release whose content was checked against the schema; 0 = there was no
+    /// item. Versions begin anew when an item is purged, revisions do not.
     pub checked_version: u64,
 }
 

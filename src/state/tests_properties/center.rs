@@ -686,8 +686,8 @@ impl Center {
                 Op::RollbackConfig(Box::new(rollback))
             }
             Center::PutSchema { schema: mut put, stale } => {
-                let newest = model.item(&put.name).map_or(0, |item| item.last_version);
-                put.checked_version = newest + u64::from(stale);
+                let current = model.item(&put.name).map_or(0, |item| item.current.revision);
+                put.checked_version = current.saturating_sub(u64::from(stale));
                 Op::PutSchema(Box::new(put))
             }
             Center::DeleteSchema(name) => Op::DeleteSchema { name },
