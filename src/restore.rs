@@ -7,7 +7,9 @@
 //! [`Target::revision_step`]: the old cluster may have given out revisions after the backup, and one of
 //! the same number would be another state. So a watcher that resumes with a revision of the old
 //! cluster, from before or after the backup, gets a snapshot, and a compare with one holds only for a
-//! record that the backup has as it was.
+//! record that the backup has as it was. Of a part of the records nobody can tell whether the old cluster
+//! has changed it since: in every namespace something of each class counts as removed at the revision with
+//! which the new cluster begins, so that no part is unchanged since an older one.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,11 +18,11 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::limits::WAL_SEGMENT_BYTES;
+use crate::limits::{DEFAULT_NAMESPACE, WAL_SEGMENT_BYTES};
 use crate::raft::codec;
 use crate::raft::machine::raft_meta;
 use crate::raft::types::{LeaderId, LogId, Member, Membership, StoredMembership};
-use crate::state::{Key, Meta, Record};
+use crate::state::{Class, Key, Meta, Record, Removal};
 use crate::store::data_dir::{self, DataDir};
 use crate::store::disk::{Disk, File, RealDisk};
 use crate::store::image::{Point, Row, Tally};
@@ -143,57 +145,100 @@ fn write_parts(
         revision: backup.meta.revision + target.revision_step,
         now_ms: backup.meta.now_ms,
     };
-    let mut tally = Tally { records: backup.meta.records, digest: backup.meta.digest };
-    let rows = reader.filter_map(|row| match row {
-        Ok(row) => translated(row, target.revision_step, &mut tally).transpose(),
-        Err(error) => Some(Err(error.to_string())),
+    let mut translation = Translation {
+        revision_step: target.revision_step,
+        revision: head.revision,
+        tally: Tally { records: backup.meta.records, digest: backup.meta.digest },
+        removals: BTreeMap::new(),
+    };
+    translation.remove_all(DEFAULT_NAMESPACE);
+    let rows = reader.map(Some).chain([None]).flat_map(|row| match row {
+        Some(Ok(row)) => match translation.rows(row) {
+            Ok(rows) => rows.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error)],
+        },
+        Some(Err(error)) => vec![Err(error.to_string())],
+        None => translation.rest().into_iter().map(Ok).collect(),
     });
     let meta = snapshot::write(&disk(dir.snapshots())?, &head, rows, None).map_err(failed)?;
-    tally.check(meta.records, meta.digest).map_err(|why| Error::Io {
+    translation.tally.check(meta.records, meta.digest).map_err(|why| Error::Io {
         path: dir.snapshots(),
         source: io::Error::other(format!("what was written is not what was read: {why}")),
     })?;
     Ok(meta)
 }
 
-/// A record of the backup as the new cluster has it; None for one that it does not have. The tally is
-/// kept to what comes out.
-fn translated(
-    (key, value): Row,
+/// The records of the backup as the new cluster has them, in the order of their keys.
+struct Translation {
     revision_step: u64,
-    tally: &mut Tally,
-) -> Result<Option<Row>, String> {
-    let decoded = Key::decode(&key).map_err(|error| error.to_string())?;
-    match decoded {
-        Key::Meta => {
-            let record = Record::decode(&decoded, &value).map_err(|error| error.to_string())?;
-            let Record::Meta(Meta { revision, now_ms }) = record else {
-                unreachable!("{record:?} was decoded under the key of the meta")
-            };
-            let revision = revision + revision_step;
-            let moved = Record::Meta(Meta { revision, now_ms }).encode();
-            tally.remove(&key, &value);
-            tally.add(&key, &moved);
-            Ok(Some((key, moved)))
+    /// With which the new cluster begins.
+    revision: u64,
+    /// Kept to what comes out.
+    tally: Tally,
+    /// Those of the namespaces so far that have not come out yet.
+    removals: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+impl Translation {
+    /// What comes out with a record of the backup.
+    fn rows(&mut self, (key, value): Row) -> Result<Vec<Row>, String> {
+        let decoded = Key::decode(&key).map_err(|error| error.to_string())?;
+        let mut rows = Vec::new();
+        if self.removals.first_key_value().is_some_and(|(first, _)| *first < key) {
+            let later = self.removals.split_off(&key);
+            rows = self.rest();
+            self.removals = later;
         }
-        Key::Member { .. } => {
-            tally.remove(&key, &value);
-            Ok(None)
+        match &decoded {
+            Key::Meta => {
+                let record = Record::decode(&decoded, &value).map_err(|error| error.to_string())?;
+                let Record::Meta(Meta { revision, now_ms }) = record else {
+                    unreachable!("{record:?} was decoded under the key of the meta")
+                };
+                let revision = revision + self.revision_step;
+                let moved = Record::Meta(Meta { revision, now_ms }).encode();
+                self.tally.remove(&key, &value);
+                self.tally.add(&key, &moved);
+                rows.push((key, moved));
+            }
+            // Others come instead.
+            Key::Member { .. } | Key::Removal { .. } => self.tally.remove(&key, &value),
+            Key::Namespace { name } => {
+                self.remove_all(name);
+                rows.push((key, value));
+            }
+            Key::Service { .. }
+            | Key::Instance { .. }
+            | Key::Session { .. }
+            | Key::Reply { .. }
+            | Key::Config { .. }
+            | Key::Release { .. }
+            | Key::Schema { .. }
+            | Key::Report { .. }
+            | Key::Counter { .. }
+            | Key::Lock { .. }
+            | Key::Alarm { .. }
+            | Key::Saga { .. } => rows.push((key, value)),
         }
-        Key::Namespace { .. }
-        | Key::Service { .. }
-        | Key::Instance { .. }
-        | Key::Session { .. }
-        | Key::Reply { .. }
-        | Key::Config { .. }
-        | Key::Release { .. }
-        | Key::Schema { .. }
-        | Key::Report { .. }
-        | Key::Counter { .. }
-        | Key::Lock { .. }
-        | Key::Removal { .. }
-        | Key::Alarm { .. }
-        | Key::Saga { .. } => Ok(Some((key, value))),
+        Ok(rows)
+    }
+
+    /// The removals that have not come out yet.
+    fn rest(&mut self) -> Vec<Row> {
+        let rows: Vec<Row> = std::mem::take(&mut self.removals).into_iter().collect();
+        for (key, value) in &rows {
+            self.tally.add(key, value);
+        }
+        rows
+    }
+
+    /// Something of each class counts as removed from a namespace.
+    fn remove_all(&mut self, namespace: &str) {
+        for class in Class::ALL {
+            let key = Key::Removal { namespace: namespace.into(), class };
+            let removal = Record::Removal(Removal { revision: self.revision });
+            self.removals.insert(key.encode(), removal.encode());
+        }
     }
 }
 

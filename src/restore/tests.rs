@@ -11,7 +11,9 @@ use crate::node::Node;
 use crate::options::{self, Config};
 use crate::proto::v1::Consistency;
 use crate::state::{
-    Admin, Command, Endpoint, Entry, Health, InstanceName, Op, Pairs, Refusal, Registration, State,
+    Addition, Admin, Claim, Command, Compare, Corrupt, CounterName, Endpoint, Entry, Health,
+    Holder, InstanceName, LockName, Match, Op, Pairs, Refusal, Registration, Reply, Scope, State,
+    Txn,
 };
 use crate::watch::{Kind, Range, Selector};
 
@@ -78,9 +80,9 @@ fn config(data_dir: &Path) -> Config {
     Config::check(options::Serve::default(), &file).unwrap()
 }
 
-/// What is the registry's in a state: everything but meta and members.
+/// What is the registry's in a state: everything but meta, members and when something was removed.
 fn registry(state: &State) -> Vec<(Key, Record)> {
-    let others = |key: &Key| matches!(key, Key::Meta | Key::Member { .. });
+    let others = |key: &Key| matches!(key, Key::Meta | Key::Member { .. } | Key::Removal { .. });
     state.records().filter(|(key, _)| !others(key)).collect()
 }
 
@@ -99,6 +101,10 @@ async fn resumed(node: &Node, after_revision: u64) -> (bool, usize, u64) {
             Kind::Changes | Kind::Bookmark => return (false, events, message.revision),
         }
     }
+}
+
+fn scope(class: Class) -> Scope {
+    Scope { class, namespace: "default".into(), first: Match::Any, second: Match::Any }
 }
 
 fn target<'a>(data_dir: &'a Path, cluster_id: &'a str, members: &'a [(u64, String)]) -> Target<'a> {
@@ -130,7 +136,7 @@ async fn a_restored_node_starts_and_goes_on() {
     let cluster_id = config.cluster_id.clone().unwrap();
     let target = target(&data_dir, &cluster_id, &config.initial_members);
     let meta = restore(&path, &target).unwrap();
-    assert_eq!(meta.records, state.digest().1 - 2, "without the two members");
+    assert_eq!(meta.records, state.digest().1 - 2 + 6, "without two members, with six removals");
     assert_eq!((meta.revision, &meta.cluster_id), (1_000_000_300, &cluster_id));
 
     let assembly = assemble(&config, &Progress::default()).await.unwrap();
@@ -167,6 +173,16 @@ async fn a_restored_node_starts_and_goes_on() {
         assert_eq!(outcome.result, Err(refused));
     }
 
+    // Nor is anything unchanged since one.
+    for (since, unchanged) in
+        [(300, false), (301, false), (1_000_000_299, false), (1_000_000_301, true)]
+    {
+        let compare = Compare::Unchanged { scope: scope(Class::Service), since };
+        let looked = Txn { when: vec![compare], then: vec![], otherwise: vec![] };
+        let reply = node.read(|state| state.look(&looked)).unwrap();
+        assert_eq!(reply, Reply::Txn { succeeded: unchanged, replies: vec![] }, "since {since}");
+    }
+
     // The old cluster's members are forgotten: number 4, removed there, is this node's here.
     while node.read(|state| state.members().next().is_none()) {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -184,6 +200,75 @@ async fn a_restored_node_starts_and_goes_on() {
         assert!(state.instance("default", "web", "web-299").is_some());
     });
     assembly.stop().await;
+}
+
+/// In every namespace each class counts as removed, whatever there is of it, and all stands in its place.
+#[test]
+fn what_was_removed_since_the_backup_is_not_known() {
+    let mut state = State::default();
+    let name = |namespace: &str| namespace.to_owned();
+    let lock = LockName { namespace: name("default"), lock: name("l") };
+    let counter = |namespace: &str| CounterName {
+        namespace: namespace.into(),
+        name: "c".into(),
+        labels: Pairs::default(),
+    };
+    let add = |namespace: &str| {
+        let (name, kind, floor, ceil) = (counter(namespace), None, None, None);
+        Op::AddCounter(Box::new(Addition { name, kind, delta: 1, floor, ceil }))
+    };
+    let (holder, value) = (Holder { session: 1, name: name("h") }, name(""));
+    for op in [
+        Op::OpenSession { ttl_ms: 10_000, client: name("") },
+        Op::PutNamespace { name: name("z"), description: name("") },
+        Op::PutNamespace { name: name("a"), description: name("") },
+        Op::AcquireLock(Box::new(Claim { lock, holder, value, wait: false })),
+        add("a"),
+        add("default"),
+        Op::DeleteCounter { name: counter("a") },
+        Op::AdmitMember { node: 1, store: Some(1) },
+    ] {
+        let command = Command { request: None, op }.encode().unwrap();
+        let entry = Entry { term: 7, at_ms: 1_000, commands: vec![&command] };
+        assert!(state.apply(&entry).outcomes[0].result.is_ok());
+    }
+    let (digest, records) = state.digest();
+    let mut translation = Translation {
+        revision_step: 100,
+        revision: state.revision() + 100,
+        tally: Tally { records, digest },
+        removals: BTreeMap::new(),
+    };
+    translation.remove_all("default");
+    let rows = state.records().map(|(key, record)| (key.encode(), record.encode()));
+    let mut rows: Vec<Row> = rows.flat_map(|row| translation.rows(row).unwrap()).collect();
+    rows.extend(translation.rest());
+    assert!(rows.is_sorted_by(|one, next| one.0 < next.0));
+    let records = rows.iter().map(|(key, value)| {
+        let key = Key::decode(key).unwrap();
+        let record = Record::decode(&key, value)?;
+        Ok::<_, Corrupt>((key, record))
+    });
+    let restored = State::restore(records).unwrap();
+    assert_eq!(restored.digest(), (translation.tally.digest, translation.tally.records));
+    assert_eq!(registry(&restored), registry(&state));
+    let removals: Vec<(String, Class, u64)> = restored
+        .records()
+        .filter_map(|(key, record)| match (key, record) {
+            (Key::Removal { namespace, class }, Record::Removal(removal)) => {
+                Some((namespace.to_string(), class, removal.revision))
+            }
+            _ => None,
+        })
+        .collect();
+    let mut expected = Vec::new();
+    for namespace in ["a", "default", "z"] {
+        let class = |class: Class| (name(namespace), class, state.revision() + 100);
+        let mut own = Class::ALL.map(class);
+        own.sort_by_key(|(_, class, _)| *class as u8);
+        expected.extend(own);
+    }
+    assert_eq!(removals, expected);
 }
 
 #[test]

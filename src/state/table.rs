@@ -106,6 +106,11 @@ pub enum Class {
     Saga = 6,
 }
 
+impl Class {
+    pub const ALL: [Class; 6] =
+        [Class::Service, Class::Config, Class::Counter, Class::Lock, Class::Alarm, Class::Saga];
+}
+
 /// Value of a record; shared, never changed in place. The answers of transactions, which are stored,
 /// hold records: variants are only ever added at the end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -549,12 +554,10 @@ fn take_texts<const N: usize>(rest: &mut &[u8]) -> Result<[Arc<str>; N], Corrupt
 }
 
 fn take_class(rest: &mut &[u8]) -> Result<Class, Corrupt> {
-    let all =
-        [Class::Service, Class::Config, Class::Counter, Class::Lock, Class::Alarm, Class::Saga];
     let (byte, after) =
         rest.split_first().ok_or_else(|| Corrupt::new("a key without its class"))?;
     *rest = after;
-    let class = all.into_iter().find(|class| *class as u8 == *byte);
+    let class = Class::ALL.into_iter().find(|class| *class as u8 == *byte);
     class.ok_or_else(|| Corrupt::new(format!("a key of unknown class {byte}")))
 }
 
