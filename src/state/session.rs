@@ -41,6 +41,14 @@ impl Ledger {
                 return Err(Refusal::TooManyInFlight { limit: limit as u64 });
             }
         }
+        if entry.reply_bytes >= limits::SESSION_REPLY_BYTES {
+            let lowest = entry.lowest.max(lowest_unacknowledged);
+            let kept: Vec<usize> =
+                entry.replies.range(lowest..).map(|(_, reply)| reply.size()).collect();
+            if kept.iter().sum::<usize>() >= limits::SESSION_REPLY_BYTES {
+                return Err(Refusal::TooManyInFlight { limit: kept.len() as u64 });
+            }
+        }
         Ok(None)
     }
 
@@ -50,8 +58,7 @@ impl Ledger {
         let &RequestId { session, sequence, lowest_unacknowledged } = request;
         let Some(entry) = self.sessions.get_mut(&session) else { return };
         let reply = Arc::new(StoredReply { lowest_unacknowledged, outcome: outcome.clone() });
-        let before = entry.replies.insert(sequence, reply.clone());
-        assert!(before.is_none(), "sequence {sequence} of session {session} ran twice: {before:?}");
+        entry.put_reply(sequence, reply.clone());
         self.replies += 1;
         let key = Key::Reply { session, sequence };
         journal.push(Written::put(key, Record::Reply(reply), None));
@@ -67,7 +74,9 @@ impl Ledger {
         {
             let key = Key::Reply { session, sequence: *first.key() };
             self.replies -= 1;
-            journal.push(Written::removed(key, Record::Reply(first.remove())));
+            let gone = first.remove();
+            entry.reply_bytes -= gone.size();
+            journal.push(Written::removed(key, Record::Reply(gone)));
         }
     }
 
