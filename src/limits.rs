@@ -117,6 +117,8 @@ pub const SCHEMA_BYTES: usize = 64 * 1024;
 /// Bytes of contents that are checked where they come in; more of them, and whatever has a schema, are
 /// checked aside.
 pub const CONFIG_CHECK_BYTES: usize = 16 * 1024;
+/// Checks aside under way on a node; more wait for one to end.
+pub const CONFIG_CHECKS: usize = 4;
 /// Compiled schemas that a node keeps.
 pub const SCHEMAS_CACHED: usize = 64;
 /// Bytes of the comment on a release.
@@ -279,11 +281,17 @@ pub const CONTENT_DEPTH: usize = 64;
 pub const CONTENT_ALIAS_BYTES: usize = 4 * 1024 * 1024;
 /// Bytes of the automaton of one pattern in a schema.
 pub const SCHEMA_PATTERN_BYTES: usize = 128 * 1024;
+/// The same of all different patterns of a schema, each taken for as large as its class may be: 2, 8, 32 or
+/// 128 KiB.
+pub const SCHEMA_PATTERNS_BYTES: usize = 4 * 1024 * 1024;
 /// Steps that checking an item against its schema may take, about a microsecond each at most: keywords that
 /// are evaluated if everything must be tried, and bytes that patterns look at, more for larger patterns.
 pub const SCHEMA_STEPS: u64 = 4_000_000;
 /// Steps up to which all violations are collected, to say how many they are.
 pub const SCHEMA_COUNTED_STEPS: u64 = 100_000;
+/// Pairs of an array or object and a subschema that are remembered while the steps are counted: some 90 bytes
+/// each.
+pub const SCHEMA_PAIRS: usize = 500_000;
 /// Subschemas that are evaluated inside each other: a bound of the stack.
 pub const SCHEMA_EVALUATION_DEPTH: usize = 256;
 /// Bytes of what is said about a violation.

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde_json::{Map, Value};
 
 use super::Malformed;
-use crate::limits::{SCHEMA_EVALUATION_DEPTH, SCHEMA_STEPS};
+use crate::limits::{SCHEMA_EVALUATION_DEPTH, SCHEMA_PAIRS, SCHEMA_PATTERNS_BYTES, SCHEMA_STEPS};
 
 /// Bytes of a text that all other keywords look at in one step.
 const TEXT_BYTES_PER_STEP: u64 = 256;
@@ -59,6 +59,13 @@ struct Subschema {
     contains: Option<usize>,
 }
 
+/// What a pattern takes: steps for each byte of a text, and bytes when it is compiled.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Weight {
+    pub(super) steps: u64,
+    pub(super) bytes: usize,
+}
+
 /// What the evaluations of one value come to.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Cost {
@@ -91,6 +98,7 @@ impl Cost {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Exceeded {
     Steps,
+    Pairs,
     Depth,
 }
 
@@ -98,6 +106,9 @@ impl Exceeded {
     pub(super) fn why(self) -> String {
         match self {
             Exceeded::Steps => format!("would take more than {SCHEMA_STEPS} steps to check"),
+            Exceeded::Pairs => format!(
+                "has more than {SCHEMA_PAIRS} arrays and objects, counted for each schema that they are checked by"
+            ),
             Exceeded::Depth => format!(
                 "would be checked by more than {SCHEMA_EVALUATION_DEPTH} schemas inside each other"
             ),
@@ -107,16 +118,17 @@ impl Exceeded {
 
 impl Graph {
     /// The schema is nested as deeply as `limits::CONTENT_DEPTH` allows, and no deeper.
-    /// `weigh` tells the steps that a pattern takes for each byte of a text.
     pub(super) fn build(
         schema: &Value,
         draft: Draft,
-        weigh: fn(&str) -> u64,
+        weigh: fn(&str) -> Weight,
     ) -> Result<Graph, Malformed> {
         let mut builder = Builder {
             root: schema,
             draft,
             weigh,
+            weights: BTreeMap::new(),
+            pattern_bytes: 0,
             numbers: BTreeMap::new(),
             anchors: BTreeMap::new(),
             schemas: Vec::new(),
@@ -199,7 +211,7 @@ impl Graph {
 
 struct Walk<'a> {
     graph: &'a Graph,
-    /// By subschema and address of the array or object. Looked up only, never gone through.
+    /// By subschema and address of the array or object, unless that is empty. Looked up only, never gone through.
     known: HashMap<(usize, *const Value), (Cost, usize)>,
     visits: u64,
 }
@@ -220,6 +232,15 @@ impl Walk<'_> {
                 within(depth + flat.depth)?;
                 Ok(text_cost(flat, text))
             }
+            // It has no parts either.
+            Value::Array(items) if items.is_empty() => {
+                within(depth + flat.depth)?;
+                Ok(flat.cost)
+            }
+            Value::Object(members) if members.is_empty() => {
+                within(depth + flat.depth)?;
+                Ok(flat.cost)
+            }
             Value::Array(_) | Value::Object(_) => {
                 let key = (number, std::ptr::from_ref(value));
                 if let Some((cost, below)) = self.known.get(&key) {
@@ -227,6 +248,9 @@ impl Walk<'_> {
                     return Ok(*cost);
                 }
                 let (cost, below) = self.inner(number, value, depth)?;
+                if self.known.len() == SCHEMA_PAIRS {
+                    return Err(Exceeded::Pairs);
+                }
                 self.known.insert(key, (cost, below));
                 if cost.steps > SCHEMA_STEPS {
                     return Err(Exceeded::Steps);
@@ -361,7 +385,11 @@ fn size(value: &Value) -> u64 {
 struct Builder<'a> {
     root: &'a Value,
     draft: Draft,
-    weigh: fn(&str) -> u64,
+    weigh: fn(&str) -> Weight,
+    /// Steps of each pattern. One that is there several times is compiled once.
+    weights: BTreeMap<&'a str, u64>,
+    /// What they take together when they are compiled.
+    pattern_bytes: usize,
     /// Pointer to number.
     numbers: BTreeMap<String, usize>,
     /// Anchor to pointer.
@@ -495,7 +523,10 @@ impl<'a> Builder<'a> {
             "properties" => self.schemas[number].properties = self.map(value, &here)?,
             "patternProperties" => {
                 let to = self.map(value, &here)?;
-                self.schemas[number].name_patterns = to.keys().map(|name| (self.weigh)(name)).sum();
+                for name in value.as_object().into_iter().flat_map(Map::keys) {
+                    let steps = self.pattern(name, || format!("{here}/{}", escape(name)))?;
+                    self.schemas[number].name_patterns += steps;
+                }
                 self.schemas[number].pattern_properties = to.into_values().collect();
             }
             "additionalProperties" => {
@@ -522,7 +553,9 @@ impl<'a> Builder<'a> {
                 self.schema(value, here)?;
             }
             "pattern" => {
-                self.schemas[number].patterns += value.as_str().map_or(0, self.weigh);
+                if let Some(pattern) = value.as_str() {
+                    self.schemas[number].patterns += self.pattern(pattern, || here)?;
+                }
             }
             "format" => self.schemas[number].patterns += 1,
             "uniqueItems" => self.schemas[number].unique_items = value == &Value::Bool(true),
@@ -532,6 +565,29 @@ impl<'a> Builder<'a> {
         }
         self.schemas[number].keywords += weight;
         Ok(())
+    }
+
+    /// The steps of a pattern, which is at `pointer`.
+    fn pattern(
+        &mut self,
+        pattern: &'a str,
+        pointer: impl FnOnce() -> String,
+    ) -> Result<u64, Malformed> {
+        if let Some(steps) = self.weights.get(pattern) {
+            return Ok(*steps);
+        }
+        let Weight { steps, bytes } = (self.weigh)(pattern);
+        self.pattern_bytes += bytes;
+        if self.pattern_bytes > SCHEMA_PATTERNS_BYTES {
+            let why = format!(
+                "with this pattern all of the schema may take {} bytes when compiled; at most \
+                 {SCHEMA_PATTERNS_BYTES} are allowed",
+                self.pattern_bytes
+            );
+            return Err(Malformed::at_path(pointer(), why));
+        }
+        self.weights.insert(pattern, steps);
+        Ok(steps)
     }
 
     fn list(&mut self, value: &'a Value, pointer: &str) -> Result<Vec<usize>, Malformed> {

@@ -3,13 +3,14 @@
 //!
 //! Nothing is fetched: a reference that does not begin with `#` is refused. What bounds the work:
 //! [`super::cost`] counts it beforehand; patterns run on an automaton whose size is limited and that never
-//! backtracks, so lookaround and backreferences are refused; no more errors are collected than can be held.
+//! backtracks, so lookaround and backreferences are refused; the automata of a schema together are limited too;
+//! no more errors are collected than can be held.
 
 use jsonschema::error::ValidationErrorKind;
 use jsonschema::{Draft as Standard, PatternOptions, Regex, ValidationError, Validator};
 use serde_json::Value;
 
-use super::cost::{Cost, Draft, Graph};
+use super::cost::{Cost, Draft, Graph, Weight};
 use super::{Format, Malformed, json, values};
 use crate::limits::{
     SCHEMA_BYTES, SCHEMA_COUNTED_STEPS, SCHEMA_MESSAGE_BYTES, SCHEMA_PATTERN_BYTES, SCHEMA_STEPS,
@@ -45,7 +46,7 @@ impl Schema {
             Draft::Since2020 => jsonschema::draft202012::meta::validate(&schema),
         };
         valid.map_err(|error| refused(&error))?;
-        let graph = Graph::build(&schema, draft, pattern_steps)?;
+        let graph = Graph::build(&schema, draft, weight)?;
         let options = jsonschema::options()
             .with_draft(standard)
             .offline()
@@ -104,17 +105,18 @@ fn engine(bytes: usize) -> PatternOptions<Regex> {
     PatternOptions::regex().size_limit(bytes).dfa_size_limit(8 * SCHEMA_PATTERN_BYTES)
 }
 
-/// How long a match takes for each byte of a text: at worst every state of the automaton is visited. The
+/// The size of a pattern, and how long a match takes for each byte of a text: at worst every state of the automaton is visited. The
 /// engine does not tell how many there are, but whether they fit. In a debug build `[ab]*a[ab]{200}c`,
 /// of the third class, took 6 µs per byte, and `[ab]*a[ab]{1000}c`, of the last, took 32.
-fn pattern_steps(pattern: &str) -> u64 {
+fn weight(pattern: &str) -> Weight {
     let fits = |bytes: usize| {
         let options = jsonschema::options().offline().with_pattern_options(engine(bytes));
         options.build(&serde_json::json!({ "pattern": pattern })).is_ok()
     };
     let classes = [(64, 1), (16, 2), (4, 8)];
-    let class = classes.iter().find(|(part, _)| fits(SCHEMA_PATTERN_BYTES / part));
-    class.map_or(32, |(_, steps)| *steps)
+    let class = classes.into_iter().find(|(part, _)| fits(SCHEMA_PATTERN_BYTES / part));
+    let (part, steps) = class.unwrap_or((1, 32));
+    Weight { steps, bytes: SCHEMA_PATTERN_BYTES / part }
 }
 
 fn draft(schema: &Value) -> Result<(Draft, Standard), Malformed> {

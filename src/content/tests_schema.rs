@@ -432,3 +432,41 @@ fn compiling_is_bounded() {
     let both = |next: &Value| json!({"if": {"items": next}, "then": {"items": next}, "not": {"contains": next}});
     let _ = refusal(&doubling(400, both));
 }
+
+/// Different patterns of a schema are limited together; one that is there many times counts once.
+#[test]
+fn patterns_together_are_bounded() {
+    let all = |patterns: &[String]| {
+        let patterns: Vec<_> = patterns.iter().map(|it| json!({ "pattern": it })).collect();
+        refusal(&json!({ "allOf": patterns }))
+    };
+    // Of the last class.
+    let large = |n: usize| format!("[ab]*a[ab]{{{}}}c", 900 + n);
+    let mut patterns: Vec<String> = (0..32).map(large).collect();
+    patterns.extend((0..100).map(|_| large(0)));
+    assert_eq!(all(&patterns), "ok");
+    patterns.push("a".to_owned());
+    assert_eq!(
+        all(&patterns),
+        "at /allOf/132/pattern: with this pattern all of the schema may take 4196352 bytes when compiled; at most 4194304 are allowed"
+    );
+    let mut names: serde_json::Map<_, _> = (0..32).map(|n| (large(n), json!(true))).collect();
+    assert_eq!(refusal(&json!({ "patternProperties": names })), "ok");
+    names.insert("x".into(), json!(true));
+    let refused = refusal(&json!({ "patternProperties": names }));
+    assert!(refused.starts_with("at /patternProperties/x: with this pattern"), "{refused}");
+}
+
+/// What is remembered while the cost is counted has a bound; what is empty is not remembered.
+#[test]
+fn counting_takes_so_much_memory() {
+    let all_of = vec![json!({"items": {"items": true}}); 40];
+    let lists = schema(&json!({ "allOf": all_of }).to_string());
+    let list = |item: &str, count: usize| format!("[{}]", vec![item; count].join(","));
+    assert_eq!(said(&lists, Format::Json, &list("[]", 20_000)), "ok");
+    assert_eq!(said(&lists, Format::Json, &list("[1]", 12_000)), "ok");
+    assert_eq!(
+        said(&lists, Format::Json, &list("[1]", 13_000)),
+        "by its schema the item has more than 500000 arrays and objects, counted for each schema that they are checked by"
+    );
+}

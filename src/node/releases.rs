@@ -6,18 +6,30 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
 use super::Node;
 use crate::content::{self, Malformed};
 use crate::error::Error;
-use crate::limits::{CONFIG_CHECK_BYTES, SCHEMAS_CACHED};
+use crate::limits::{CONFIG_CHECK_BYTES, CONFIG_CHECKS, SCHEMAS_CACHED};
 use crate::proto::v1::Consistency;
 use crate::runtime;
 use crate::state::{self, Command, Content, Format, ItemName, Op, State, Step, Txn};
 
 /// Schemas that were compiled last, the newest first, each by the revision that put it: a transaction
 /// puts none, so no two have the same.
-#[derive(Debug, Default)]
-pub struct Schemas(Mutex<VecDeque<(u64, Arc<content::Schema>)>>);
+#[derive(Debug)]
+pub struct Schemas {
+    compiled: Mutex<VecDeque<(u64, Arc<content::Schema>)>>,
+    /// Each check may take long, and memory.
+    checks: Arc<Semaphore>,
+}
+
+impl Default for Schemas {
+    fn default() -> Self {
+        Schemas { compiled: Mutex::default(), checks: Arc::new(Semaphore::new(CONFIG_CHECKS)) }
+    }
+}
 
 /// One content to look at.
 #[derive(Debug)]
@@ -52,8 +64,17 @@ impl Node {
         if !tasks.slow {
             return self.check(&tasks.tasks);
         }
+        let permit = self.0.schemas.checks.clone().acquire_owned();
+        let Ok(permit) = runtime::timeout(timeout, permit).await else {
+            return Err(Error::Timeout { definite: true });
+        };
         let node = self.clone();
-        runtime::blocking(move || node.check(&tasks.tasks)).await
+        runtime::blocking(move || {
+            // Also held when nobody waits for the answer any more.
+            let _permit = permit;
+            node.check(&tasks.tasks)
+        })
+        .await
     }
 
     /// As [`Node::prepare`], when it takes no time; None otherwise: nothing was done.
@@ -117,7 +138,7 @@ impl Node {
                 .map(Arc::new)
                 .map_err(|malformed| error("schema", malformed));
         }
-        let cache = || self.0.schemas.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let cache = || self.0.schemas.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         let known = cache().iter().find(|(revision, _)| *revision == schema.mod_revision).cloned();
         if let Some((_, known)) = known {
             return Ok(known);
