@@ -63,14 +63,23 @@ impl ConfigTable {
         self.groups.get_mut(group)?.items.get_mut(key)
     }
 
-    /// By group and key, from behind the names `after`.
+    /// Those of `of`, or of all groups when it is empty, whose keys begin with `prefix`: by group and key, from
+    /// behind the names given first. Looks at no others.
     pub fn after<'a>(
         &'a self,
         (group, key): (&'a str, &'a str),
+        of: &'a str,
+        prefix: &'a str,
     ) -> impl Iterator<Item = &'a ItemTable> {
-        self.groups.range(Bound::Included(group)).flat_map(move |(name, table)| {
-            let from = if **name == *group { Bound::Excluded(key) } else { Bound::Unbounded };
-            table.items.range(from).map(|(_, item)| item)
+        let groups = self.groups.range(Bound::Included(group));
+        let groups = groups.take_while(move |(name, _)| of.is_empty() || ***name == *of);
+        groups.flat_map(move |(name, table)| {
+            let from = match **name == *group && key >= prefix {
+                true => Bound::Excluded(key),
+                false => Bound::Included(prefix),
+            };
+            let within = table.items.range(from);
+            within.take_while(move |(key, _)| key.starts_with(prefix)).map(|(_, item)| item)
         })
     }
 

@@ -22,6 +22,8 @@ pub(in crate::state) struct CounterTable {
 struct Series {
     name: Arc<str>,
     counters: Catalog<Arc<Counter>>,
+    /// Of their values.
+    sum: i128,
 }
 
 impl CounterTable {
@@ -35,6 +37,11 @@ impl CounterTable {
 
     pub fn get(&self, name: &str, labels: &Pairs) -> Option<&Arc<Counter>> {
         self.names.get(name)?.counters.get(labels.as_packed())
+    }
+
+    /// The sum of all values of one name; looks at none of them.
+    pub fn sum(&self, name: &str) -> i128 {
+        self.names.get(name).map_or(0, |series| series.sum)
     }
 
     /// Of one name.
@@ -78,9 +85,14 @@ impl CounterTable {
         let series = self.names.get_or_insert_with(&record.name, |name| Series {
             name: name.clone(),
             counters: Catalog::default(),
+            sum: 0,
         });
+        series.sum += i128::from(record.value);
         let before = match series.counters.get_mut(record.labels.as_packed()) {
-            Some(counter) => Some(std::mem::replace(counter, record.clone())),
+            Some(counter) => {
+                series.sum -= i128::from(counter.value);
+                Some(std::mem::replace(counter, record.clone()))
+            }
             None => {
                 series.counters.put(&record.labels.as_packed().into(), record.clone());
                 self.counters += 1;
@@ -94,6 +106,7 @@ impl CounterTable {
     pub fn remove(&mut self, ledger: &mut Ledger, name: &str, labels: &Pairs) -> Option<Written> {
         let series = self.names.get_mut(name)?;
         let gone = series.counters.remove(labels.as_packed())?;
+        series.sum -= i128::from(gone.value);
         if series.counters.is_empty() {
             self.names.remove(name);
         }

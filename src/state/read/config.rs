@@ -59,10 +59,8 @@ impl State {
         let begin = (filter.group.as_str(), "");
         let mut found = space
             .config
-            .after(after.max(begin))
+            .after(after.max(begin), &filter.group, &filter.prefix)
             .filter_map(|table| table.item.as_ref())
-            .take_while(|item| filter.group.is_empty() || *item.group == *filter.group)
-            .filter(|item| item.key.starts_with(&filter.prefix))
             .filter(|item| filter.deleted || item.version() > 0)
             .filter(|item| item.labels.has_all(&filter.labels));
         let page = found.by_ref().take(limit).cloned().collect();

@@ -36,7 +36,7 @@ fn figures(state: &State) -> Vec<String> {
             let ServiceTable { healthy, visible, .. } = service;
             figures.push(format!("{:?} {healthy} {visible}", service.name));
         }
-        for item in space.config.after(("", "")) {
+        for item in space.config.after(("", ""), "", "") {
             let (bytes, count) = (item.release_bytes(), item.releases().len());
             figures.push(format!("{:?} {bytes} {count}", item.name()));
         }
