@@ -185,7 +185,9 @@ pub const TXN_RECORDS: usize = 10_000;
 /// oldest go before their retention is over.
 pub const SAGAS: usize = 500_000;
 pub const SAGAS_FINISHED: usize = 100_000;
-/// What these are made of, and have been answered, together.
+/// What these are made of, and have been answered, together. Beyond it none begins and none gets a branch. Results
+/// of those that are there are kept all the same, since later calls are made with them: what is bounded of these
+/// is each transaction.
 pub const SAGAS_BYTES: usize = 1024 * 1024 * 1024;
 pub const SAGAS_FINISHED_BYTES: usize = 256 * 1024 * 1024;
 /// Branches of one transaction, what they are made of together, and how much of that each takes besides its

@@ -393,7 +393,12 @@ impl Tables {
             (Key::Config { .. }, Record::Config(record)) => {
                 let table = self.namespaces.get_mut(&*record.namespace).expect(parent);
                 let item = table.config.table_mut(&record.group, &record.key);
-                item.put_item(&mut self.ledger, Arc::unwrap_or_clone(record));
+                let mut record = Arc::unwrap_or_clone(record);
+                let names = item.name().clone();
+                record.namespace = names.namespace.clone();
+                record.group = names.group.clone();
+                record.key = names.key.clone();
+                item.put_item(&mut self.ledger, record);
             }
             (Key::Release { namespace, group, key, .. }, Record::Release(record)) => {
                 let table = self.namespaces.get_mut(&*namespace).expect(parent);
@@ -402,28 +407,46 @@ impl Tables {
             }
             (Key::Schema { .. }, Record::Schema(record)) => {
                 let table = self.namespaces.get_mut(&*record.namespace).expect(parent);
-                table.config.put_schema(Arc::unwrap_or_clone(record));
+                let mut record = Arc::unwrap_or_clone(record);
+                let names = table.config.names(&record.group, &record.key);
+                record.namespace = names.namespace.clone();
+                record.group = names.group.clone();
+                record.key = names.key.clone();
+                table.config.put_schema(record);
             }
             (Key::Report { .. }, Record::Report(record)) => {
                 let table = self.namespaces.get_mut(&*record.namespace).expect(parent);
                 let item = table.config.item_mut(&record.group, &record.key).expect(parent);
-                item.put_report(&mut self.ledger, Arc::unwrap_or_clone(record));
+                let mut record = Arc::unwrap_or_clone(record);
+                let names = item.name().clone();
+                record.namespace = names.namespace.clone();
+                record.group = names.group.clone();
+                record.key = names.key.clone();
+                item.put_report(&mut self.ledger, record);
             }
             (Key::Counter { .. }, Record::Counter(record)) => {
                 let table = self.namespaces.get_mut(&*record.namespace).expect(parent);
-                table.counters.put(&mut self.ledger, Arc::unwrap_or_clone(record));
+                let mut record = Arc::unwrap_or_clone(record);
+                (record.namespace, record.name) = table.counters.names(&record.name);
+                table.counters.put(&mut self.ledger, record);
             }
             (Key::Lock { .. }, Record::Lock(record)) => {
                 let table = self.namespaces.get_mut(&*record.namespace).expect(parent);
-                table.locks.put(&mut self.ledger, Arc::unwrap_or_clone(record));
+                let mut record = Arc::unwrap_or_clone(record);
+                (record.namespace, record.lock) = table.locks.names(&record.lock);
+                table.locks.put(&mut self.ledger, record);
             }
             (Key::Alarm { .. }, Record::Alarm(record)) => {
                 let table = self.namespaces.get_mut(&*record.namespace).expect(parent);
-                table.alarms.put(&mut self.ledger, Arc::unwrap_or_clone(record));
+                let mut record = Arc::unwrap_or_clone(record);
+                (record.namespace, record.name) = table.alarms.names(&record.name);
+                table.alarms.put(&mut self.ledger, record);
             }
             (Key::Saga { .. }, Record::Saga(record)) => {
                 let table = self.namespaces.get_mut(&*record.namespace).expect(parent);
-                table.sagas.put(&mut self.ledger, Arc::unwrap_or_clone(record));
+                let mut record = Arc::unwrap_or_clone(record);
+                record.namespace = table.sagas.namespace().clone();
+                table.sagas.put(&mut self.ledger, record);
             }
             (Key::Removal { namespace, class }, Record::Removal(removal)) => {
                 let table = self.namespaces.get_mut(&*namespace).expect(parent);
