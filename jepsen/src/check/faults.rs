@@ -1,4 +1,9 @@
 //! When faults were in the way, for promises that hold only without.
+//!
+//! A fault is in the way from `{:beginning n}` on, for some do their harm before `{:begin n, ..}` tells what was
+//! done, and until `{:end n, ..}` or `{:skipped n, ..}`. Histories of before `:beginning` was told begin with the latter.
+
+use std::collections::BTreeSet;
 
 use super::coverage::{get, nemesis};
 use super::leases::Time;
@@ -9,10 +14,13 @@ pub struct Faults(Vec<(usize, Time, bool)>);
 
 impl Faults {
     pub fn new(history: &History) -> Faults {
-        let mut hold = 0;
+        let mut hold = BTreeSet::new();
         let times = nemesis(history).map(|(_, op)| {
-            hold += i32::from(get(op, "begin").is_some()) - i32::from(get(op, "end").is_some());
-            (op.index, op.time, hold > 0)
+            hold.extend(["beginning", "begin"].into_iter().filter_map(|key| get(op, key)));
+            for over in ["end", "skipped"].into_iter().filter_map(|key| get(op, key)) {
+                hold.remove(over);
+            }
+            (op.index, op.time, !hold.is_empty())
         });
         Faults(times.collect())
     }

@@ -36,9 +36,11 @@ pub async fn carry_out(
             }
             number += 1;
             let name = fault.kind().name();
+            recorder.nemesis(name, entries([("beginning", Value::Int(number))]));
             let mut scene = Scene { cluster, random: random.fork() };
             let Some(begun) = fault.begin(&mut scene).await? else {
-                recorder.nemesis(name, entries([("skipped", Value::String(fault.describe()))]));
+                let what = Value::String(fault.describe());
+                recorder.nemesis(name, entries([("skipped", Value::Int(number)), ("what", what)]));
                 continue;
             };
             let majority = begun.leaves_majority && step.faults.len() == 1;

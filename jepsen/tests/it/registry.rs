@@ -100,3 +100,18 @@ fn when_it_is_left_alone() {
 fn what_nobody_registered() {
     judge(&(life() + &list(600, "[1 true] [2 true]")), &["phantom-instance"]);
 }
+
+/// Some faults do their harm before it is told what was done, and what was skipped may have done some.
+#[test]
+fn a_fault_is_in_the_way_from_its_beginning_on() {
+    let begins = life() + "2000: :nemesis info transfer {:beginning 1}\n";
+    judge(&(begins.clone() + &list(9_000, "[1 false]")), &[]);
+    let begun = begins.clone() + "6000: :nemesis info transfer {:begin 1}\n";
+    judge(&(begun.clone() + &list(9_000, "[1 false]")), &[]);
+    let ended = begun + "7000: :nemesis info transfer {:end 1}\n";
+    judge(&(ended.clone() + &list(8_900, "[1 false]")), &[]);
+    judge(&(ended + &list(9_100, "[1 false]")), &["lingers"]);
+    let skipped = begins + "6000: :nemesis info transfer {:skipped 1 :what \"it\"}\n";
+    judge(&(skipped.clone() + &list(7_900, "[1 false]")), &[]);
+    judge(&(skipped + &list(8_100, "[1 false]")), &["lingers"]);
+}
