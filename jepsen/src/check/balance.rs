@@ -49,7 +49,7 @@ pub fn check(history: &History, terms: Terms) -> Result<Report, Error> {
     let calls = history.calls()?;
     let succeeded = calls.iter().filter(|call| history.outcome(**call) == Kind::Ok).count();
     let mut report = Report::new("balanced", succeeded);
-    let leases = leases(history, &calls, terms.life.ttl)?;
+    let leases = leases(history, &calls, terms.life.ttl, &mut report)?;
     let lives = lives(history, &calls)?;
     let faults = Faults::new(history);
     let mut counts = Counts::default();

@@ -28,7 +28,8 @@ struct Grant<'a> {
 pub fn check(history: &History, ttl: Time) -> Result<Report, Error> {
     let calls = history.calls()?;
     let succeeded = calls.iter().filter(|call| history.outcome(**call) == Kind::Ok).count();
-    let leases = leases(history, &calls, ttl)?;
+    let mut report = Report::new("exclusive-and-fenced", succeeded);
+    let leases = leases(history, &calls, ttl, &mut report)?;
     let mut grants: BTreeMap<&Value, Vec<Grant<'_>>> = BTreeMap::new();
     let mut guarded: BTreeMap<&Value, Vec<&Op>> = BTreeMap::new();
     for call in &calls {
@@ -55,7 +56,6 @@ pub fn check(history: &History, ttl: Time) -> Result<Report, Error> {
             _ => {}
         }
     }
-    let mut report = Report::new("exclusive-and-fenced", succeeded);
     for (lock, grants) in &mut grants {
         grants.sort_by_key(|grant| (grant.token, grant.op.index));
         tokens(lock, grants, &mut report);

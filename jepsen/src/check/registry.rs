@@ -49,10 +49,10 @@ struct Listing<'a> {
 pub fn check(history: &History, terms: Terms) -> Result<Report, Error> {
     let calls = history.calls()?;
     let succeeded = calls.iter().filter(|call| history.outcome(**call) == Kind::Ok).count();
-    let leases = leases(history, &calls, terms.ttl)?;
+    let mut report = Report::new("registered", succeeded);
+    let leases = leases(history, &calls, terms.ttl, &mut report)?;
     let lives = lives(history, &calls)?;
     let faults = Faults::new(history);
-    let mut report = Report::new("registered", succeeded);
     let mut gone = 0;
     for listing in listings(history, &calls)? {
         let disturbed = faults.last_before(listing.op.index);
@@ -63,8 +63,11 @@ pub fn check(history: &History, terms: Terms) -> Result<Report, Error> {
             gone +=
                 usize::from(lingers(life, lease, &listing, shown, disturbed, terms, &mut report));
         }
-        if let Some(unknown) = listing.shows.keys().find(|instance| !lives.contains_key(**instance))
-        {
+        let was_asked = |instance: &Value| {
+            let asked = lives.get(instance).and_then(|life| life.asked);
+            asked.is_some_and(|asked| asked.index < listing.op.index)
+        };
+        if let Some(unknown) = listing.shows.keys().find(|instance| !was_asked(instance)) {
             let what = format!("instance {unknown} was never registered");
             report.anomalies.push(anomaly("phantom-instance", what, &[listing.op]));
         }
@@ -168,9 +171,12 @@ fn lingers(
     terms: Terms,
     report: &mut Report,
 ) -> bool {
-    let (Some(registered), Some(disturbed)) = (life.registered, disturbed) else { return false };
+    // A registration without an answer ends with its session all the same.
+    let (Some(born), Some(disturbed)) = (life.registered.or(life.asked), disturbed) else {
+        return false;
+    };
     // A new leader restarts every TTL, so the last fault counts as a keep-alive.
-    let rests_since = lease.last_try.max(disturbed).max(registered.time);
+    let rests_since = lease.last_try.max(disturbed).max(born.time);
     let due = rests_since + terms.ttl + terms.grace + terms.bound;
     if listing.invoked.time < due {
         return false;
@@ -178,7 +184,7 @@ fn lingers(
     if shown.is_some() {
         let what =
             format!("session {} was left alone and its instance is still there", life.session);
-        report.anomalies.push(anomaly("lingers", what, &[registered, listing.op]));
+        report.anomalies.push(anomaly("lingers", what, &[born, listing.op]));
     }
     true
 }

@@ -10,6 +10,7 @@ use quorate::error::Error;
 use quorate::proto::v1;
 
 use super::{Invocation, int, not_written, ok, pair, parts, server, session};
+use crate::check::leases::EXPIRED;
 use crate::check::registry::Terms;
 use crate::cluster::connection::Connection;
 use crate::edn::Value;
@@ -141,9 +142,7 @@ impl Lives {
                 ok(what.value.clone(), answer.header, answer.created)
             }
             // Nothing was sent before under this name.
-            Err(Error::SessionExpired { .. }) => {
-                Outcome::Fail("the session has expired".to_owned())
-            }
+            Err(Error::SessionExpired { .. }) => Outcome::Fail(EXPIRED.to_owned()),
             Err(error) => not_written(&error),
         }
     }

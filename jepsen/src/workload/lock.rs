@@ -12,6 +12,7 @@ use tokio::time::sleep;
 use super::{
     Boxed, Client, Invocation, Ways, Workload, int, not_written, ok, pair, parts, session,
 };
+use crate::check::leases::EXPIRED;
 use crate::check::{lock, replay};
 use crate::cluster::connection::Connection;
 use crate::edn::Value;
@@ -167,7 +168,7 @@ impl One {
             }
             Err(Error::SessionExpired { .. }) => {
                 self.session = None;
-                Outcome::Fail("the session has expired".to_owned())
+                Outcome::Fail(EXPIRED.to_owned())
             }
             Err(error) => {
                 let outcome = not_written(&error);
@@ -191,7 +192,7 @@ impl One {
             Ok(answer) => ok(what.value.clone(), answer.header, answer.released),
             Err(Error::SessionExpired { .. }) => {
                 self.session = None;
-                Outcome::Fail("the session has expired".to_owned())
+                Outcome::Fail(EXPIRED.to_owned())
             }
             Err(error) => {
                 // A late copy could release what is acquired next: that is for another session.

@@ -81,6 +81,14 @@ fn who_has_fallen_silent() {
 }
 
 #[test]
+fn whose_session_is_said_to_expire_too_early() {
+    // The last beat was sent at 2 s.
+    let (life, _) = LIFE.split_once("2990").unwrap();
+    let said = "2980: 0 invoke beat [7]\n2990: 0 fail beat [7] ! expired\n";
+    assert_eq!(report(&format!("{life}{said}")).names(), ["expired-early"]);
+}
+
+#[test]
 fn who_is_excused() {
     let clean = pick(20_000, 20_100, 20, "[-1 1]");
     let excused = |lines: &str| {

@@ -68,6 +68,17 @@ fn tokens() {
 }
 
 #[test]
+fn an_expiry_that_comes_too_early() {
+    let said = |time: usize, f: &str, value: &str| {
+        format!("{}: 1 invoke {f} {value}\n{time}: 1 fail {f} {value} ! expired\n", time - 10)
+    };
+    // It was opened at 90.
+    judge(&(open(100, 1) + &said(1_089, "beat", "[1]")), &["expired-early"]);
+    judge(&(open(100, 1) + &said(1_089, "acquire", "[1 0]")), &["expired-early"]);
+    judge(&(open(100, 1) + &said(1_090, "acquire", "[1 0]")), &[]);
+}
+
+#[test]
 fn the_store() {
     let sessions = open(100, 1) + &open(110, 2);
     let fenced = guarded(300, 1, 5, 1) + &guarded(1_300, 2, 6, 2);

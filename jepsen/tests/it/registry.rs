@@ -99,6 +99,58 @@ fn when_it_is_left_alone() {
 #[test]
 fn what_nobody_registered() {
     judge(&(life() + &list(600, "[1 true] [2 true]")), &["phantom-instance"]);
+    // Not yet, or certainly not.
+    let later = at(700, 1, "register", "[7 2]", "[7 2]");
+    judge(&(life() + &list(600, "[1 true] [2 true]") + &later), &["phantom-instance"]);
+    let failed = "550: 1 invoke register [7 2]\n560: 1 fail register [7 2]\n";
+    judge(&(life() + failed + &list(600, "[1 true] [2 true]")), &["phantom-instance"]);
+    // It may be on its way.
+    let asked = "580: 1 invoke register [7 2]\n";
+    judge(&(life() + asked + &list(600, "[1 true] [2 true]")), &[]);
+}
+
+/// One without an answer may be there, and goes with its session.
+#[test]
+fn what_was_not_acknowledged_goes_too() {
+    let unknown = at(100, 0, "open", "nil", "[7]")
+        + "150: 0 invoke register [7 1]\n160: 0 info register [7 1]\n";
+    judge(&(unknown.clone() + &list(2_100, "[1 false]")), &[]);
+    judge(&(unknown.clone() + &list(2_200, "[1 false]")), &["lingers"]);
+    assert_eq!(check(&(unknown + &list(2_200, ""))).valid, Valid::True);
+}
+
+#[test]
+fn after_a_keep_alive_of_unknown_outcome() {
+    let late = life() + "1400: 0 invoke beat [7]\n1450: 0 info beat [7]\n";
+    // It may have counted until nobody waited for it any more: gone after 3 450.
+    judge(&(late.clone() + &list(3_400, "[1 false]")), &[]);
+    judge(&(late + &list(3_500, "[1 false]")), &["lingers"]);
+    // A fault may have held it up.
+    let held = "1300: :nemesis info partition {:begin 1}\n";
+    let late = life() + held + "1400: 0 invoke beat [7]\n1450: 0 info beat [7]\n";
+    let ended = late + "3000: :nemesis info partition {:end 1}\n";
+    judge(&(ended.clone() + &list(4_900, "[1 false]")), &[]);
+    judge(&(ended + &list(5_100, "[1 false]")), &["lingers"]);
+    let open = life() + "1400: 0 invoke beat [7]\n";
+    judge(&(open + &list(9_000, "[1 false]")), &[]);
+}
+
+#[test]
+fn an_expiry_that_comes_too_early() {
+    // The last beat was sent at 490.
+    let said = |time, f: &str, value: &str| {
+        format!("{}: 0 invoke {f} {value}\n{time}: 0 fail {f} {value} ! expired\n", time - 10)
+    };
+    let end = at(9_000, 9, "list", "nil", "[]");
+    judge(&(life() + &said(1_489, "beat", "[7]") + &end), &["expired-early"]);
+    judge(&(life() + &said(1_490, "beat", "[7]") + &end), &[]);
+    judge(&(life() + &said(1_489, "register", "[7 2]") + &end), &["expired-early"]);
+    // A leader on its way out, whose decision comes to nothing, and the next one.
+    let next = at(1_600, 0, "beat", "[7]", "[7]");
+    judge(&(life() + &said(1_500, "beat", "[7]") + &next + &end), &[]);
+    // Under way together: which of them came first is not known.
+    let beat = "1480: 1 invoke beat [7]\n".to_owned() + &said(1_500, "beat", "[7]");
+    judge(&(life() + &beat + "1510: 1 ok beat [7]\n" + &end), &[]);
 }
 
 /// Some faults do their harm before it is told what was done, and what was skipped may have done some.
