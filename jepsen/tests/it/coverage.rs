@@ -57,10 +57,22 @@ fn a_run_that_does_not_count() {
 fn what_clients_do_by_themselves() {
     let (kill, gone) = (begin(1, "kill", true), end(1, "kill", ":proof \"gone\""));
     let survives = ["nothing succeeded during any kill"];
-    for alone in ["pick", "wait", "journal"] {
+    for alone in ["pick", "wait", "journal", "guarded", "doze", "watch"] {
         let alone = OK.replace(":read", &format!(":{alone}"));
         assert_eq!(missing(&format!("{OK}{kill}{alone}{gone}{OK}"), &["kill"]), survives);
     }
+}
+
+/// What was asked before a fault may have been done by then.
+#[test]
+fn what_was_under_way_before() {
+    let (kill, gone) = (begin(1, "kill", true), end(1, "kill", ":proof \"gone\""));
+    let (asked, done) = OK.split_once("} ").unwrap();
+    let asked = format!("{asked}}}");
+    let during = format!("{OK}{asked}{kill}{done}{gone}{OK}");
+    assert_eq!(missing(&during, &["kill"]), ["nothing succeeded during any kill"]);
+    let after = format!("{OK}{kill}{OK}{asked}{gone}{done}");
+    assert_eq!(missing(&after, &["kill"]), ["nothing succeeded after the last fault"]);
 }
 
 /// Where no majority is left nothing needs to succeed, and of several faults of a kind one is enough.
