@@ -1,6 +1,7 @@
 //! Watches, against the order of revisions. Writers: `:write [[key value] ..]`, a nil value deletes; all pairs of
 //! one write at one revision. Watchers: `:watch [after nil]`, answered with `[after [message ..]]` where a message
 //! is `[:snapshot revision [[key value] ..]]`, `[:changes revision [[key value] ..]]` or `[:bookmark revision]`.
+//! When all is at rest, `:watch [after revision]` has waited long enough for everything up to that revision.
 //!
 //! The guarantees: ordered, unique, reliable (no gap), atomic (a revision is one message), resumable (a watch
 //! that goes on after a revision begins right behind it, or with a snapshot that is the state at its
@@ -31,6 +32,8 @@ struct Watched<'a> {
     op: &'a Op,
     after: i64,
     messages: Vec<Message<'a>>,
+    /// It must have come to what was acknowledged before it.
+    least: Option<i64>,
 }
 
 pub fn check(history: &History) -> Result<Report, Error> {
@@ -38,6 +41,7 @@ pub fn check(history: &History) -> Result<Report, Error> {
     let mut unknown: Vec<Changes<'_>> = Vec::new();
     let mut watches = Vec::new();
     let mut succeeded = 0;
+    let greatest = greatest(history);
     for call in history.calls()? {
         let invoked = &history.ops[call.invoke];
         let outcome = history.outcome(call);
@@ -52,7 +56,11 @@ pub fn check(history: &History) -> Result<Report, Error> {
             ("write", None) if outcome == Kind::Info => {
                 unknown.push(pairs(invoked, &invoked.value)?)
             }
-            ("watch", Some(op)) => watches.push(watched(op)?),
+            ("watch", Some(op)) => {
+                let waits = matches!(super::counter::part(invoked, 1)?, Value::Int(_));
+                let least = waits.then(|| greatest(invoked.index)).flatten();
+                watches.push(Watched { least, ..watched(op)? });
+            }
             ("write" | "watch", None) => {}
             (other, _) => return Err(Error::malformed(invoked, format!("nobody knows :{other}"))),
         }
@@ -103,7 +111,22 @@ fn watched(op: &Op) -> Result<Watched<'_>, Error> {
             _ => return Err(wrong()),
         });
     }
-    Ok(Watched { op, after: int(op, 0)?, messages })
+    Ok(Watched { op, after: int(op, 0)?, messages, least: None })
+}
+
+/// The greatest revision of a write that was acknowledged before an op.
+fn greatest(history: &History) -> impl Fn(usize) -> Option<i64> {
+    let mut greatest: Vec<(usize, i64)> = Vec::new();
+    for op in history.ops.iter().filter(|op| op.kind == Kind::Ok && op.f == "write") {
+        if let Some(at) = op.at.filter(|at| at.wrote) {
+            let before = greatest.last().map_or(at.revision, |(_, revision)| *revision);
+            greatest.push((op.index, before.max(at.revision)));
+        }
+    }
+    move |index| {
+        let before = greatest.partition_point(|(at, _)| *at < index);
+        before.checked_sub(1).map(|last| greatest[last].1)
+    }
 }
 
 /// What happened at each revision, by acknowledgements and by what watchers saw, who must agree.
@@ -190,6 +213,10 @@ fn follow<'a>(
             }
         }
         complete = *revision;
+    }
+    if let Some(least) = watch.least.filter(|least| complete < *least) {
+        let what = format!("the watch waits at {complete}, and {least} was acknowledged before it");
+        wrong("silent", what, None);
     }
     seen
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use quorate::error::Error;
@@ -25,11 +25,16 @@ const GROUP: &str = "watch";
 const KEYS: usize = 12;
 /// How long one watch lasts.
 const MILLIS: std::ops::RangeInclusive<u64> = 300..=3_000;
+/// How much longer one may take, at rest, until it has told everything, and the pause before it is asked for again.
+const COMPLETE: Duration = Duration::from_secs(15);
+const AGAIN: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
 pub struct Watches {
     /// Values so far; each is written once.
     values: Arc<AtomicUsize>,
+    /// The greatest revision that was acknowledged.
+    acknowledged: Arc<AtomicI64>,
 }
 
 pub fn judge(history: &History) -> Result<Vec<Report>, history::Error> {
@@ -43,14 +48,21 @@ impl Workload for Watches {
 
     fn client(&self, number: usize, random: Random) -> Box<dyn Client> {
         match number % 2 {
-            0 => Box::new(Writer { values: self.values.clone(), random }),
-            _ => Box::new(Watcher { random, after: 0, last: 0 }),
+            0 => {
+                let (values, acknowledged) = (self.values.clone(), self.acknowledged.clone());
+                Box::new(Writer { values, acknowledged, random })
+            }
+            _ => {
+                let acknowledged = self.acknowledged.clone();
+                Box::new(Watcher { random, acknowledged, after: 0, last: 0 })
+            }
         }
     }
 }
 
 struct Writer {
     values: Arc<AtomicUsize>,
+    acknowledged: Arc<AtomicI64>,
     random: Random,
 }
 
@@ -74,23 +86,33 @@ impl Client for Writer {
 
     fn invoke<'a>(&'a mut self, what: &'a Invocation, ways: &'a Ways) -> Boxed<'a, Outcome> {
         Box::pin(async move {
-            let pairs = what.value.elements().unwrap_or_default();
-            if let [only] = pairs
-                && let [key, Value::Nil] = parts(only)
+            let outcome = write(ways.home(), what).await;
+            if let Outcome::Ok { at: Some(at), .. } = &outcome
+                && at.wrote
             {
-                return delete(ways.home(), what, key).await;
+                self.acknowledged.fetch_max(at.revision, Ordering::Relaxed);
             }
-            let then = pairs.iter().map(|written| {
-                let [key, value] = parts(written);
-                let publication = config::publication(GROUP, format!("w-{key}"), value.to_string());
-                config::step(Step::PublishConfig(publication))
-            });
-            let request = v1::TxnRequest { then: then.collect(), ..Default::default() };
-            match ways.home().commit(request).await {
-                Ok(answer) => ok(what.value.clone(), answer.header, true),
-                Err(error) => not_written(&error),
-            }
+            outcome
         })
+    }
+}
+
+async fn write(way: &Connection, what: &Invocation) -> Outcome {
+    let pairs = what.value.elements().unwrap_or_default();
+    if let [only] = pairs
+        && let [key, Value::Nil] = parts(only)
+    {
+        return delete(way, what, key).await;
+    }
+    let then = pairs.iter().map(|written| {
+        let [key, value] = parts(written);
+        let publication = config::publication(GROUP, format!("w-{key}"), value.to_string());
+        config::step(Step::PublishConfig(publication))
+    });
+    let request = v1::TxnRequest { then: then.collect(), ..Default::default() };
+    match way.commit(request).await {
+        Ok(answer) => ok(what.value.clone(), answer.header, true),
+        Err(error) => not_written(&error),
     }
 }
 
@@ -108,6 +130,7 @@ async fn delete(way: &Connection, what: &Invocation, key: &Value) -> Outcome {
 
 struct Watcher {
     random: Random,
+    acknowledged: Arc<AtomicI64>,
     after: i64,
     last: usize,
 }
@@ -126,23 +149,28 @@ impl Client for Watcher {
     fn last(&mut self) -> Option<Invocation> {
         self.last += 1;
         let after = if self.last == 1 { self.after } else { 0 };
-        (self.last <= 2).then(|| Invocation::new("watch", pair(Value::Int(after), Value::Nil)))
+        let least = Value::Int(self.acknowledged.load(Ordering::Relaxed));
+        (self.last <= 2).then(|| Invocation::new("watch", pair(Value::Int(after), least)))
     }
 
     fn invoke<'a>(&'a mut self, what: &'a Invocation, ways: &'a Ways) -> Boxed<'a, Outcome> {
         Box::pin(async move {
-            let [Value::Int(after), _] = parts(&what.value) else {
+            let [Value::Int(after), least] = parts(&what.value) else {
                 panic!("{} is no watch", what.value);
             };
             let way = self.random.pick(&ways.all).clone();
-            let until = Instant::now() + Duration::from_millis(self.random.between(MILLIS));
             let mut heard = Heard { messages: Vec::new(), complete: *after, partial: None };
-            match watch(&way, *after).await {
-                Ok(stream) => listen(stream, until, &mut heard).await,
-                Err(error) => {
-                    // Not at once again: a node that is down refuses in no time.
-                    sleep(Duration::from_millis(100)).await;
-                    return Outcome::Fail(error.to_string());
+            let until = Instant::now() + Duration::from_millis(self.random.between(MILLIS));
+            if let Value::Int(least) = least {
+                complete(&way, until, *least, &mut heard).await;
+            } else {
+                match watch(&way, *after).await {
+                    Ok(mut stream) => listen(&mut stream, until, i64::MAX, &mut heard).await,
+                    Err(error) => {
+                        // Not at once again: a node that is down refuses in no time.
+                        sleep(AGAIN).await;
+                        return Outcome::Fail(error.to_string());
+                    }
                 }
             }
             self.after = self.after.max(heard.complete);
@@ -173,9 +201,36 @@ struct Heard {
     partial: Option<Vec<Value>>,
 }
 
-/// Listens until it is time or the stream ends; a stream that breaks has said what it has said.
-async fn listen(mut stream: Streaming<v1::WatchResponse>, until: Instant, heard: &mut Heard) {
-    while let Ok(Ok(Some(message))) = timeout_at(until, stream.message()).await {
+/// Listens until it is time, and then for as long as it may take until everything up to a revision was told, also
+/// when the stream breaks.
+async fn complete(way: &Connection, until: Instant, least: i64, heard: &mut Heard) {
+    let deadline = until + COMPLETE;
+    loop {
+        heard.partial = None;
+        match watch(way, heard.complete).await {
+            Ok(mut stream) => {
+                listen(&mut stream, until, i64::MAX, heard).await;
+                listen(&mut stream, deadline, least, heard).await;
+            }
+            Err(_) => sleep(AGAIN).await,
+        }
+        if heard.complete >= least || Instant::now() >= deadline {
+            return;
+        }
+    }
+}
+
+/// Listens until it is time, a revision is complete or the stream ends; a stream that breaks has said what it has
+/// said.
+async fn listen(
+    stream: &mut Streaming<v1::WatchResponse>,
+    until: Instant,
+    enough: i64,
+    heard: &mut Heard,
+) {
+    while heard.complete < enough
+        && let Ok(Ok(Some(message))) = timeout_at(until, stream.message()).await
+    {
         let revision = message.revision as i64;
         let changes: Vec<Value> = message.events.iter().map(change).collect();
         let entry = |kind, changes| {

@@ -92,6 +92,27 @@ fn who_saw_nothing_shows_nothing() {
     assert_eq!(report.valid, Valid::Unknown);
 }
 
+/// At rest a watch waits until it has told everything that was acknowledged before.
+#[test]
+fn who_waits_and_hears_too_little() {
+    let waits = |after: usize, messages: &str| {
+        format!("9 invoke watch [{after} 4]\n9 ok watch [{after} [{messages}]]\n")
+    };
+    let seen = writes() + &watched(2, &format!("{THREE} {FOUR}"));
+    judge(&(seen.clone() + &waits(2, &format!("{THREE} {FOUR}"))), &[]);
+    judge(&(seen.clone() + &waits(2, THREE)), &["silent"]);
+    judge(&(seen.clone() + &waits(2, "")), &["silent"]);
+    judge(&(seen.clone() + &waits(0, "")), &["silent"]);
+    judge(&(seen.clone() + &waits(0, "[:snapshot 4 [[:a 3] [:c 4]]]")), &[]);
+    judge(&(seen.clone() + &waits(4, "")), &[]);
+    // One that does not wait, or that began before the last acknowledgement.
+    judge(&(seen.clone() + &watched(2, "")), &[]);
+    let before = "9 invoke watch [4 4]\n".to_owned() + &write("[:a 5]", 5);
+    judge(&(seen.clone() + &before + "9 ok watch [4 []]\n"), &[]);
+    let unknown = "1 invoke write [[:a 7]]\n1 info write [[:a 7]]\n";
+    judge(&(seen + unknown + &waits(4, "")), &[]);
+}
+
 /// Long streams, of which one message is lost, repeated or moved.
 #[test]
 fn one_wrong_message_is_seen() {
