@@ -69,3 +69,9 @@ pub fn bounds(additions: &[Addition], looks: &[Look]) -> Vec<(i64, i64)> {
     }
     found
 }
+
+/// The bounds of a look that is the answer of an addition which is still uncertain when the look begins: it may
+/// count for [`bounds`], and has counted for itself.
+pub fn with_own((least, most): (i64, i64), delta: i64) -> (i64, i64) {
+    (least + delta.max(0), most + delta.min(0))
+}

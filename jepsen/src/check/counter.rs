@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::bounds::{Addition, Look, bounds};
+use super::bounds::{Addition, Look, bounds, with_own};
 use super::replay::anomaly;
 use crate::edn::Value;
 use crate::history::{Error, History, Kind, Op};
@@ -14,8 +14,8 @@ use crate::report::Report;
 struct Counter<'a> {
     additions: Vec<Addition>,
     looks: Vec<Look>,
-    /// What each look showed.
-    shown: Vec<(i64, &'a Op)>,
+    /// What each look showed, and what the look itself had added.
+    shown: Vec<(i64, i64, &'a Op)>,
 }
 
 pub fn check(history: &History) -> Result<Report, Error> {
@@ -35,15 +35,19 @@ pub fn check(history: &History) -> Result<Report, Error> {
         }
         if let Some(complete) = done {
             let op = &history.ops[complete];
-            let value = int(op, if op.f == "add" { 2 } else { 1 })?;
+            let (value, own) = match op.f.as_str() {
+                "add" => (int(op, 2)?, int(invoked, 1)?),
+                _ => (int(op, 1)?, 0),
+            };
             counter.looks.push(Look { invoke: call.invoke, complete });
-            counter.shown.push((value, op));
+            counter.shown.push((value, own, op));
         }
     }
     let mut report = Report::new("counted", succeeded);
     for (name, counter) in counters {
         let bounds = bounds(&counter.additions, &counter.looks);
-        for ((value, op), (least, most)) in counter.shown.into_iter().zip(bounds) {
+        for ((value, own, op), bounds) in counter.shown.into_iter().zip(bounds) {
+            let (least, most) = with_own(bounds, own);
             if !(least..=most).contains(&value) {
                 let what = format!("counter {name} shows {value}, which is not {least}..={most}");
                 report.anomalies.push(anomaly("wrong-sum", what, &[op]));

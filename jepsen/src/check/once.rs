@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::bounds::{Addition, Look, bounds};
+use super::bounds::{Addition, Look, bounds, with_own};
 use super::counter::int;
 use super::replay::anomaly;
 use crate::edn::Value;
@@ -108,9 +108,9 @@ fn sums(
     for call in done {
         let Some(complete) = call.complete else { continue };
         let op = &history.ops[complete];
-        let (value, invoke) = match op.f.as_str() {
+        let (value, own, invoke) = match op.f.as_str() {
             "read" => match op.value {
-                Value::Int(value) => (value, call.invoke),
+                Value::Int(value) => (value, 0, call.invoke),
                 _ => return Err(Error::malformed(op, "a read shows a number")),
             },
             "add" => {
@@ -118,14 +118,16 @@ fn sums(
                 if !answered.insert(id) {
                     continue;
                 }
-                (int(op, 3)?, writes[&id].first)
+                // It can have counted from its first copy on, and has for this answer.
+                (int(op, 3)?, writes[&id].delta, writes[&id].first)
             }
             _ => continue,
         };
         looks.push(Look { invoke, complete });
-        shown.push((value, op));
+        shown.push((value, own, op));
     }
-    for ((value, op), (least, most)) in shown.into_iter().zip(bounds(&additions, &looks)) {
+    for ((value, own, op), bounds) in shown.into_iter().zip(bounds(&additions, &looks)) {
+        let (least, most) = with_own(bounds, own);
         if !(least..=most).contains(&value) {
             let what = format!("the sum is {value}, which is not {least}..={most}");
             report.anomalies.push(anomaly("wrong-sum", what, &[op]));

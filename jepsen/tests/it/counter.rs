@@ -55,6 +55,24 @@ fn what_overlaps() {
     judge(&(read(5) + &done(0, "add", "[1 5]", "[1 5 5]")), &["wrong-sum"]);
 }
 
+/// Its own answer contains an addition, whatever else does.
+#[test]
+fn what_an_addition_is_answered() {
+    judge(&done(0, "add", "[1 5]", "[1 5 0]"), &["wrong-sum"]);
+    judge(&done(0, "add", "[1 -5]", "[1 -5 0]"), &["wrong-sum"]);
+    let both = |first: i64, second: i64| {
+        format!(
+            "0 invoke add [1 5]\n1 invoke add [1 -3]\n0 ok add [1 5 {first}]\n1 ok add [1 -3 {second}]\n"
+        )
+    };
+    for (first, second) in [(5, 2), (2, -3)] {
+        judge(&both(first, second), &[]);
+    }
+    for (first, second) in [(0, 2), (-3, 2), (5, 5), (5, -8)] {
+        judge(&both(first, second), &["wrong-sum"]);
+    }
+}
+
 #[test]
 fn one_addition_too_few_or_too_many_is_seen() {
     for seed in 0..200 {

@@ -27,6 +27,17 @@ fn copies_count_once() {
     judge(&(lines + &read(5)), &["wrong-sum"]);
 }
 
+/// Its own answer contains a write, also when an earlier copy of it was the one that counted.
+#[test]
+fn what_a_write_is_answered() {
+    judge(&add(1, 5, 0, 1), &["wrong-sum"]);
+    let unknown = "0 invoke add [1 1 5]\n0 info add [1 1 5]\n".to_owned();
+    let other = done(2, "add", "[2 1 3]", "[2 1 3 8 2]");
+    let later = |value: i64| done(1, "add", "[1 1 5]", &format!("[1 1 5 {value} 1]"));
+    judge(&(unknown.clone() + &other + &later(5)), &[]);
+    judge(&(unknown + &other + &later(3)), &["wrong-sum"]);
+}
+
 #[test]
 fn copies_that_are_answered_differently() {
     judge(&(add(1, 5, 5, 1) + &add(1, 5, 10, 1)), &["answers-differ"]);
@@ -35,7 +46,7 @@ fn copies_that_are_answered_differently() {
 
 #[test]
 fn one_that_overwrites_another() {
-    judge(&(add(1, 5, 5, 1) + &add(2, 3, 5, 2)), &["lost-addition"]);
+    judge(&(add(1, 5, 5, 1) + &add(2, 3, 5, 2)), &["lost-addition", "wrong-sum"]);
     judge(&(add(1, 5, 5, 1) + &add(2, 3, 8, 1)), &["lost-addition"]);
 }
 
