@@ -1,5 +1,5 @@
-//! Whether the cluster came through: no process ended by itself or panicked, all answered again after the
-//! faults, and all hold the same.
+//! Whether the cluster came through: no process ended by itself, panicked or believed a damaged log, all answered
+//! again after the faults, and all hold the same.
 //!
 //! Read from what the nemesis wrote into the history, and from the nodes' logs.
 
@@ -22,6 +22,9 @@ pub fn check(history: &History, defects: &[(String, Lines)]) -> Report {
         match op.f.as_str() {
             "exited" => {
                 found("node-exited", format!("a process ended by itself: {}", op.value), vec![]);
+            }
+            "believed" => {
+                found("damage-believed", format!("a node goes on: {}", op.value), vec![]);
             }
             "unrecovered" => {
                 recovered = true;

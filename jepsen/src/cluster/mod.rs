@@ -14,6 +14,7 @@ pub mod route;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -47,9 +48,11 @@ struct Member {
     _peers: Proxy,
 }
 
-/// A process that ended without having been told to.
-#[derive(Debug, Clone)]
-pub struct Exit {
+/// What a node did that none may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Defect {
+    /// As the history calls it: `exited`, without having been told to, or `believed` what is damaged.
+    pub f: &'static str,
     pub node: u64,
     pub status: String,
 }
@@ -68,7 +71,7 @@ pub struct Cluster {
     doors: Vec<Proxy>,
     /// Ids and ports are used once.
     next_id: u64,
-    exits: Vec<Exit>,
+    defects: Vec<Defect>,
     /// Nodes whose processes may end, and how they did.
     mortal: BTreeMap<u64, Option<String>>,
 }
@@ -91,7 +94,7 @@ impl Cluster {
             slots: Vec::new(),
             doors: Vec::new(),
             next_id: 1,
-            exits: Vec::new(),
+            defects: Vec::new(),
             mortal: BTreeMap::new(),
         };
         let mut defined = Vec::new();
@@ -181,13 +184,19 @@ impl Cluster {
         Ok(())
     }
 
-    /// SIGKILL; how the process ended, None if it did not run.
+    /// SIGKILL; how the process ended, None if it did not run. One that had ended by itself before is noted.
     pub fn kill(&mut self, id: u64) -> io::Result<Option<std::process::ExitStatus>> {
         let node = &mut self.member_mut(id).node;
         let pid = node.pid();
         let status = node.kill()?;
         if let Some(pid) = pid {
             self.callers.remove(pid);
+        }
+        if let Some(status) = status
+            && status.signal() != Some(Signal::KILL.as_raw())
+            && !self.mortal.contains_key(&id)
+        {
+            self.note_exit(id, status.to_string());
         }
         Ok(status)
     }
@@ -205,7 +214,7 @@ impl Cluster {
                 continue;
             }
             if let Some(status) = self.member_mut(id).node.exited()? {
-                self.exits.push(Exit { node: id, status: status.to_string() });
+                self.note_exit(id, status.to_string());
                 self.spawn(id)?;
             }
         }
@@ -235,12 +244,17 @@ impl Cluster {
 
     /// Notes how a process ended that should not have.
     pub fn note_exit(&mut self, node: u64, status: String) {
-        self.exits.push(Exit { node, status });
+        self.defects.push(Defect { f: "exited", node, status });
     }
 
-    /// What ended since this was asked before.
-    pub fn take_exits(&mut self) -> Vec<Exit> {
-        std::mem::take(&mut self.exits)
+    /// Notes that a node works with what is certainly damaged.
+    pub fn note_belief(&mut self, node: u64, what: String) {
+        self.defects.push(Defect { f: "believed", node, status: what });
+    }
+
+    /// What was noted since this was asked before.
+    pub fn take_defects(&mut self) -> Vec<Defect> {
+        std::mem::take(&mut self.defects)
     }
 
     // ---- who is there ----

@@ -80,6 +80,16 @@ enum Action {
     Error,
 }
 
+impl Action {
+    /// A process may end of what fails and of what panics, and not of what takes its time.
+    fn may_end(self) -> bool {
+        match self {
+            Action::Panic | Action::Error => true,
+            Action::Sleep(_) => false,
+        }
+    }
+}
+
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -163,8 +173,9 @@ impl Failpoint {
             ("nodes", ids(&[node])),
         ]);
         let leaves_majority = majority_without(scene, &[node]);
-        let point = self.point;
-        Ok(Some(Begun::new(what, leaves_majority, Armed { node, point, before, removes })))
+        let (point, action) = (self.point, self.action);
+        let armed = Armed { node, point, action, before, removes };
+        Ok(Some(Begun::new(what, leaves_majority, armed)))
     }
 }
 
@@ -233,6 +244,7 @@ async fn lead_there(scene: &Scene<'_>, way: Way, leader: u64, other: u64) {
 struct Armed {
     node: u64,
     point: Point,
+    action: Action,
     /// How often its log told of a hit before.
     before: usize,
     /// The node whose removal was begun.
@@ -242,19 +254,23 @@ struct Armed {
 impl Active for Armed {
     fn end<'a>(self: Box<Self>, scene: &'a mut Scene<'_>) -> Ending<'a> {
         Box::pin(async move {
-            let Armed { node, point, before, removes, .. } = *self;
+            let Armed { node, point, action, before, removes } = *self;
             scene.cluster.node(node).set_failpoint("")?;
             // It must see that before whatever ends it counts again.
             sleep(2 * LOOK).await;
             let ended = scene.cluster.has_ended(node)?;
-            for mortal in [Some(node), removes].into_iter().flatten() {
-                scene.cluster.expects_end(mortal, false);
+            scene.cluster.expects_end(node, false);
+            if let Some(status) = &ended
+                && !action.may_end()
+            {
+                scene.cluster.note_exit(node, format!("{status}, by {action}"));
             }
             scene.cluster.spawn(node)?;
             let hits = scene.cluster.node(node).failpoint_hits(point.name)? - before;
             if let Some(victim) = removes {
                 // Half a removal is finished, and somebody takes the place.
                 let removed = Replace { whom: Whom::One }.remove(scene, victim).await?;
+                scene.cluster.expects_end(victim, false);
                 if let Err(why) = removed.active.end(scene).await? {
                     return Ok(Err(why));
                 }
@@ -265,8 +281,39 @@ impl Active for Armed {
                     point.name
                 )),
                 (hits, None) => Ok(format!("hit {hits} times")),
+                (hits, Some(status)) if !action.may_end() => Err(format!(
+                    "hit {hits} times, and ended by {status}, which {action} does not do"
+                )),
                 (hits, Some(status)) => Ok(format!("hit {hits} times, and ended by {status}")),
             })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::fs;
+
+    use super::*;
+    use crate::nemesis::testing::Mayflies;
+
+    /// What a failpoint comes to whose node has ended meanwhile.
+    async fn ended(name: &str, action: Action) -> (bool, Vec<u64>) {
+        let mut mayflies = Mayflies::new(name).await;
+        let (node, point) = (1, POINTS[0]);
+        let log = mayflies.cluster.node(node).setup.log.clone();
+        fs::write(log, format!("failpoint {} is hit", point.name)).unwrap();
+        mayflies.cluster.expects_end(node, true);
+        let armed = Armed { node, point, action, before: 0, removes: None };
+        let proof = Box::new(armed).end(&mut mayflies.scene()).await.unwrap();
+        (proof.is_ok(), mayflies.exits())
+    }
+
+    #[tokio::test]
+    async fn a_process_may_end_of_a_panic_and_not_of_a_pause() {
+        assert_eq!(ended("panic", Action::Panic).await, (true, vec![]));
+        assert_eq!(ended("error", Action::Error).await, (true, vec![]));
+        assert_eq!(ended("pause", Action::Sleep(20)).await, (false, vec![1]));
     }
 }

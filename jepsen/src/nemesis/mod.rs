@@ -6,6 +6,7 @@
 mod clock;
 mod damage;
 pub mod failpoint;
+mod frames;
 mod links;
 mod membership;
 mod partition;
@@ -260,4 +261,49 @@ fn majority_without(scene: &Scene<'_>, struck: &[u64]) -> bool {
     let nodes = scene.cluster.ids();
     let left = nodes.iter().filter(|id| !struck.contains(id)).count();
     left > nodes.len() / 2
+}
+
+#[cfg(test)]
+mod testing {
+    #![allow(clippy::unwrap_used)]
+    use std::fs;
+    use std::path::{Path, PathBuf};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A cluster whose processes end by themselves, soon after they were started.
+    pub struct Mayflies {
+        pub cluster: Cluster,
+        dir: PathBuf,
+    }
+
+    impl Mayflies {
+        pub async fn new(name: &str) -> Mayflies {
+            let name = format!("quorate-jepsen-{name}-{}", std::process::id());
+            let dir = std::env::temp_dir().join(name);
+            let cluster = Cluster::start(Path::new("/bin/false"), &dir, 3, &[]).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            Mayflies { cluster, dir }
+        }
+
+        pub fn scene(&mut self) -> Scene<'_> {
+            Scene { cluster: &mut self.cluster, random: Random::new(1) }
+        }
+
+        /// Whose end was noted since this was asked before.
+        pub fn exits(&mut self) -> Vec<u64> {
+            let defects = self.cluster.take_defects();
+            assert!(defects.iter().all(|defect| defect.f == "exited"), "{defects:?}");
+            let mut nodes: Vec<u64> = defects.iter().map(|defect| defect.node).collect();
+            nodes.sort_unstable();
+            nodes
+        }
+    }
+
+    impl Drop for Mayflies {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
 }

@@ -56,7 +56,7 @@ impl Kill {
     }
 }
 
-/// How each of them ended.
+/// How each of them ended; the cluster has noted those that had done so by themselves.
 fn kill(scene: &mut Scene<'_>, nodes: &[u64]) -> io::Result<Vec<(u64, Option<ExitStatus>)>> {
     // All are told before any is awaited: it happens at once.
     for &id in nodes {
@@ -164,5 +164,23 @@ impl Active for Paused {
                 Err("the kernel did not call all processes stopped all the time".to_owned())
             })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::nemesis::testing::Mayflies;
+
+    /// A process that had ended before it was killed is a defect, and not only a fault without effect.
+    #[tokio::test]
+    async fn who_ends_by_itself_before_it_is_killed() {
+        let mut mayflies = Mayflies::new("kill").await;
+        let mut scene = mayflies.scene();
+        let kill = Kill { whom: Whom::All, again_after: Vec::new() };
+        let begun = kill.begin(&mut scene).await.unwrap().unwrap();
+        assert!(begun.active.end(&mut scene).await.unwrap().is_err());
+        assert_eq!(mayflies.exits(), [1, 2, 3]);
     }
 }

@@ -7,8 +7,8 @@ use rustix::process::Signal;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::recorder::Recorder;
-use crate::cluster::Cluster;
 use crate::cluster::links::Rules;
+use crate::cluster::{Cluster, Defect};
 use crate::edn::Value;
 use crate::nemesis::{Active, Plan, Scene};
 use crate::random::Random;
@@ -81,9 +81,9 @@ pub async fn rest(cluster: &mut Cluster, recorder: &Recorder, time: Duration) ->
 
 fn look(cluster: &mut Cluster, recorder: &Recorder) -> io::Result<()> {
     cluster.look_after()?;
-    for exit in cluster.take_exits() {
-        let told = [("node", Value::Int(exit.node as i64)), ("status", Value::String(exit.status))];
-        recorder.nemesis("exited", entries(told));
+    for Defect { f, node, status } in cluster.take_defects() {
+        let told = [("node", Value::Int(node as i64)), ("status", Value::String(status))];
+        recorder.nemesis(f, entries(told));
     }
     Ok(())
 }

@@ -103,6 +103,7 @@ fn a_cluster_that_came_through() {
     for (said, name) in [
         (said("exited", "{:node 1 :status \"exit status: 4\"}"), "node-exited"),
         (said("unrecovered", "{:why \"silence\"}"), "not-recovered"),
+        (said("believed", "{:node 1 :status \"it answers\"}"), "damage-believed"),
         (said("digests", "{:equal false}"), "replicas-differ"),
         (said("digests", "{}"), "replicas-differ"),
     ] {
