@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join_all};
 use quorate::clock::Clock;
 use quorate::node::{
     Config, Leadership, Node, OnFatal, Parts, Prober, Saw, Storage, Target, Webhooks,
@@ -404,6 +404,11 @@ impl World {
             Crash::Kill => oracle.counts.kills += 1,
             Crash::Lose | Crash::Scatter | Crash::Tear => oracle.counts.power_losses += 1,
         }
+    }
+
+    /// Ends several at one instant: none hears of the end of another.
+    pub async fn end_all(self: &Arc<Self>, ends: Vec<(NodeId, End, Duration)>) {
+        join_all(ends.into_iter().map(|(id, end, rest)| self.end(id, end, rest))).await;
     }
 
     /// As `assembly::assemble`.

@@ -165,12 +165,11 @@ async fn happen(world: Arc<World>, fault: Fault, mut random: StdRng) {
             world.end(id, end, rest).await;
         }
         Fault::KillAll => {
-            let mut of_power = true;
-            for id in world.nodes.clone() {
-                let (end, rest) = (crash(random), millis(random, 20..1_500));
-                of_power &= end.crash != Crash::Kill;
-                world.end(id, end, rest).await;
-            }
+            let nodes = world.nodes.iter();
+            let ends: Vec<_> =
+                nodes.map(|id| (*id, crash(random), millis(random, 20..1_500))).collect();
+            let of_power = ends.iter().all(|(_, end, _)| end.crash != Crash::Kill);
+            world.end_all(ends).await;
             world.oracle().counts.blackouts += u64::from(of_power);
         }
         Fault::Partition => partition(&world, random).await,

@@ -1,5 +1,6 @@
 //! Single faults, told one by one: what a random run would seldom meet, or not tell apart.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -107,6 +108,23 @@ async fn until(world: &World, within: Duration, what: &str, holds: impl Fn() -> 
         assert!(runtime::Instant::now() < give_up, "not within {within:?}: {what}");
         assert!(pass(world, Duration::from_millis(50)).await, "{:?}", world.oracle().violations);
     }
+}
+
+/// Where the power fails for all of them, it does so at one instant: not even the last one hears that the others
+/// are gone.
+#[test]
+fn all_lose_their_power_at_once() {
+    let report = tell(3, async |world| {
+        let end = |id: &NodeId| {
+            (*id, End { crash: Crash::Lose, image: false }, Duration::from_millis(100))
+        };
+        let mut all = pin!(world.end_all(world.nodes.iter().map(end).collect()));
+        assert!(futures::poll!(all.as_mut()).is_pending());
+        assert!(world.nodes.iter().all(|id| world.running(*id).is_none()));
+        all.await;
+        until(world, Duration::from_secs(10), "a leader", || world.leader().is_some()).await;
+    });
+    assert_eq!(report.counts.power_losses, 3);
 }
 
 /// A node whose consensus cannot go on ends by itself, instead of listening and answering nobody; the
