@@ -337,7 +337,7 @@ mod tests {
     fn a_list_is_made_when_it_is_asked_for() {
         let encoded = std::cell::Cell::new(0);
         let items = (0..9u64).inspect(|_| encoded.set(encoded.get() + 1));
-        let mut lists = lists_to_bytes(items, 32).into_iter();
+        let mut lists = lists_to_bytes(items, 32);
         for made in [3, 6, 9] {
             assert_eq!(from_bytes::<Vec<u64>>("list", &lists.next().unwrap()).unwrap().len(), 3);
             assert_eq!(encoded.get(), made);
