@@ -187,7 +187,7 @@ impl Tasks {
             Op::PutSchema(put) => {
                 let ItemName { namespace, group, key } = &put.name;
                 let item = state.config_item(namespace, group, key);
-                put.checked_version = item.map_or(0, |item| item.current.revision);
+                put.checked_revision = item.map_or(0, |item| item.current.revision);
                 let content = item.and_then(|item| item.current.content.clone());
                 let schema = Arc::new(state::Schema {
                     namespace: namespace.as_str().into(),

@@ -201,11 +201,11 @@ impl Tables {
         at: &At,
         journal: &mut Journal,
     ) -> Result<Reply, Refusal> {
-        let SchemaPut { name, text, checked_version } = schema;
+        let SchemaPut { name, text, checked_revision } = schema;
         let space = existing(self.namespaces.get_mut(name.namespace), name.namespace)?;
         let table = space.config.get(name.group, name.key);
         let item = table.and_then(|table| table.item.as_ref());
-        compare(Some(checked_version), item.map_or(0, |item| item.current.revision))?;
+        compare(Some(checked_revision), item.map_or(0, |item| item.current.revision))?;
         let old = table.and_then(|table| table.schema.clone());
         if let Some(old) = &old
             && old.text == text

@@ -506,7 +506,7 @@ fn there_is_an_end_to_everything() {
         Op::PutSchema(Box::new(SchemaPut {
             name: item(key),
             text: "{}".into(),
-            checked_version: 0,
+            checked_revision: 0,
         }))
     };
     assert!(matches!(world.refused(schema("more")), Refusal::LimitReached { .. }));

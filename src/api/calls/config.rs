@@ -108,7 +108,7 @@ impl Write for v1::PutSchemaRequest {
     fn command(self) -> Result<Command, Error> {
         let Self { namespace, group, key, schema, request_id } = self;
         let name = item_name(namespace, group, key);
-        let schema = state::SchemaPut { name, text: schema, checked_version: 0 };
+        let schema = state::SchemaPut { name, text: schema, checked_revision: 0 };
         Ok(command(request_id, Op::PutSchema(Box::new(schema))))
     }
 

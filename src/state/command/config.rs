@@ -70,7 +70,7 @@ pub struct SchemaPut<T = String> {
     pub text: T,
     /// The revision of the current release whose content was checked against the schema; 0 = there was no
     /// item. Versions begin anew when an item is purged, revisions do not.
-    pub checked_version: u64,
+    pub checked_revision: u64,
 }
 
 /// The end of a gray release.

@@ -33,7 +33,7 @@ pub(super) fn parse(verb: &str, words: &mut Words, term: u64) -> Option<Op> {
         "put-schema" => Op::PutSchema(Box::new(SchemaPut {
             name: item_name(&words.next()),
             text: words.text("text"),
-            checked_version: words.number("checked").unwrap_or(0),
+            checked_revision: words.number("checked").unwrap_or(0),
         })),
         "delete-schema" => Op::DeleteSchema { name: item_name(&words.next()) },
         "promote" | "abort" => Op::EndGray(Box::new(GrayDecision {

@@ -94,7 +94,7 @@ pub(super) fn commands() -> Vec<(String, Command)> {
         schema: 12,
     };
     sample("rollback-config", Op::RollbackConfig(Box::new(rollback.clone())));
-    let schema = SchemaPut { name: item(), text: "{}".into(), checked_version: 3 };
+    let schema = SchemaPut { name: item(), text: "{}".into(), checked_revision: 3 };
     sample("put-schema", Op::PutSchema(Box::new(schema)));
     sample("delete-schema", Op::DeleteSchema { name: item() });
     let decision = GrayDecision {
@@ -554,7 +554,7 @@ fn the_greatest_records_fit() {
     let schema = SchemaPut {
         name: ItemName { key: long("s"), ..name.clone() },
         text: "s".repeat(limits::SCHEMA_BYTES),
-        checked_version: 0,
+        checked_revision: 0,
     };
     run(Op::PutSchema(Box::new(schema)), at_ms);
     let (reply, _) =

@@ -240,7 +240,7 @@ impl Model {
     pub(super) fn put_schema(&mut self, s: SchemaPut, place: &Place) -> Answer {
         self.needs_namespace(&s.name.namespace)?;
         let current = self.item(&s.name).map_or(0, |item| item.current.revision);
-        expected(Some(s.checked_version), current)?;
+        expected(Some(s.checked_revision), current)?;
         self.room_for(&s.name)?;
         let ItemName { namespace, group, key } = &s.name;
         let mut record = Schema {

@@ -367,7 +367,7 @@ pub(super) fn center() -> BoxedStrategy<Center> {
         3 => delete(true),
         4 => rollback(),
         3 => (item(), text(&["{}", "{}", "[]"]), stale()).prop_map(|(name, text, stale)| {
-            Center::PutSchema { schema: SchemaPut { name, text, checked_version: 0 }, stale }
+            Center::PutSchema { schema: SchemaPut { name, text, checked_revision: 0 }, stale }
         }),
         2 => item().prop_map(Center::DeleteSchema),
         4 => end_gray(),
@@ -687,7 +687,7 @@ impl Center {
             }
             Center::PutSchema { schema: mut put, stale } => {
                 let current = model.item(&put.name).map_or(0, |item| item.current.revision);
-                put.checked_version = current.saturating_sub(u64::from(stale));
+                put.checked_revision = current.saturating_sub(u64::from(stale));
                 Op::PutSchema(Box::new(put))
             }
             Center::DeleteSchema(name) => Op::DeleteSchema { name },

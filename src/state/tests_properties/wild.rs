@@ -249,8 +249,8 @@ fn wild_center() -> BoxedStrategy<Op> {
                     name, version, expected_version, author, comment, schema,
                 }))
             }),
-        1 => (wild_item(), wild_text(), wild_number()).prop_map(|(name, text, checked_version)| {
-            Op::PutSchema(Box::new(SchemaPut { name, text, checked_version }))
+        1 => (wild_item(), wild_text(), wild_number()).prop_map(|(name, text, checked_revision)| {
+            Op::PutSchema(Box::new(SchemaPut { name, text, checked_revision }))
         }),
         1 => wild_item().prop_map(|name| Op::DeleteSchema { name }),
         1 => (wild_item(), wild_text(), wild_option(wild_number()), any::<bool>(), wild_schema())
