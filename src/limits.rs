@@ -77,8 +77,6 @@ pub const SESSION_TTL_MS: std::ops::RangeInclusive<u64> = 1_000..=3_600_000;
 pub const DEFAULT_SESSION_TTL_MS: u64 = 10_000;
 /// Writes of one session whose answers the client has not acknowledged.
 pub const SESSION_IN_FLIGHT: usize = 1_024;
-/// Bytes of the answers that are kept for them: with so many the next write waits for an acknowledgement.
-pub const SESSION_REPLY_BYTES: usize = 16 * 1024 * 1024;
 /// Sessions of a cluster.
 pub const SESSIONS: usize = 1_000_000;
 
@@ -733,11 +731,6 @@ const _: () = {
     assert!(SAGA_BYTES < COMMAND_BYTES, "what a transaction is made of fits one command");
     assert!(DEFAULT_SAGA_PAUSE_MS <= DEFAULT_SAGA_PAUSE_MAX_MS);
     assert!(TXN_REPLY_BYTES < RECORD_BYTES, "the reply to a transaction can be stored");
-    assert!(
-        2 * TXN_REPLY_BYTES < SESSION_REPLY_BYTES,
-        "the longest answers come one after the other"
-    );
-    assert!(SESSION_REPLY_BYTES / SESSION_IN_FLIGHT >= 16 * 1024, "no usual answer is longer");
     assert!(CONFIG_VALUE_BYTES <= CONFIG_HISTORY_BYTES, "a release that was current is kept");
     assert!(
         2 * (METADATA_TOTAL_BYTES + 16 * METADATA_PAIRS)

@@ -133,8 +133,6 @@ pub struct SessionEntry {
     pub instances: usize,
     /// Stored replies by sequence: at most [`limits::SESSION_IN_FLIGHT`].
     pub(super) replies: BTreeMap<u64, Arc<StoredReply>>,
-    /// What they take together.
-    pub(super) reply_bytes: usize,
     /// The greatest `lowest_unacknowledged` of the stored replies. No reply below it is stored.
     pub(super) lowest: u64,
 }
@@ -384,7 +382,7 @@ impl Tables {
             (Key::Reply { session, sequence }, Record::Reply(record)) => {
                 let entry = self.ledger.sessions.get_mut(&session).expect(parent);
                 entry.lowest = entry.lowest.max(record.lowest_unacknowledged);
-                entry.put_reply(sequence, record);
+                entry.replies.insert(sequence, record);
                 self.ledger.replies += 1;
             }
             (Key::Member { .. }, Record::Member(record)) => {
@@ -588,29 +586,15 @@ impl ServiceTable {
     }
 }
 
-impl SessionEntry {
-    /// There is none of this sequence yet.
-    pub(super) fn put_reply(&mut self, sequence: u64, reply: Arc<StoredReply>) {
-        self.reply_bytes += reply.size();
-        let before = self.replies.insert(sequence, reply);
-        let session = self.record.id;
-        assert!(before.is_none(), "sequence {sequence} of session {session} ran twice: {before:?}");
-    }
-}
-
 impl Ledger {
     pub fn put_session(&mut self, record: Session) -> Written {
         let id = record.id;
         let record = Arc::new(record);
         // A new session holds nothing yet; a restored one may.
         let instances = self.held_by(id).count();
-        let entry = SessionEntry {
-            record: record.clone(),
-            instances,
-            replies: BTreeMap::new(),
-            reply_bytes: 0,
-            lowest: 0,
-        };
+        let lowest = 0;
+        let entry =
+            SessionEntry { record: record.clone(), instances, replies: BTreeMap::new(), lowest };
         let before = self.sessions.insert(id, entry);
         assert!(before.is_none(), "session {id} was there: {before:?}");
         Written::put(Key::Session { id }, Record::Session(record), None)

@@ -41,14 +41,6 @@ impl Ledger {
                 return Err(Refusal::TooManyInFlight { limit: limit as u64 });
             }
         }
-        if entry.reply_bytes >= limits::SESSION_REPLY_BYTES {
-            let lowest = entry.lowest.max(lowest_unacknowledged);
-            let kept: Vec<usize> =
-                entry.replies.range(lowest..).map(|(_, reply)| reply.size()).collect();
-            if kept.iter().sum::<usize>() >= limits::SESSION_REPLY_BYTES {
-                return Err(Refusal::TooManyInFlight { limit: kept.len() as u64 });
-            }
-        }
         Ok(None)
     }
 
@@ -58,7 +50,8 @@ impl Ledger {
         let &RequestId { session, sequence, lowest_unacknowledged } = request;
         let Some(entry) = self.sessions.get_mut(&session) else { return };
         let reply = Arc::new(StoredReply { lowest_unacknowledged, outcome: outcome.clone() });
-        entry.put_reply(sequence, reply.clone());
+        let before = entry.replies.insert(sequence, reply.clone());
+        assert!(before.is_none(), "sequence {sequence} of session {session} ran twice: {before:?}");
         self.replies += 1;
         let key = Key::Reply { session, sequence };
         journal.push(Written::put(key, Record::Reply(reply), None));
@@ -74,9 +67,7 @@ impl Ledger {
         {
             let key = Key::Reply { session, sequence: *first.key() };
             self.replies -= 1;
-            let gone = first.remove();
-            entry.reply_bytes -= gone.size();
-            journal.push(Written::removed(key, Record::Reply(gone)));
+            journal.push(Written::removed(key, Record::Reply(first.remove())));
         }
     }
 

@@ -239,14 +239,6 @@ pub struct StoredReply {
     pub outcome: Outcome,
 }
 
-impl StoredReply {
-    /// Bytes of its record.
-    pub(super) fn size(&self) -> usize {
-        let size = coding(limits::RECORD_BYTES).serialized_size(self);
-        size.expect("limits.rs adds up what a reply may be made of") as usize
-    }
-}
-
 /// What the cluster remembers of a node for ever: its number is never another node's. Members are no
 /// part of the registry: no revision belongs to them, and a backup is restored without them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -718,35 +718,3 @@ fn a_given_gid_is_given_once_to_a_request() {
     world.run(op());
     assert_eq!(world.state.counts().sagas, 2);
 }
-
-/// Answers that are kept are bounded in bytes too: whoever acknowledges none of the long ones waits. Who
-/// acknowledges as it goes never does.
-#[test]
-fn kept_answers_are_bounded_in_what_they_take() {
-    let mut world = World::default();
-    let session = world.session();
-    world.run(publish("k", "x".repeat(limits::CONFIG_VALUE_BYTES)));
-    let send = |world: &mut World, sequence, lowest_unacknowledged| {
-        let request = RequestId { session, sequence, lowest_unacknowledged };
-        let steps = vec![Step::Write(add("c", 1)), Step::Get(RecordName::Config(item("k")))];
-        let bytes = Command { request: Some(request), op: txn(steps) }.encode().unwrap();
-        world.entry(&[bytes]).outcomes.remove(0)
-    };
-    for sequence in 1..=16 {
-        send(&mut world, sequence, 1).result.unwrap();
-    }
-    let refused = send(&mut world, 17, 1).result.unwrap_err();
-    assert_eq!(refused, Refusal::TooManyInFlight { limit: 16 });
-    assert!(send(&mut world, 16, 1).duplicate);
-    // The same after a restart.
-    world.state = State::restore(world.state.records().map(Ok::<_, ()>)).unwrap();
-    assert_eq!(send(&mut world, 17, 1).result.unwrap_err(), refused);
-    for sequence in 17..=40 {
-        send(&mut world, sequence, sequence - 15).result.unwrap();
-        assert!(send(&mut world, 100, 1).result.is_err());
-    }
-    assert_eq!(world.state.counter("default", "c", &Pairs::default()).unwrap().value, 40);
-    // And when the session goes, so does all of it.
-    world.run(Op::CloseSession { session });
-    assert_eq!(world.state.counts().replies, 0);
-}

@@ -88,12 +88,8 @@ impl Model {
         }
         let lowest = lowest.max(id.lowest_unacknowledged);
         let kept = |reply: &&(u64, u64, StoredReply)| reply.0 == id.session && reply.1 >= lowest;
-        let kept: Vec<_> = self.replies.iter().filter(kept).map(|reply| &reply.2).collect();
-        let bytes = |reply: &&StoredReply| {
-            Record::Reply(Arc::new(StoredReply::clone(reply))).encode().len() - 1
-        };
-        if kept.len() >= 1024 || kept.iter().map(bytes).sum::<usize>() >= 16 * 1024 * 1024 {
-            return self.refuse(Refusal::TooManyInFlight { limit: kept.len() as u64 });
+        if self.replies.iter().filter(kept).count() >= limits::SESSION_IN_FLIGHT {
+            return self.refuse(Refusal::TooManyInFlight { limit: 1024 });
         }
         let outcome = self.run(command.op, term);
         // Whoever checked it against another schema does so anew, and comes back.
