@@ -105,17 +105,17 @@ pub struct Assembly {
 }
 
 impl Assembly {
-    /// Stops the node: hands leadership over, writes the image, closes the log.
+    /// Stops the node: hands leadership over, closes the log, writes the image, which then goes as far.
     pub async fn stop(self) {
         self.node.shutdown().await;
         let Assembly { wal, checkpoints, _dir: dir, .. } = self;
         runtime::blocking(move || {
             // Locked for as long as anything can still be written, also when nobody waits for it.
             let _dir = dir;
+            wal.shutdown();
             if let Err(error) = checkpoints.shutdown() {
                 tracing::warn!(%error, "the last checkpoint failed; the log has everything");
             }
-            wal.shutdown();
         })
         .await;
     }

@@ -423,9 +423,9 @@ pub const SNAPSHOT_FILE_BYTES: u64 = 256 * 1024 * 1024 * 1024;
 /// Bytes of a snapshot file that are written between two syncs, so that the log never waits behind
 /// one large writeback.
 pub const SNAPSHOT_SYNC_BYTES: u64 = 8 * 1024 * 1024;
-/// Free bytes that a snapshot longer than that leaves to the log. Fewer than those below which writes are
+/// Free bytes that a snapshot longer than that leaves to the log. Far fewer than those below which writes are
 /// refused: a snapshot is what lets the log become shorter.
-pub const SNAPSHOT_RESERVE_BYTES: u64 = DISK_LOW_BYTES / 2;
+pub const SNAPSHOT_RESERVE_BYTES: u64 = DISK_LOW_BYTES / 8;
 /// How far a restored cluster's revisions are ahead of the backup's, unless somebody says otherwise. The old cluster
 /// went on after it was made, by fewer revisions than this: so a revision that a client has seen there is never one
 /// of the new history.

@@ -100,20 +100,8 @@ impl Lookups {
     }
 
     async fn run(self: Arc<Self>, host: String, lookup: Arc<watch::Sender<Lookup>>) {
-        let permit = loop {
-            tokio::select! {
-                biased;
-                permit = self.permits.clone().acquire_owned() => break permit,
-                () = lookup.closed() => {
-                    let mut under_way = self.under_way();
-                    // Somebody may have joined before this.
-                    if lookup.is_closed() {
-                        under_way.remove(&host);
-                        return;
-                    }
-                }
-            }
-        };
+        // It keeps its place when nobody waits any more: the next check of that name joins it.
+        let permit = self.permits.clone().acquire_owned().await;
         let begun = Instant::now();
         lookup.send_replace(Lookup::Begun(begun));
         let (name, resolve) = (host.clone(), self.resolve);

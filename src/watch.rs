@@ -177,6 +177,7 @@ impl Hub {
     pub fn publish(&self, revision: u64, events: &[Event]) -> WakeUps {
         let mut wake_ups = WakeUps::default();
         let mut inner = self.shared.lock();
+        let before = inner.revision;
         for event in events {
             let known = inner.revision;
             if !inner.ring.push(event.revision, &event.changes, &self.shared.capacity) {
@@ -189,8 +190,8 @@ impl Hub {
             );
             inner.revision = event.revision;
             inner.fan_out(&self.shared, event, &mut wake_ups);
-            inner.relieve(&self.shared);
         }
+        inner.relieve(&self.shared, before);
         assert!(revision >= inner.revision, "revision {revision} after {}", inner.revision);
         inner.revision = revision;
         wake_ups
@@ -310,12 +311,15 @@ impl Subscription {
         let Subscription { shared, group, .. } = self;
         let mut queue = group.lock();
         let limit = shared.capacity.snapshot_bytes;
-        if shared.snapshot_bytes.load(Ordering::Relaxed) > limit && queue.known_snapshot().is_none()
-        {
+        let is_full = shared.snapshot_bytes.load(Ordering::Relaxed) > limit
+            && queue.known_snapshot().is_none();
+        let snapshot = queue.snapshot(&group.range, state, shared);
+        // Small ones come in all the same: those of large ranges shut out nobody else.
+        if is_full && snapshot.bytes > shared.capacity.message_bytes {
             let limit = limit as u64;
             return Err(Error::Overloaded { queue: "bytes of watch snapshots".into(), limit });
         }
-        Ok(queue.snapshot(&group.range, state, shared))
+        Ok(snapshot)
     }
 
     /// The next message; None after an error, which ends the watch. Nothing is lost when the future
@@ -481,14 +485,14 @@ impl Inner {
     }
 
     /// When more waits than there is room for, cuts off those who are furthest behind. It is looked through all ranges
-    /// for them, so some more room is made than is lacking. What has only just been published stays.
-    fn relieve(&self, shared: &Shared) {
+    /// for them, so some more room is made than is lacking. What came after `before` stays: nobody could read it yet.
+    fn relieve(&self, shared: &Shared, before: u64) {
         let most = shared.capacity.queue_bytes;
         let waits = || shared.queued_bytes.load(Ordering::Relaxed);
         if waits() <= most {
             return;
         }
-        let lagging = |queue: &group::Queue| queue.oldest().filter(|old| *old < self.revision);
+        let lagging = |queue: &group::Queue| queue.oldest().filter(|old| *old <= before);
         let groups = || self.parts.iter().flat_map(BTreeMap::values);
         let mut oldest: BinaryHeap<Reverse<(u64, u64)>> = groups()
             .filter_map(|group| Some(Reverse((lagging(&group.lock())?, group.number))))

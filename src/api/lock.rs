@@ -114,7 +114,9 @@ pub(super) async fn wait_for(
     revision: u64,
 ) -> Result<u64, Error> {
     let range = Selector::lock(lock.namespace.clone(), lock.lock.clone());
-    let mut line = node.watch(Range::from(range), 0)?;
+    // Only what comes is of interest: the watch begins with where the node is now.
+    let present = node.read(State::revision);
+    let mut line = node.watch(Range::from(range), present)?;
     while let Some(message) = line.next().await {
         // What a message says is in the state by now, and maybe more.
         message?;

@@ -162,6 +162,7 @@ type Reads = Vec<(u64, Query)>;
 /// What came of calls that had to wait.
 enum Waited {
     Answers(Answers),
+    Reply(Reply),
     Reads(Allowed),
 }
 
@@ -353,6 +354,7 @@ where
         while let Poll::Ready(Some(waited)) = self.waiting.poll_next_unpin(cx) {
             match waited {
                 Waited::Answers(answers) => self.outbox.append(answers),
+                Waited::Reply(reply) => self.batch.push_back(reply),
                 Waited::Reads(reads) => self.allowed.push_back(reads),
             }
         }
@@ -665,11 +667,11 @@ async fn allow(node: Node, consistency: Consistency, reads: Reads) -> Waited {
 
 /// A write whose content takes time to check.
 async fn prepare(node: Node, id: u64, mut command: Command, respond: Respond) -> Waited {
-    let answer = async {
+    let outcome = async {
         node.prepare(&mut command, DEFAULT_CALL_TIMEOUT).await?;
-        respond(node.id(), node.propose(&command, DEFAULT_CALL_TIMEOUT).await?)
+        node.propose(&command, DEFAULT_CALL_TIMEOUT).await
     };
-    answered(id, answer.await).into()
+    Waited::Reply(Reply { id, respond, outcome: outcome.await })
 }
 
 async fn acquire(node: Node, id: u64, call: AcquireLockRequest) -> Waited {

@@ -114,11 +114,13 @@ impl Node {
                 }
                 Leadership::Unknown => Err(self.no_leader()),
             };
+            // A change is two entries, and openraft says the same when it lost its office between them. What this node
+            // knows of members may be a change that never came about, until it has heard of the leader's log.
+            let refused = matches!(result, Err(Error::Membership { .. }));
+            if refused && again && self.applied().await.is_ok() && self.has_promoted(&admin) {
+                return Ok(AdminReply::Done);
+            }
             match result {
-                // A change is two entries, and openraft says the same when it lost its office between them.
-                Err(Error::Membership { .. }) if again && self.has_promoted(&admin) => {
-                    return Ok(AdminReply::Done);
-                }
                 // Wait for the next leader. Any change may be asked for again, and what is in its way may be
                 // its own first step, which that leader completes.
                 Err(error)

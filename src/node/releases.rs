@@ -68,6 +68,8 @@ impl Node {
         let Ok(permit) = runtime::timeout(timeout, permit).await else {
             return Err(Error::Timeout { definite: true });
         };
+        // Another release may have come meanwhile.
+        let tasks = self.tasks(command)?;
         let node = self.clone();
         runtime::blocking(move || {
             // Also held when nobody waits for the answer any more.

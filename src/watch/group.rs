@@ -129,8 +129,9 @@ impl Queue {
         }
     }
 
-    /// Revision of the oldest message that somebody has not read.
+    /// Revision of the oldest message that somebody has not read; None also when what waits takes no room.
     pub(super) fn oldest(&self) -> Option<u64> {
+        self.slots.iter().find(|slot| slot.bytes > 0)?;
         Some(match &self.slots.front()?.item {
             Item::Message(message) => message.revision,
             Item::Snapshot(snapshot) => snapshot.revision,

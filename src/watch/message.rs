@@ -41,7 +41,7 @@ pub enum Kind {
 pub(super) struct Snapshot {
     pub(super) revision: u64,
     pub(super) messages: Vec<Arc<Message>>,
-    bytes: usize,
+    pub(super) bytes: usize,
     /// Of all that there are.
     total: Arc<AtomicUsize>,
 }

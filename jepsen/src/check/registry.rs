@@ -60,6 +60,7 @@ pub fn check(history: &History, terms: Terms) -> Result<Report, Error> {
             let Some(lease) = leases.get(&life.session) else { continue };
             let shown = listing.shows.get(instance).copied();
             judge(instance, life, lease, &listing, shown, &mut report);
+            outlives(instance, lease, &listing, shown, disturbed, terms, &mut report);
             gone +=
                 usize::from(lingers(life, lease, &listing, shown, disturbed, terms, &mut report));
         }
@@ -155,9 +156,24 @@ fn judge(
         let what = format!("instance {instance} is there after its deregistration");
         report.anomalies.push(anomaly("resurrected", what, &[left, to]));
     }
-    if lease.expired.is_some_and(|expired| expired < from.time) && shown == Some(true) {
+}
+
+/// A leader may say so of an expiry that it has only proposed, and when it is deposed before that is decided the next
+/// one gives the session another TTL.
+fn outlives(
+    instance: &Value,
+    lease: &Lease,
+    listing: &Listing<'_>,
+    shown: Option<bool>,
+    disturbed: Option<Time>,
+    terms: Terms,
+    report: &mut Report,
+) {
+    let (Some(expired), Some(disturbed)) = (lease.expired, disturbed) else { return };
+    let decided = if disturbed > expired { disturbed + terms.ttl } else { expired } + terms.bound;
+    if shown == Some(true) && decided < listing.invoked.time {
         let what = format!("instance {instance} is healthy after its session has expired");
-        report.anomalies.push(anomaly("outlives-session", what, &[to]));
+        report.anomalies.push(anomaly("outlives-session", what, &[listing.op]));
     }
 }
 

@@ -163,7 +163,11 @@ impl Active for Damaged {
         Box::pin(async move {
             scene.cluster.spawn(self.id)?;
             let start = start(scene, self.id).await?;
-            if let Start::Ends(_) = start {
+            if start == Start::Neither {
+                // It may still come to see the damage, and would be started with it again and again.
+                scene.cluster.kill(self.id)?;
+            }
+            if start != Start::Answers {
                 for (file, bytes) in &self.originals {
                     fs::write(file, bytes)?;
                 }

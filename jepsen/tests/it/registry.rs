@@ -71,7 +71,13 @@ fn after_a_deregistration() {
 fn after_a_node_said_that_it_has_expired() {
     let expired = "1_600: 0 invoke beat [7]\n1_610: 0 fail beat [7] ! expired\n".replace('_', "");
     judge(&(life() + &expired + &list(1_700, "[1 false]")), &[]);
-    judge(&(life() + &expired + &list(1_700, "[1 true]")), &["outlives-session"]);
+    // It may have been proposed only; after the bound it is decided.
+    judge(&(life() + &expired + &list(1_700, "[1 true]")), &[]);
+    judge(&(life() + &expired + &list(2_200, "[1 true]")), &["outlives-session"]);
+    // Unless another leader came in between, with which the session goes on.
+    let fault = "1700: :nemesis info kill {}\n";
+    judge(&(life() + &expired + fault + &list(2_200, "[1 true]")), &[]);
+    judge(&(life() + &expired + fault + &list(3_300, "[1 true]")), &["outlives-session"]);
 }
 
 #[test]
