@@ -151,7 +151,7 @@ impl Writer {
         let random = &mut self.random;
         let pause_ms = random.random_range(20..150);
         CallPolicy {
-            timeout_ms: random.random_range(100..1_500),
+            timeout_ms: random.random_range(200..1_500),
             attempts: if random.random_bool(0.5) { 0 } else { random.random_range(3..9) },
             pause_ms,
             pause_max_ms: pause_ms + random.random_range(0..600),
