@@ -346,8 +346,8 @@ pub const WATCH_QUEUE: usize = 16_384;
 /// Bytes that wait for watchers in all ranges of one node; beyond that those who are furthest behind are cut off, in
 /// whatever range.
 pub const WATCH_QUEUE_BYTES: usize = 256 * 1024 * 1024;
-/// Bytes of the snapshots that watchers of one node are being sent; while there are more, no further one is made and
-/// the watch is refused as OVERLOADED.
+/// Bytes of the snapshots that watchers of one node are being sent; while there are more, a watch that begins with
+/// another one longer than a message is refused as OVERLOADED.
 pub const WATCH_SNAPSHOT_BYTES: usize = 1024 * 1024 * 1024;
 /// Selectors of one range.
 pub const WATCH_SELECTORS: usize = 32;

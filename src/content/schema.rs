@@ -105,8 +105,8 @@ fn engine(bytes: usize) -> PatternOptions<Regex> {
     PatternOptions::regex().size_limit(bytes).dfa_size_limit(8 * SCHEMA_PATTERN_BYTES)
 }
 
-/// The size of a pattern, and how long a match takes for each byte of a text: at worst every state of the automaton is visited. The
-/// engine does not tell how many there are, but whether they fit. In a debug build `[ab]*a[ab]{200}c`,
+/// The size of a pattern, and how long a match takes for each byte of a text: at worst every state of the
+/// automaton is visited. The engine does not tell how many there are, but whether they fit. In a debug build `[ab]*a[ab]{200}c`,
 /// of the third class, took 6 µs per byte, and `[ab]*a[ab]{1000}c`, of the last, took 32.
 fn weight(pattern: &str) -> Weight {
     let fits = |bytes: usize| {

@@ -9,8 +9,7 @@ use super::{Leadership, Node};
 use crate::error::Error;
 use crate::runtime;
 use crate::state::{
-    Alarm, AlarmName, Command, ConfigItem, Ending, Gray, GrayDecision, ItemName, Op, Refusal,
-    Reply, Verdict,
+    Alarm, AlarmName, Command, Ending, Gray, GrayDecision, ItemName, Op, Refusal, Reply, Verdict,
 };
 
 /// How often gates and alarms are looked at.
@@ -39,18 +38,17 @@ pub async fn run(node: Node) {
         }
         for name in gated {
             let due = node.read(|state| state.due_gates(&name, wall_ms.max(state.meta().now_ms)));
-            for (item, gray, verdict) in due {
-                judge_gate(&node, &item, &gray, &verdict).await;
+            for (gray, verdict) in due {
+                judge_gate(&node, &name, &gray, &verdict).await;
             }
             runtime::yield_now().await;
         }
     }
 }
 
-async fn judge_gate(node: &Node, item: &ConfigItem, gray: &Gray, verdict: &Verdict) {
-    let name = names(item);
+async fn judge_gate(node: &Node, name: &ItemName, gray: &Gray, verdict: &Verdict) {
     let path = format!("{}/{}/{}", name.namespace, name.group, name.key);
-    match judge(node, item, gray, verdict.promote).await {
+    match judge(node, name, gray, verdict.promote).await {
         Ok(Some(ending)) => {
             let why = &verdict.why;
             tracing::info!(item = path, rule = %gray.rule, ?ending, why, "gate decided");
@@ -79,11 +77,11 @@ async fn judge_alarm(node: &Node, alarm: &Alarm) {
 
 async fn judge(
     node: &Node,
-    item: &ConfigItem,
+    name: &ItemName,
     gray: &Gray,
     promote: bool,
 ) -> Result<Option<Ending>, Error> {
-    let (name, rule) = (names(item), gray.rule.to_string());
+    let (name, rule) = (name.clone(), gray.rule.to_string());
     let mut schema = 0;
     if promote {
         // As whoever promotes it by hand: the schema may have changed since it was published.
@@ -120,13 +118,5 @@ async fn propose(node: &Node, op: Op) -> Result<Option<Ending>, Error> {
         // It has ended, or was replaced, meanwhile.
         Err(Refusal::NotFound { .. } | Refusal::CompareFailed { .. }) => Ok(None),
         Err(refusal) => Err(refusal.into()),
-    }
-}
-
-fn names(item: &ConfigItem) -> ItemName {
-    ItemName {
-        namespace: item.namespace.to_string(),
-        group: item.group.to_string(),
-        key: item.key.to_string(),
     }
 }

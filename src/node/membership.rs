@@ -251,13 +251,13 @@ impl Node {
             }
             None => {}
             Some(member) => {
-                let voters = members.iter().filter(|member| !member.learner).count();
-                if !member.learner && voters == 1 {
-                    return Err(Error::Membership { why: format!("node {id} is the last voter") });
-                }
                 if !member.learner {
                     let mut voters = self.voters();
                     voters.remove(&id);
+                    if voters.is_empty() {
+                        let why = format!("node {id} is the last voter");
+                        return Err(Error::Membership { why });
+                    }
                     self.refuse_without_majority(&voters).await?;
                 }
                 if id == self.id() {

@@ -125,6 +125,13 @@ pub(super) struct ItemName {
     pub key: Arc<str>,
 }
 
+impl ItemName {
+    /// Namespace, group and key, for a record that shares them.
+    pub fn parts(&self) -> (Arc<str>, Arc<str>, Arc<str>) {
+        (self.namespace.clone(), self.group.clone(), self.key.clone())
+    }
+}
+
 /// A live session with what hangs on it.
 #[derive(Debug)]
 pub struct SessionEntry {
@@ -392,10 +399,7 @@ impl Tables {
                 let table = self.namespaces.get_mut(&*record.namespace).expect(parent);
                 let item = table.config.table_mut(&record.group, &record.key);
                 let mut record = Arc::unwrap_or_clone(record);
-                let names = item.name().clone();
-                record.namespace = names.namespace.clone();
-                record.group = names.group.clone();
-                record.key = names.key.clone();
+                (record.namespace, record.group, record.key) = item.name().parts();
                 item.put_item(&mut self.ledger, record);
             }
             (Key::Release { namespace, group, key, .. }, Record::Release(record)) => {
@@ -407,19 +411,14 @@ impl Tables {
                 let table = self.namespaces.get_mut(&*record.namespace).expect(parent);
                 let mut record = Arc::unwrap_or_clone(record);
                 let names = table.config.names(&record.group, &record.key);
-                record.namespace = names.namespace.clone();
-                record.group = names.group.clone();
-                record.key = names.key.clone();
+                (record.namespace, record.group, record.key) = names.parts();
                 table.config.put_schema(record);
             }
             (Key::Report { .. }, Record::Report(record)) => {
                 let table = self.namespaces.get_mut(&*record.namespace).expect(parent);
                 let item = table.config.item_mut(&record.group, &record.key).expect(parent);
                 let mut record = Arc::unwrap_or_clone(record);
-                let names = item.name().clone();
-                record.namespace = names.namespace.clone();
-                record.group = names.group.clone();
-                record.key = names.key.clone();
+                (record.namespace, record.group, record.key) = item.name().parts();
                 item.put_report(&mut self.ledger, record);
             }
             (Key::Counter { .. }, Record::Counter(record)) => {

@@ -22,7 +22,11 @@ pub(super) fn due_gates(
     state: &State,
     now_ms: u64,
 ) -> impl Iterator<Item = (Arc<ConfigItem>, Arc<Gray>, Verdict)> {
-    state.gated_items().into_iter().flat_map(move |name| state.due_gates(&name, now_ms))
+    state.gated_items().into_iter().flat_map(move |name| {
+        let item = state.config_item(&name.namespace, &name.group, &name.key).unwrap();
+        let due = state.due_gates(&name, now_ms).into_iter();
+        due.map(|(gray, verdict)| (item.clone(), gray, verdict))
+    })
 }
 
 /// The alarms of all namespaces that turn to something else at a time.

@@ -115,18 +115,14 @@ impl State {
 
     /// The gray releases of an item whose gates ask for something at a time, each with what it is. Looks through
     /// counters or reports, so those who ask for all items ask for one after the other.
-    pub fn due_gates(
-        &self,
-        name: &ItemName,
-        now_ms: u64,
-    ) -> Vec<(Arc<ConfigItem>, Arc<Gray>, Verdict)> {
+    pub fn due_gates(&self, name: &ItemName, now_ms: u64) -> Vec<(Arc<Gray>, Verdict)> {
         let table = self.config_table(&name.namespace, &name.group, &name.key);
         let item = table.and_then(|table| Some((table, table.item.as_ref()?)));
         let Some((table, item)) = item else { return Vec::new() };
-        let due = item.gray.iter().filter_map(|gray| {
-            let verdict = self.tables.judge(table, gray, now_ms)?;
-            Some((item.clone(), gray.clone(), verdict))
-        });
+        let due = item
+            .gray
+            .iter()
+            .filter_map(|gray| Some((gray.clone(), self.tables.judge(table, gray, now_ms)?)));
         due.collect()
     }
 
