@@ -188,10 +188,7 @@ impl Picker {
                     ..Options::new(self.endpoints.clone())
                 };
                 let client = quorate::client::Client::connect(options)?;
-                // Whoever is critical is called too while fewer than half are well, unless told otherwise. Orphans
-                // that the cluster may keep for long, for its clocks have jumped, are then the most.
-                let uri = format!("quorate:///{SERVICE}?policy=least_request&panic_percent=0");
-                let channel = client.channel(&uri).await?;
+                let channel = client.channel(&format!("quorate:///{SERVICE}")).await?;
                 self.channel.insert(channel).clone()
             }
         };
