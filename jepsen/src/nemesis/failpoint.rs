@@ -22,6 +22,8 @@ const END: Duration = Duration::from_secs(5);
 const TTL_MS: u64 = 1_000;
 /// What is written on the way.
 const COUNTER: &str = "jepsen_failpoint";
+/// Of transactions that are begun on the way: the workload asks for all of its own.
+const NAMESPACE: &str = "jepsen-failpoint";
 
 /// What brings a node to a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,6 +230,7 @@ async fn lead_there(scene: &Scene<'_>, way: Way, leader: u64, other: u64) {
                 ..Default::default()
             };
             let request = v1::BeginSagaRequest {
+                namespace: NAMESPACE.to_owned(),
                 mode: v1::SagaMode::Saga.into(),
                 branches: vec![branch],
                 submit: true,
