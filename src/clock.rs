@@ -5,6 +5,9 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::limits::CLOCK_SLEW_PERCENT;
+use crate::runtime::Instant;
+
 /// Milliseconds since the Unix epoch. May jump in either direction; the state only ever takes the
 /// greatest value it has seen.
 pub trait Clock: Send + Sync + Debug + 'static {
@@ -20,6 +23,35 @@ impl Clock for SystemClock {
     fn wall_ms(&self) -> u64 {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// A time that goes on by itself from the latest one that it was told, by the monotonic clock and a little slower
+/// than that. What a wall clock told in error so passes without a standstill: time goes on, and the lead that it has is
+/// lost again.
+#[derive(Debug, Clone, Copy)]
+pub struct Slew {
+    told_ms: u64,
+    since: Instant,
+}
+
+impl Slew {
+    pub fn new(told_ms: u64, now: Instant) -> Self {
+        Slew { told_ms, since: now }
+    }
+
+    /// Never takes it back, and nothing moves when it is there already: whoever is told its own readings again
+    /// goes on at the same pace, whatever of them was rounded off.
+    pub fn tell(&mut self, ms: u64, now: Instant) {
+        if ms > self.at(now) {
+            *self = Slew::new(ms, now);
+        }
+    }
+
+    pub fn at(&self, now: Instant) -> u64 {
+        let elapsed = now.saturating_duration_since(self.since).as_millis();
+        let slewed = elapsed.saturating_mul(CLOCK_SLEW_PERCENT) / 100;
+        self.told_ms.saturating_add(u64::try_from(slewed).unwrap_or(u64::MAX))
     }
 }
 
@@ -110,5 +142,51 @@ mod moved {
             std::thread::sleep(3 * LOOK);
             moves_to(-3_600_000);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::time::Duration;
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_lead_is_lost_without_a_standstill() {
+        let start = Instant::now();
+        let mut slew = Slew::new(5_000, start);
+        // Told late, as whatever was told by another one.
+        slew.tell(4_000, start + 10 * MS);
+        assert_eq!(slew.at(start + 10 * MS), 5_009);
+        slew.tell(7_000, start + 20 * MS);
+        assert_eq!(slew.at(start + 20 * MS), 7_000);
+        assert_eq!(slew.at(start + 1_020 * MS), 7_900);
+        // An instant of before.
+        assert_eq!(slew.at(start), 7_000);
+    }
+
+    /// Readings come back as stamps, some of them late: neither that nor the rounding slows it down.
+    #[test]
+    fn its_own_readings_do_not_slow_it_down() {
+        let start = Instant::now();
+        let mut slew = Slew::new(0, start);
+        for ms in 1..=1_000_u32 {
+            let now = start + ms * MS;
+            let stamp = slew.at(start + ms.saturating_sub(7) * MS);
+            slew.tell(stamp, now);
+            assert_eq!(slew.at(now), u64::from(ms) * 9 / 10);
+        }
+    }
+
+    #[test]
+    fn the_greatest_times_are_no_overflow() {
+        let start = Instant::now();
+        let mut slew = Slew::new(0, start);
+        slew.tell(u64::MAX, start);
+        assert_eq!(slew.at(start + 5_000 * MS), u64::MAX);
     }
 }

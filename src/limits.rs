@@ -242,6 +242,11 @@ pub const BATCH_COMMANDS: usize = 4_096;
 pub const BATCH_BYTES: usize = 1024 * 1024;
 /// Entries that the proposer keeps in flight.
 pub const PROPOSALS_IN_FLIGHT: usize = 2;
+/// How fast the time of the cluster goes while it is ahead of the leader's wall clock, which has been set back, in percent of
+/// real time: fast enough that no timer waits much longer, and slow enough that the lead is lost again.
+pub const CLOCK_SLEW_PERCENT: u128 = 90;
+/// How far a node's wall clock may be behind the time of the cluster before its status says so.
+pub const CLOCK_LEAD: Duration = Duration::from_secs(10);
 /// From one round of keep-alives to the next: each asks a quorum whether the leader still leads, and no keep-alive is
 /// in a hurry.
 pub const KEEP_ALIVE_DISTANCE: Duration = Duration::from_millis(10);

@@ -48,8 +48,9 @@ use self::wire::{Admin, AdminReply, Description, WireError};
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::limits::{
-    CLIENT_ADMIN_TIMEOUT, DIGEST_IN_MEMORY, DISK_LOW_BYTES, DISK_OK_BYTES, KEEP_ALIVE_DISTANCE,
-    LAG_SNAPSHOTS, MAX_CALL_TIMEOUT, PROPOSAL_QUEUE, READ_QUEUE, SNAPSHOT_LOG_BYTES, TEXT_BYTES,
+    CLIENT_ADMIN_TIMEOUT, CLOCK_LEAD, DIGEST_IN_MEMORY, DISK_LOW_BYTES, DISK_OK_BYTES,
+    KEEP_ALIVE_DISTANCE, LAG_SNAPSHOTS, MAX_CALL_TIMEOUT, PROPOSAL_QUEUE, READ_QUEUE,
+    SNAPSHOT_LOG_BYTES, TEXT_BYTES,
 };
 use crate::proto::v1::Consistency;
 use crate::raft::answers::Horizon;
@@ -423,8 +424,11 @@ impl Node {
         self.0.config.id
     }
 
-    pub fn clock(&self) -> &dyn Clock {
-        &*self.0.clock
+    /// The time of the cluster, in ms since the Unix epoch: what a leader stamps its entries with, never behind
+    /// the stamps that are applied. It is the wall clock's; while that is behind the stamps, it goes on from the greatest
+    /// of them, see [`crate::clock::Slew`].
+    pub fn now_ms(&self) -> u64 {
+        self.0.clock.wall_ms().max(self.0.replica.now_ms())
     }
 
     fn keeper(&self) -> &Keeper {
@@ -851,6 +855,11 @@ impl Node {
             free => {
                 errors.push(format!("NOSPACE: {free} bytes free; takes no writes as the leader"))
             }
+        }
+        let lead = Duration::from_millis(self.now_ms().saturating_sub(self.0.clock.wall_ms()));
+        if lead >= CLOCK_LEAD {
+            let seconds = lead.as_secs();
+            errors.push(format!("this machine's clock is {seconds} s behind the cluster's time"));
         }
         if self.rebuilds() {
             errors.push("CORRUPT: this node starts anew and fetches its state".to_owned());

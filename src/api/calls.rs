@@ -48,7 +48,7 @@ pub trait Read: Sized {
 
     fn query(self) -> Result<(Consistency, Self::Query), Error>;
 
-    /// Tells the query what time it is by this node's clock, in ms since the Unix epoch.
+    /// Tells the query what time it is for the cluster, in ms since the Unix epoch.
     fn stamp(_query: &mut Self::Query, _now_ms: u64) {}
 
     /// Runs with the state locked: finds, copies nothing.

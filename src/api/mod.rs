@@ -137,7 +137,7 @@ impl Api {
     async fn read<R: Read>(&self, request: Request<R>) -> Result<Response<R::Response>, Status> {
         let timeout = timeout(request.metadata());
         let (consistency, mut query) = request.into_inner().query()?;
-        R::stamp(&mut query, self.node.clock().wall_ms());
+        R::stamp(&mut query, self.node.now_ms());
         let used = self.node.barrier(consistency, timeout).await?;
         let (found, revision) = self.node.read(|state| (R::find(&query, state), state.revision()));
         let header = read_header(self.node.id(), revision, used);

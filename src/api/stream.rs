@@ -293,7 +293,7 @@ where
                     read(self, id, call.query().map(|(c, query)| (c, Query::Config(query))));
                 }
                 Some(Call::GetCounter(call)) => {
-                    let now_ms = self.node.clock().wall_ms();
+                    let now_ms = self.node.now_ms();
                     let query = call.query().map(|(consistency, mut query)| {
                         GetCounterRequest::stamp(&mut query, now_ms);
                         (consistency, Query::Counter(query))

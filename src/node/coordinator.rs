@@ -294,14 +294,10 @@ impl<'a> Leading<'a> {
         self.node.leadership() == Leadership::Leader { term: self.term }
     }
 
-    /// The time that the next command gets, at least.
-    fn now_ms(&self, state: &State) -> u64 {
-        self.node.clock().wall_ms().max(state.meta().now_ms)
-    }
-
     /// Takes up the calls that transactions have begun.
     fn look(&mut self, sagas: Vec<Arc<Saga>>) {
-        let (now, now_ms) = (Instant::now(), self.node.read(|state| self.now_ms(state)));
+        // With the state locked, it is not behind the entry that has begun them.
+        let (now, now_ms) = (Instant::now(), self.node.read(|_| self.node.now_ms()));
         for saga in sagas {
             if saga.phase.is_finished() {
                 record_end(&saga);
@@ -450,7 +446,7 @@ impl<'a> Leading<'a> {
         if reports || self.due_under_way {
             return None;
         }
-        let (next_ms, now_ms) = self.node.read(|state| (state.next_saga_ms(), self.now_ms(state)));
+        let (next_ms, now_ms) = (self.node.read(State::next_saga_ms), self.node.now_ms());
         let left = Duration::from_millis(next_ms?.saturating_sub(now_ms));
         Some(self.not_before.max(now + left))
     }
@@ -462,7 +458,7 @@ impl<'a> Leading<'a> {
         while self.report() {}
         if !self.due_under_way {
             if self.due.is_empty() {
-                let due = self.node.read(|state| state.due_sagas(self.now_ms(state), DUE));
+                let due = self.node.read(|state| state.due_sagas(self.node.now_ms(), DUE));
                 // A call that nobody has made must not be found to have had no answer.
                 let untold = self.reports.iter().filter(|(_, answer)| *answer == NOT_ASKED);
                 let untold: BTreeSet<(&str, &str)> =
@@ -518,8 +514,8 @@ impl<'a> Leading<'a> {
     }
 }
 
-/// The state finds this out by itself when its clock has come to the deadline, which is late when this node's
-/// was turned back.
+/// The state finds this out by itself when its clock has come to the deadline, which is a
+/// little late when this node's was turned back.
 fn no_answer() -> CallAnswer {
     CallAnswer::Unknown { error: "no answer".to_owned() }
 }

@@ -23,21 +23,18 @@ pub async fn run(node: Node) {
         if !matches!(node.leadership(), Leadership::Leader { .. }) {
             continue;
         }
-        let wall_ms = node.clock().wall_ms();
         let (alarms, gated) = node.read(|state| (state.all_alarms(), state.gated_items()));
         // Each may look through many counters: the state is locked for one at a time.
         for alarm in alarms {
-            let due = node.read(|state| {
-                let now_ms = wall_ms.max(state.meta().now_ms);
-                state.is_due_alarm(&alarm.namespace, &alarm.name, now_ms)
-            });
+            let due =
+                node.read(|state| state.is_due_alarm(&alarm.namespace, &alarm.name, node.now_ms()));
             if due {
                 judge_alarm(&node, &alarm).await;
             }
             runtime::yield_now().await;
         }
         for name in gated {
-            let due = node.read(|state| state.due_gates(&name, wall_ms.max(state.meta().now_ms)));
+            let due = node.read(|state| state.due_gates(&name, node.now_ms()));
             for (gray, verdict) in due {
                 judge_gate(&node, &name, &gray, &verdict).await;
             }

@@ -250,7 +250,7 @@ struct Reaper {
 impl Reaper {
     /// Deregisters instances that have been orphans for longer than their service allows.
     async fn reap(&mut self, node: &Node) {
-        let now_ms = node.clock().wall_ms();
+        let now_ms = node.now_ms();
         let after = self.after.take();
         let mut due = Vec::new();
         self.after = node.read(|state| {

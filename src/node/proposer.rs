@@ -274,7 +274,7 @@ async fn propose(node: &Node, batch: Vec<Pending>, permit: tokio::sync::OwnedSem
         commands.put_slice(&pending.command);
     }
     let count = u32::try_from(batch.len()).expect("a batch is below its limit");
-    let entry = Batch { at_ms: node.clock().wall_ms(), count, commands: commands.freeze() };
+    let entry = Batch { at_ms: node.now_ms(), count, commands: commands.freeze() };
     let (responder, answer) = ProgressResponder::complete_only();
     let proposer = node.proposer();
     proposer.in_flight.fetch_add(batch.len() as u64, Ordering::Relaxed);

@@ -20,8 +20,9 @@ use super::types::{
     LogId, Outcomes, Payload, SnapshotMeta, StoredMembership, Types, Watch, WatchReceiver,
     WatchSender,
 };
+use crate::clock::Slew;
 use crate::failpoint::failpoint;
-use crate::runtime;
+use crate::runtime::{self, Instant};
 use crate::state::{self, State};
 use crate::store::checkpoint::{self, Digest};
 use crate::store::disk::Disk;
@@ -150,6 +151,8 @@ struct Progress {
     last: Option<LogId>,
     membership: StoredMembership,
     membership_bytes: Bytes,
+    /// The clock of the state, as it goes on between two entries.
+    time: Slew,
 }
 
 /// Pause before a snapshot that failed is tried again.
@@ -166,11 +169,12 @@ impl Replica {
     ) -> Arc<Self> {
         let (applied, _) = Watch::channel(last.map_or(0, |last| last.index + 1));
         let membership_bytes = codec::to_bytes(&membership);
+        let time = Slew::new(state.meta().now_ms, Instant::now());
         Arc::new(Replica {
             state: RwLock::new(state),
             hub,
             sagas: SagaBoard::default(),
-            progress: Mutex::new(Progress { last, membership, membership_bytes }),
+            progress: Mutex::new(Progress { last, membership, membership_bytes, time }),
             applied,
             slow_applies: AtomicU64::new(0),
             commands: AtomicU64::new(0),
@@ -188,6 +192,11 @@ impl Replica {
 
     pub fn last_applied(&self) -> Option<LogId> {
         self.progress().last
+    }
+
+    /// The clock of the state, as it has gone on since the last entry: never behind [`State::meta`]'s.
+    pub fn now_ms(&self) -> u64 {
+        self.progress().time.at(Instant::now())
     }
 
     /// Applies that took longer than 100 ms, since the start.
@@ -241,7 +250,7 @@ impl Machine {
         entries: Vec<EntryResponder<Types>>,
     ) -> Vec<(openraft::storage::ApplyResponder<Types>, Outcomes)> {
         failpoint!(Apply);
-        let started = runtime::Instant::now();
+        let started = Instant::now();
         let mut wake_ups: Vec<(WakeUps, SagaWakeUps)> = Vec::new();
         let mut answers = Vec::with_capacity(entries.len());
         let mut state = self.replica.state.write().unwrap_or_else(PoisonError::into_inner);
@@ -286,6 +295,7 @@ impl Machine {
                 answers.push((responder, outcomes));
             }
         }
+        progress.time.tell(state.meta().now_ms, Instant::now());
         let next = progress.last.map_or(0, |last| last.index + 1);
         *self.replica.progress() = progress;
         drop(state);
@@ -339,6 +349,7 @@ impl RaftStateMachine<Types> for Machine {
             progress.last = meta.last_log_id;
             progress.membership = meta.last_membership.clone();
             progress.membership_bytes = codec::to_bytes(&meta.last_membership);
+            progress.time.tell(state.meta().now_ms, Instant::now());
         }
         let wake_ups = (self.replica.hub.reset(&state), self.replica.sagas.reset());
         drop(state);

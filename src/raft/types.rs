@@ -65,7 +65,7 @@ pub struct Member {
 /// What one log entry carries: many commands, encoded once, at ingress.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Batch {
-    /// The proposing leader's wall clock, milliseconds since the Unix epoch.
+    /// The time by the proposing leader, in ms since the Unix epoch.
     pub at_ms: u64,
     /// Number of commands.
     pub count: u32,

@@ -510,7 +510,7 @@ pub enum Kind {
 pub struct Entry<'a> {
     /// Term of the log entry.
     pub term: u64,
-    /// The leader's wall clock, milliseconds since the Unix epoch. The state's clock is the greatest seen.
+    /// The time by the leader, in ms since the Unix epoch. The state's clock is the greatest seen.
     pub at_ms: u64,
     /// Encoded [`Command`]s.
     pub commands: Vec<&'a [u8]>,

@@ -251,17 +251,6 @@ impl World {
         self.machine(id, |machine| machine.clock.offset_ms.fetch_add(ms, Ordering::Relaxed));
     }
 
-    /// Lets all clocks go on from the latest time that any of them has told consensus: a state ahead of its
-    /// clocks stands still until they come to it.
-    pub fn set_clocks(&self) {
-        let told_ms = self.oracle().history.now_ms();
-        for machine in self.machines().values() {
-            let offset = told_ms.saturating_sub(EPOCH_MS + machine.clock.elapsed_ms());
-            let offset = i64::try_from(offset).expect("clocks are turned by minutes");
-            machine.clock.offset_ms.store(offset, Ordering::Relaxed);
-        }
-    }
-
     pub fn sync_time(&self, id: NodeId) -> Arc<SyncTime> {
         self.machine(id, |machine| machine.sync_time.clone())
     }

@@ -354,7 +354,6 @@ pub fn heal(world: &World) {
     trace!(world, "nemesis heals everything");
     world.network.heal();
     world.services().calm_down();
-    world.set_clocks();
     for id in world.nodes.iter().copied() {
         world.resume(id);
         world.sync_time(id).set(0, 3);

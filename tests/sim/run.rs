@@ -367,7 +367,9 @@ pub async fn ends_well(world: &Arc<World>) {
         }
         let status = node.status();
         world.oracle().counts.purges += u64::from(status.purged_index > 0);
-        let errors = status.errors;
+        // A lead that the nemesis has given the cluster's time is lost by itself, in ten times as long.
+        let of_clock = |error: &String| error.starts_with("this machine's clock");
+        let errors: Vec<String> = status.errors.into_iter().filter(|it| !of_clock(it)).collect();
         if !errors.is_empty() {
             world.violated(format!("node {id} ends with errors: {errors:?}"));
         }

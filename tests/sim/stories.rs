@@ -17,7 +17,7 @@ use quorate::runtime;
 use quorate::state::{
     Addition, Admin, AlarmMeasure, AlarmName, AlarmRule, AlarmSide, BranchPlan, CallPolicy,
     Command, CounterKind, CounterName, Endpoint, Health, HealthCheck, InstanceName, Op, Pairs,
-    Probe, Registration, SagaBegin, SagaMode, SagaName, SagaOrder, SagaRecovery, SagaTerms,
+    Probe, Registration, Reply, SagaBegin, SagaMode, SagaName, SagaOrder, SagaRecovery, SagaTerms,
     ServiceSettings,
 };
 use quorate::store::disk::Disk as _;
@@ -720,35 +720,42 @@ async fn put_checked(world: &World) {
     let (interval_ms, timeout_ms, failures, successes) = (1_000, 500, 3, 2);
     let (probe, endpoint) = (Probe::Tcp, String::new());
     let check = HealthCheck { probe, endpoint, interval_ms, timeout_ms, failures, successes };
+    put_service(world, Some(check), 30_000).await;
+    for i in 0..CHECKED {
+        register(world, format!("web-{i}"), &host(i), None).await;
+    }
+}
+
+async fn put_service(world: &World, health_check: Option<HealthCheck>, deregister_after_ms: u64) {
     let settings = ServiceSettings {
         namespace: "default".to_owned(),
         name: "web".to_owned(),
         protect_threshold_percent: 0,
-        deregister_after_ms: 30_000,
+        deregister_after_ms,
         policy: String::new(),
         policy_parameters: Pairs::default(),
         metadata: Pairs::default(),
         expected_mod_revision: None,
-        health_check: Some(check),
+        health_check,
     };
     carry_out(world, Op::PutService(Box::new(settings))).await;
-    for i in 0..CHECKED {
-        let (namespace, service) = ("default".to_owned(), "web".to_owned());
-        let host = host(i);
-        let registration = Registration {
-            name: InstanceName { namespace, service, id: format!("web-{i}") },
-            endpoints: [Endpoint { name: "", host: &host, port: 80 }].into_iter().collect(),
-            weight: 1,
-            zone: String::new(),
-            metadata: Pairs::default(),
-            health: Health::Passing,
-            admin: Admin::Enabled,
-            reason: String::new(),
-            hash_key: String::new(),
-            session: None,
-        };
-        carry_out(world, Op::Register(Box::new(registration))).await;
-    }
+}
+
+async fn register(world: &World, id: String, host: &str, session: Option<u64>) {
+    let (namespace, service) = ("default".to_owned(), "web".to_owned());
+    let registration = Registration {
+        name: InstanceName { namespace, service, id },
+        endpoints: [Endpoint { name: "", host, port: 80 }].into_iter().collect(),
+        weight: 1,
+        zone: String::new(),
+        metadata: Pairs::default(),
+        health: Health::Passing,
+        admin: Admin::Enabled,
+        reason: String::new(),
+        hash_key: String::new(),
+        session,
+    };
+    carry_out(world, Op::Register(Box::new(registration))).await;
 }
 
 /// The instances that are critical, by number, with their reasons.
@@ -873,15 +880,15 @@ fn many_that_fall_at_once_are_told_together() {
 }
 
 /// A saga of one step.
-async fn begin_saga(world: &World, name: &SagaName) {
-    let policy = CallPolicy { timeout_ms: 500, attempts: 0, pause_ms: 100, pause_max_ms: 100 };
+async fn begin_saga(world: &World, name: &SagaName, delay_ms: u64) {
+    let policy = CallPolicy { timeout_ms: 5_000, attempts: 0, pause_ms: 100, pause_max_ms: 100 };
     let terms = SagaTerms {
         recovery: SagaRecovery::Backward,
         prepared_timeout_ms: 1_000,
         timeout_ms: 0,
         suspend_after_ms: 3_600_000,
         retention_ms: 3_600_000,
-        delay_ms: 0,
+        delay_ms,
         query: String::new(),
         query_policy: policy,
     };
@@ -909,18 +916,74 @@ fn a_clock_that_is_turned_back_repeats_no_call() {
         let leads = leader(world);
         let name = SagaName { namespace: "default".to_owned(), gid: "g".to_owned() };
         world.services().deaf = true;
-        begin_saga(world, &name).await;
+        begin_saga(world, &name, 0).await;
         world.shift_clock(leads, -60_000);
-        assert!(pass(world, SECOND).await, "{:?}", world.oracle().violations);
+        // The time of the call is over, and by the cluster's time it is not.
+        assert!(pass(world, 5 * SECOND + SECOND / 10).await, "{:?}", world.oracle().violations);
         // Whatever changes makes it look at its calls.
         for order in [SagaOrder::Suspend { reason: String::new() }, SagaOrder::Resume] {
             carry_out(world, Op::OrderSaga { name: name.clone(), order }).await;
-            assert!(pass(world, SECOND).await, "{:?}", world.oracle().violations);
+            assert!(pass(world, SECOND / 10).await, "{:?}", world.oracle().violations);
         }
         world.services().deaf = false;
-        world.set_clocks();
         let finished = || world.oracle().history.sagas().all(|saga| saga.phase.is_finished());
-        until(world, 5 * SECOND, "its end", finished).await;
+        until(world, 10 * SECOND, "its end", finished).await;
     });
     assert_eq!(report.counts.saga_effects, 1);
+}
+
+/// Clocks that jumped ahead for a moment stop no timer: the time of the cluster goes on from there, a little slower than
+/// they do, also when the leader changes, and when all nodes end.
+#[test]
+fn clocks_that_jumped_ahead_for_a_moment_stop_no_timer() {
+    const DAY_MS: i64 = 86_400_000;
+    tell_quietly(18, async |world| {
+        world.services().calm_down();
+        let turn = |ms| world.nodes.iter().for_each(|id| world.shift_clock(*id, ms));
+        let told_ms = || world.oracle().history.now_ms();
+        put_service(world, None, 3_000).await;
+        let before_ms = told_ms();
+        turn(DAY_MS);
+        add(world, 1).await;
+        turn(-DAY_MS);
+        assert!((told_ms() - before_ms).abs_diff(DAY_MS.unsigned_abs()) < 1_000);
+        let errors = status(world, leader(world)).errors;
+        assert!(errors.iter().any(|it| it.contains("clock is 86399 s behind")), "{errors:?}");
+
+        // Each command is stamped, so that many of them are no other matter than few.
+        let (since, since_ms) = (runtime::Instant::now(), told_ms());
+        for _ in 0..100 {
+            assert!(pass(world, SECOND / 10).await);
+            add(world, 1).await;
+        }
+        let real_ms = u64::try_from(since.elapsed().as_millis()).unwrap();
+        let gone_ms = told_ms() - since_ms;
+        assert!(gone_ms.abs_diff(real_ms * 9 / 10) < 100, "{gone_ms} ms in {real_ms} ms");
+
+        for after in ["nothing", "the end of the leader", "the end of all"] {
+            let opened = write(world, leader(world), SECOND).await.unwrap().result.unwrap();
+            let Reply::SessionOpened { session, .. } = opened else { panic!("{opened:?}") };
+            let id = after.replace(' ', "-");
+            register(world, id.clone(), "web", Some(session)).await;
+            let name = SagaName { namespace: "default".to_owned(), gid: id.clone() };
+            begin_saga(world, &name, 3_000).await;
+            match after {
+                "the end of the leader" => end(world, leader(world)).await,
+                "the end of all" => {
+                    let end = |id: &NodeId| {
+                        (*id, End { crash: Crash::Lose, image: false }, Duration::ZERO)
+                    };
+                    world.end_all(world.nodes.iter().map(end).collect()).await;
+                }
+                _ => {}
+            }
+            until(world, 10 * SECOND, "the end of the saga", || {
+                world.oracle().history.sagas().all(|saga| saga.phase.is_finished())
+            })
+            .await;
+            let (_, node) = world.running(leader(world)).unwrap();
+            let is_gone = || node.read(|state| state.instance("default", "web", &id).is_none());
+            until(world, 10 * SECOND, "the removal of the orphan", is_gone).await;
+        }
+    });
 }
