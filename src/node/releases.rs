@@ -22,7 +22,7 @@ use crate::state::{self, Command, Content, Format, ItemName, Op, State, Step, Tx
 pub struct Schemas {
     compiled: Mutex<VecDeque<(u64, Arc<content::Schema>)>>,
     /// Each check may take long, and memory.
-    checks: Arc<Semaphore>,
+    pub(super) checks: Arc<Semaphore>,
 }
 
 impl Default for Schemas {

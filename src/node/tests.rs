@@ -1,5 +1,5 @@
-//! Membership changes that break off half-way, nodes that are not who they say and webhooks that do not answer, on
-//! real nodes of one process.
+//! Membership changes that break off half-way, nodes that are not who they say, webhooks that do not answer and checks of
+//! contents that take long, on real nodes of one process.
 
 #![allow(clippy::unwrap_used)]
 
@@ -14,7 +14,8 @@ use crate::options::{self, Durability, Listen, LogFormat, Timing, cluster_id};
 use crate::raft::transport::hello;
 use crate::server::Server;
 use crate::state::{
-    Addition, AlarmMeasure, AlarmName, AlarmRule, AlarmSide, CounterName, Op, Pairs,
+    Addition, AlarmMeasure, AlarmName, AlarmRule, AlarmSide, Content, CounterName, Format,
+    ItemName, Op, Pairs, Publication,
 };
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -270,5 +271,34 @@ async fn a_webhook_that_does_not_answer_holds_up_no_other() {
     until(|live| live.transitions == 1).await;
     let told = runtime::timeout(limits::WEBHOOK_TIMEOUT * 4 / 5, until(|live| live.posted == 1));
     told.await.expect("it is told before the others have failed");
+    one.server.stop().await;
+}
+
+/// Checks of contents aside take turns: one too many waits, no longer than its caller, and each gives its turn back.
+#[tokio::test]
+async fn checks_of_contents_take_turns() {
+    let one = TestNode::start(1, None).await;
+    let [namespace, group, key] = ["default", "app", "big"].map(str::to_owned);
+    let bytes = format!("\"{}\"", "x".repeat(limits::CONFIG_CHECK_BYTES)).into_bytes();
+    let op = Op::PublishConfig(Box::new(Publication {
+        name: ItemName { namespace, group, key },
+        content: Content { format: Format::Json, bytes: bytes.into() },
+        labels: None,
+        keep: None,
+        author: String::new(),
+        comment: String::new(),
+        expected_version: None,
+        schema: 0,
+        gray: None,
+    }));
+    let mut command = Command { request: None, op };
+    let turns = u32::try_from(limits::CONFIG_CHECKS).unwrap();
+    let all = one.node().0.schemas.checks.clone().acquire_many_owned(turns).await.unwrap();
+    let late = one.node().prepare(&mut command, Duration::from_millis(50)).await;
+    assert_eq!(late, Err(Error::Timeout { definite: true }));
+    drop(all);
+    for _ in 0..2 * turns {
+        one.node().prepare(&mut command, TIMEOUT).await.unwrap();
+    }
     one.server.stop().await;
 }

@@ -40,8 +40,13 @@ impl<T> Catalog<T> {
         Some(self.at_mut(slot))
     }
 
-    pub fn get_or_insert_with(&mut self, name: &str, make: impl FnOnce(&Arc<str>) -> T) -> &mut T {
-        let slot = self.slot(name).unwrap_or_else(|| {
+    /// A new name is shared with whoever gives it as such.
+    pub fn get_or_insert_with(
+        &mut self,
+        name: impl AsRef<str> + Into<Arc<str>>,
+        make: impl FnOnce(&Arc<str>) -> T,
+    ) -> &mut T {
+        let slot = self.slot(name.as_ref()).unwrap_or_else(|| {
             let name: Arc<str> = name.into();
             let value = make(&name);
             self.insert(name, value)
@@ -136,7 +141,7 @@ mod tests {
                     0 => prop_assert_eq!(catalog.remove(&name), model.remove(&name)),
                     1 => {
                         let made = model.entry(name.clone()).or_insert(value);
-                        prop_assert_eq!(catalog.get_or_insert_with(&name, |_| value), made);
+                        prop_assert_eq!(catalog.get_or_insert_with(&*name, |_| value), made);
                     }
                     _ => prop_assert_eq!(catalog.put(&name, value), model.insert(name.clone(), value)),
                 }

@@ -555,7 +555,7 @@ fn replace(
     at: &At,
     journal: &mut Journal,
 ) {
-    let table = space.config.table_mut(&next.group, &next.key);
+    let table = space.config.table_mut(next.group.clone(), next.key.clone());
     let before = table.item.clone();
     let next = ConfigItem {
         last_version: next.last_version.max(next.current.version),

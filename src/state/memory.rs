@@ -174,7 +174,10 @@ impl Tables {
         self.namespaces.get(namespace)?.services.get(name)
     }
 
-    pub fn put_namespace_record(&mut self, record: Namespace) -> Written {
+    pub fn put_namespace_record(&mut self, mut record: Namespace) -> Written {
+        if let Some(namespace) = self.namespaces.get(&*record.name) {
+            record.name = namespace.record.name.clone();
+        }
         let record = Arc::new(record);
         let key = Key::Namespace { name: record.name.clone() };
         let before = match self.namespaces.get_mut(&*record.name) {
@@ -397,7 +400,7 @@ impl Tables {
             }
             (Key::Config { .. }, Record::Config(record)) => {
                 let table = self.namespaces.get_mut(&*record.namespace).expect(parent);
-                let item = table.config.table_mut(&record.group, &record.key);
+                let item = table.config.table_mut(&*record.group, &*record.key);
                 let mut record = Arc::unwrap_or_clone(record);
                 (record.namespace, record.group, record.key) = item.name().parts();
                 item.put_item(&mut self.ledger, record);

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -1034,6 +1035,51 @@ fn a_restored_state_goes_on_alike() {
         }
         assert_eq!(bytes_of(&copy), bytes_of(&state));
         assert_eq!(bytes_of(&restored(&copy)), bytes_of(&state));
+    });
+}
+
+fn of_item<'a>(group: &'a Arc<str>, key: &'a Arc<str>) -> Vec<(String, &'a Arc<str>)> {
+    vec![
+        (format!("group of item {group}/{key}"), group),
+        (format!("key of item {group}/{key}"), key),
+    ]
+}
+
+/// The names of a record, each with what has it in common with others.
+fn names(record: &Record) -> Vec<(String, &Arc<str>)> {
+    let (namespace, names) = match record {
+        Record::Instance(it) => {
+            (&it.namespace, vec![(format!("service {}", it.service), &it.service)])
+        }
+        Record::Config(it) => (&it.namespace, of_item(&it.group, &it.key)),
+        Record::Schema(it) => (&it.namespace, of_item(&it.group, &it.key)),
+        Record::Report(it) => (&it.namespace, of_item(&it.group, &it.key)),
+        Record::Counter(it) => (&it.namespace, vec![(format!("counter {}", it.name), &it.name)]),
+        Record::Lock(it) => (&it.namespace, vec![(format!("lock {}", it.lock), &it.lock)]),
+        Record::Alarm(it) => (&it.namespace, vec![]),
+        Record::Saga(it) => (&it.namespace, vec![]),
+        _ => return Vec::new(),
+    };
+    let below = names.into_iter().map(|(what, name)| (format!("{what} of {namespace}"), name));
+    below.chain([(format!("namespace {namespace}"), namespace)]).collect()
+}
+
+/// A name that many records have is there once, however they have come in.
+#[test]
+fn names_are_shared() {
+    check("tests_properties::names_are_shared", history(40), |sketch| {
+        let mut state = State::default();
+        for (entry, _, _) in fill_in(&sketch) {
+            entry.apply_to(&mut state);
+        }
+        for (how, state) in [("applied", &state), ("restored", &restored(&state))] {
+            let records: Vec<Record> = state.records().map(|(_, record)| record).collect();
+            let mut seen = BTreeMap::new();
+            for (what, name) in records.iter().flat_map(names) {
+                let first = seen.entry(what.clone()).or_insert(name);
+                assert!(Arc::ptr_eq(first, name), "{what} is there twice, {how}");
+            }
+        }
     });
 }
 

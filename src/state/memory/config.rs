@@ -126,7 +126,7 @@ impl ConfigTable {
 
     pub fn put_schema(&mut self, record: Schema) -> Written {
         let record = Arc::new(record);
-        let table = self.table_mut(&record.group, &record.key);
+        let table = self.table_mut(record.group.clone(), record.key.clone());
         let before = table.schema.replace(record.clone());
         let key = table.schema_key();
         Written::put(key, Record::Schema(record), before.map(Record::Schema))
@@ -176,7 +176,11 @@ impl ConfigTable {
 
     /// The table, which comes into being empty and must get an item or a schema before the command is
     /// over.
-    pub fn table_mut(&mut self, group: &str, key: &str) -> &mut ItemTable {
+    pub fn table_mut<N: AsRef<str> + Into<Arc<str>>>(
+        &mut self,
+        group: N,
+        key: N,
+    ) -> &mut ItemTable {
         let ConfigTable { namespace, groups, items } = self;
         let group = groups.get_or_insert_with(group, |name| Group {
             name: name.clone(),

@@ -82,7 +82,7 @@ impl CounterTable {
 
     pub fn put(&mut self, ledger: &mut Ledger, record: Counter) -> Written {
         let record = Arc::new(record);
-        let series = self.names.get_or_insert_with(&record.name, |name| Series {
+        let series = self.names.get_or_insert_with(record.name.clone(), |name| Series {
             name: name.clone(),
             counters: Catalog::default(),
             sum: 0,

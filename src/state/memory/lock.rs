@@ -52,7 +52,7 @@ impl LockTables {
 
     pub fn put(&mut self, ledger: &mut Ledger, record: LockRequest) -> Written {
         let record = Arc::new(record);
-        let table = self.locks.get_or_insert_with(&record.lock, |name| LockTable {
+        let table = self.locks.get_or_insert_with(record.lock.clone(), |name| LockTable {
             name: name.clone(),
             line: BTreeMap::new(),
             places: BTreeMap::new(),
