@@ -136,6 +136,7 @@ calls! {
     release_lock = locks_client::LocksClient.release(ReleaseLockRequest) -> ReleaseLockResponse;
     register = registry_client::RegistryClient.register(RegisterRequest) -> RegisterResponse;
     deregister = registry_client::RegistryClient.deregister(DeregisterRequest) -> DeregisterResponse;
+    put_namespace = registry_client::RegistryClient.put_namespace(PutNamespaceRequest) -> PutNamespaceResponse;
     put_service = registry_client::RegistryClient.put_service(PutServiceRequest) -> PutServiceResponse;
     list_instances = registry_client::RegistryClient.list_instances(ListInstancesRequest) -> ListInstancesResponse;
     begin_saga = sagas_client::SagasClient.begin(BeginSagaRequest) -> BeginSagaResponse;

@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use quorate::error::Error;
 use quorate::proto::v1;
 use tokio::time::{Instant, sleep};
 
@@ -155,9 +156,9 @@ impl Failpoint {
             scene.cluster.spawn(node)?;
         }
         let deadline = Instant::now() + PATIENCE;
-        let mut hit = false;
+        let (mut hit, mut refusal) = (false, None);
         while !hit && Instant::now() < deadline {
-            lead_there(scene, self.point.way, leader, other).await;
+            refusal = lead_there(scene, self.point.way, leader, other).await.err();
             sleep(LOOK).await;
             hit = scene.cluster.node(node).failpoint_hits(self.point.name)? > before;
         }
@@ -176,7 +177,7 @@ impl Failpoint {
         ]);
         let leaves_majority = majority_without(scene, &[node]);
         let (point, action) = (self.point, self.action);
-        let armed = Armed { node, point, action, before, removes };
+        let armed = Armed { node, point, action, before, removes, refusal };
         Ok(Some(Begun::new(what, leaves_majority, armed)))
     }
 }
@@ -188,7 +189,8 @@ async fn fall_behind(scene: &mut Scene<'_>, node: u64, leader: u64) -> io::Resul
     scene.cluster.kill(node)?;
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
-        write(scene, leader).await;
+        // What becomes of them is seen in the log that is purged.
+        let _ = write(scene, leader).await;
         let status = scene.cluster.admin(leader).status(v1::StatusRequest {}).await;
         if status.is_ok_and(|status| status.purged_index > applied) {
             break;
@@ -198,7 +200,7 @@ async fn fall_behind(scene: &mut Scene<'_>, node: u64, leader: u64) -> io::Resul
 }
 
 /// Some writes, one after the other, so that each is an entry.
-async fn write(scene: &Scene<'_>, leader: u64) {
+async fn write(scene: &Scene<'_>, leader: u64) -> Result<(), Error> {
     for _ in 0..20 {
         let request = v1::AddCounterRequest {
             name: COUNTER.to_owned(),
@@ -206,25 +208,26 @@ async fn write(scene: &Scene<'_>, leader: u64) {
             delta: 1,
             ..Default::default()
         };
-        // What becomes of it does not matter.
-        if scene.cluster.admin(leader).add_counter(request).await.is_err() {
-            return;
-        }
+        scene.cluster.admin(leader).add_counter(request).await?;
     }
+    Ok(())
 }
 
-/// Makes it likely that the node gets there. What becomes of that is seen in the node's log.
-async fn lead_there(scene: &Scene<'_>, way: Way, leader: u64, other: u64) {
+/// Makes it likely that the node gets there, which is seen in the node's log. Calls may well fail on the way; what they
+/// heard matters if it does not get there.
+async fn lead_there(scene: &Scene<'_>, way: Way, leader: u64, other: u64) -> Result<(), Error> {
     let admin = scene.cluster.admin(leader);
     match way {
-        Way::Writes | Way::Answers | Way::Snapshot => write(scene, leader).await,
+        Way::Writes | Way::Answers | Way::Snapshot => write(scene, leader).await?,
         Way::Session => {
             let request =
                 v1::OpenSessionRequest { ttl_ms: TTL_MS, client: "jepsen-failpoint".to_owned() };
-            let _ = admin.open_session(request).await;
+            admin.open_session(request).await?;
             sleep(Duration::from_millis(TTL_MS)).await;
         }
         Way::Saga => {
+            let name = NAMESPACE.to_owned();
+            admin.put_namespace(v1::PutNamespaceRequest { name, ..Default::default() }).await?;
             let branch = v1::NewSagaBranch {
                 action: format!("counter:///{COUNTER}?delta=1"),
                 ..Default::default()
@@ -236,12 +239,13 @@ async fn lead_there(scene: &Scene<'_>, way: Way, leader: u64, other: u64) {
                 submit: true,
                 ..Default::default()
             };
-            let _ = admin.begin_saga(request).await;
+            admin.begin_saga(request).await?;
         }
         Way::Removal => {
-            let _ = admin.remove(v1::RemoveRequest { id: other }).await;
+            admin.remove(v1::RemoveRequest { id: other }).await?;
         }
     }
+    Ok(())
 }
 
 struct Armed {
@@ -252,12 +256,14 @@ struct Armed {
     before: usize,
     /// The node whose removal was begun.
     removes: Option<u64>,
+    /// What the last call heard that was to lead there.
+    refusal: Option<Error>,
 }
 
 impl Active for Armed {
     fn end<'a>(self: Box<Self>, scene: &'a mut Scene<'_>) -> Ending<'a> {
         Box::pin(async move {
-            let Armed { node, point, action, before, removes } = *self;
+            let Armed { node, point, action, before, removes, refusal } = *self;
             scene.cluster.node(node).set_failpoint("")?;
             // It must see that before whatever ends it counts again.
             sleep(2 * LOOK).await;
@@ -279,10 +285,13 @@ impl Active for Armed {
                 }
             }
             Ok(match (hits, ended) {
-                (0, _) => Err(format!(
-                    "node {node} did not come to {}, or its binary has no failpoints",
-                    point.name
-                )),
+                (0, _) => {
+                    let why = match refusal {
+                        Some(error) => format!(": the call that leads there failed: {error}"),
+                        None => ", or its binary has no failpoints".to_owned(),
+                    };
+                    Err(format!("node {node} did not come to {}{why}", point.name))
+                }
                 (hits, None) => Ok(format!("hit {hits} times")),
                 (hits, Some(status)) if !action.may_end() => Err(format!(
                     "hit {hits} times, and ended by {status}, which {action} does not do"
@@ -308,9 +317,22 @@ mod tests {
         let log = mayflies.cluster.node(node).setup.log.clone();
         fs::write(log, format!("failpoint {} is hit", point.name)).unwrap();
         mayflies.cluster.expects_end(node, true);
-        let armed = Armed { node, point, action, before: 0, removes: None };
+        let armed = Armed { node, point, action, before: 0, removes: None, refusal: None };
         let proof = Box::new(armed).end(&mut mayflies.scene()).await.unwrap();
         (proof.is_ok(), mayflies.exits())
+    }
+
+    #[tokio::test]
+    async fn a_place_that_nobody_came_to_is_no_fault_and_says_why() {
+        let mut mayflies = Mayflies::new("nowhere").await;
+        let (node, point, action) = (1, POINTS[0], Action::Error);
+        for refusal in [None, Some(Error::Timeout { definite: true })] {
+            let reason = refusal.as_ref().map_or("no failpoints".to_owned(), Error::to_string);
+            mayflies.cluster.expects_end(node, true);
+            let armed = Armed { node, point, action, before: 0, removes: None, refusal };
+            let told = Box::new(armed).end(&mut mayflies.scene()).await.unwrap().unwrap_err();
+            assert!(told.contains(point.name) && told.contains(&reason), "{told}");
+        }
     }
 
     #[tokio::test]
