@@ -326,6 +326,28 @@ fn sessions_expire_while_the_disks_are_slow() {
     });
 }
 
+/// How long a session lives is no matter of wall clocks, whichever way they jump.
+#[test]
+fn a_clock_that_jumps_moves_no_deadline_of_a_session() {
+    tell_quietly(36, async |world| {
+        let leads = leader(world);
+        for jump_ms in [60_000, -120_000] {
+            let op = Op::OpenSession { ttl_ms: 2_000, client: "story".to_owned() };
+            carry_out(world, op).await;
+            // The leader counts the session by then.
+            assert!(pass(world, SECOND / 2).await);
+            world.shift_clock(leads, jump_ms);
+            assert!(pass(world, SECOND / 2).await);
+            assert_eq!(status(world, leads).sessions, 1);
+            until(world, 4 * SECOND, "the end of the session", || {
+                status(world, leads).sessions == 0
+            })
+            .await;
+        }
+        assert!(is_leader(world, leads));
+    });
+}
+
 /// What a follower needs has rotted on the leader since it was made, and nothing is written of which there would be
 /// another.
 #[test]
