@@ -249,7 +249,7 @@ pub const CLOCK_SLEW_PERCENT: u128 = 90;
 pub const CLOCK_LEAD: Duration = Duration::from_secs(10);
 /// From one round of keep-alives to the next: each asks a quorum whether the leader still leads, and no keep-alive is
 /// in a hurry.
-pub const KEEP_ALIVE_DISTANCE: Duration = Duration::from_millis(10);
+pub const KEEP_ALIVE_DISTANCE: Duration = Duration::from_millis(20);
 /// Commands that wait for the proposer; the next one is refused as OVERLOADED.
 pub const PROPOSAL_QUEUE: usize = 16_384;
 /// Reads that wait for one read index; the next one is refused as OVERLOADED.

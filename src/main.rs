@@ -11,6 +11,7 @@ use quorate::runtime::run_to_end;
 use quorate::server::Stopped;
 use tracing_subscriber::EnvFilter;
 
+/// Its options are in `.cargo/config.toml`.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -131,8 +131,8 @@ impl State {
     /// The inverse of [`State::records`].
     ///
     /// # Panics
-    /// When the records contradict each other: whoever stored them has verified their bytes, so that
-    /// only a defect of ours is left as a reason.
+    /// When the records contradict each other. Of those whose bytes were found right that would be a
+    /// defect of ours.
     pub fn restore<E>(
         records: impl IntoIterator<Item = Result<(Key, Record), E>>,
     ) -> Result<State, E> {

@@ -10,11 +10,12 @@
 //! integers and nothing after them. A kind's fields are never reordered or dropped; a
 //! release that needs other fields takes the next version and goes on reading this one.
 
+use std::fmt;
 use std::sync::Arc;
 
 use bincode::Options;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 mod alarm;
@@ -192,8 +193,11 @@ pub enum Admin {
 /// There may be a million of them: see the size asserted below.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
+    #[serde(deserialize_with = "shared")]
     pub namespace: Arc<str>,
+    #[serde(deserialize_with = "shared")]
     pub service: Arc<str>,
+    #[serde(deserialize_with = "shared")]
     pub id: Arc<str>,
     pub endpoints: Endpoints,
     pub weight: u32,
@@ -202,6 +206,7 @@ pub struct Instance {
     pub health: Health,
     pub admin: Admin,
     /// Who or what changed it last, and why. Most instances share theirs with others.
+    #[serde(deserialize_with = "shared")]
     pub reason: Arc<str>,
     /// Empty = the id.
     pub hash_key: Box<str>,
@@ -375,8 +380,8 @@ impl Corrupt {
     }
 }
 
-impl std::fmt::Display for Corrupt {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Corrupt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "corrupt: {}", self.what)
     }
 }
@@ -527,22 +532,26 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
 }
 
 fn take_text(rest: &mut &[u8]) -> Result<Arc<str>, Corrupt> {
-    let mut text = Vec::new();
+    let text = |bytes: &[u8]| match str::from_utf8(bytes) {
+        Ok(text) => Ok(text.into()),
+        Err(_) => Err(Corrupt::new("a text in a key is not UTF-8")),
+    };
+    // What came before the last escape.
+    let mut before = Vec::new();
     loop {
         let end = rest.iter().position(|byte| *byte == 0);
         let (Some(end), Some(mark)) = (end, end.and_then(|end| rest.get(end + 1))) else {
             return Err(Corrupt::new("a text in a key without its end"));
         };
-        text.extend_from_slice(&rest[..end]);
+        let part = &rest[..end];
         *rest = &rest[end + 2..];
         match mark {
-            0x01 => break,
-            0xFF => text.push(0),
+            0x01 if before.is_empty() => return text(part),
+            0x01 => return text(&[&before, part].concat()),
+            0xFF => before.extend(part.iter().chain(&[0])),
             other => return Err(Corrupt::new(format!("0x00 {other:#04x} in a text in a key"))),
         }
     }
-    let text = String::from_utf8(text).map_err(|_| Corrupt::new("a text in a key is not UTF-8"))?;
-    Ok(text.into())
 }
 
 fn take_texts<const N: usize>(rest: &mut &[u8]) -> Result<[Arc<str>; N], Corrupt> {
@@ -697,6 +706,25 @@ fn decode_value<T: DeserializeOwned>(key: &Key, bytes: &[u8]) -> Result<T, Corru
         ))),
         None => Err(Corrupt::new(format!("the record under {key:?} has no bytes"))),
     }
+}
+
+/// Reads a shared text. What serde does by itself makes it twice.
+fn shared<'de, D: Deserializer<'de>>(from: D) -> Result<Arc<str>, D::Error> {
+    struct Text;
+
+    impl Visitor<'_> for Text {
+        type Value = Arc<str>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a text")
+        }
+
+        fn visit_str<E>(self, text: &str) -> Result<Arc<str>, E> {
+            Ok(text.into())
+        }
+    }
+
+    from.deserialize_str(Text)
 }
 
 /// Hash of one record: the digest of a state is their wrapping sum, so that it does not depend on the

@@ -364,6 +364,36 @@ fn a_damaged_image_is_rebuilt_from_the_newest_snapshot() {
     machine.start_well();
 }
 
+/// Its bytes are right, and its records cannot be a state.
+#[test]
+fn an_image_whose_records_contradict_each_other_is_rebuilt() {
+    let mut machine = Machine::new();
+    let mut world = World::new(5);
+    let (mut core, _) = machine.start_well();
+    feed(&core, &mut world, 50);
+    core.snapshot().unwrap();
+    drop(core);
+
+    let known = world.state.records().find_map(|(_, record)| match record {
+        Record::Instance(known) => Some(known),
+        _ => None,
+    });
+    let mut stray = Arc::unwrap_or_clone(known.unwrap());
+    stray.namespace = "nowhere".into();
+    let key = stray.key().encode();
+    let mut changes = std::iter::once((key, Some(Record::Instance(Arc::new(stray)).encode())));
+    let mut image = machine.image.open().unwrap();
+    image.write(&mut changes, &point(49)).unwrap();
+    verify(&*image).unwrap();
+    drop(image);
+
+    let (_, recovery) = machine.start();
+    assert_eq!(recovery.origin, Origin::Snapshot(snapshot::file_name(49)));
+    world.assert_past(&recovery.state, &recovery.point.unwrap());
+    assert!(recovery.report[0].contains("contradict each other"), "{:?}", recovery.report);
+    machine.start_well();
+}
+
 /// A start that is itself interrupted, at any step, while it rebuilds the image.
 #[test]
 fn a_crash_at_any_step_of_a_start_costs_nothing() {

@@ -2,7 +2,6 @@
 //! damaged is set aside and reported; the newest copy that is whole is the state.
 
 use std::collections::BTreeSet;
-use std::convert::Infallible;
 use std::io;
 
 use super::checkpoint::Error;
@@ -171,12 +170,11 @@ type Opened = (Box<dyn Image>, Option<(ImageMeta, State)>);
 fn open_image(store: &mut dyn ImageStore) -> Result<Opened, image::Error> {
     let image = store.open()?;
     let Some(meta) = image.meta() else { return Ok((image, None)) };
-    let (tally, records) = read_all(image.scan()).map_err(|error| match error {
+    let (tally, state) = read_all(image.scan()).map_err(|error| match error {
         LoadError::Source(error) => error,
         LoadError::Content(why) => image::Error::damaged(why),
     })?;
     tally.check(meta.records, meta.digest).map_err(image::Error::damaged)?;
-    let state = restore(records).map_err(image::Error::damaged)?;
     Ok((image, Some((meta, state))))
 }
 
@@ -185,30 +183,20 @@ enum LoadError<E> {
     Content(String),
 }
 
-/// Records that were read and are not compared with anything yet.
-type Records = Vec<(Key, Record)>;
-
-fn read_all<E>(
-    rows: impl Iterator<Item = Result<Row, E>>,
-) -> Result<(Tally, Records), LoadError<E>> {
+/// The state of records as they are read, and what they add up to: nothing has compared that with anything
+/// yet. Damaged ones may contradict each other, and even a defect of ours would be no reason to fail at every
+/// start when there is another copy.
+fn read_all<E>(rows: impl Iterator<Item = Result<Row, E>>) -> Result<(Tally, State), LoadError<E>> {
     let mut tally = Tally::default();
-    let mut records = Vec::new();
-    for row in rows {
+    let records = rows.map(|row| {
         let (key, value) = row.map_err(LoadError::Source)?;
         tally.add(&key, &value);
-        records.push(decode(&key, &value).map_err(LoadError::Content)?);
-    }
-    Ok((tally, records))
-}
-
-/// The state of records whose bytes were found right. That they contradict each other would be a
-/// defect of ours, and no reason to fail at every start when there is another copy.
-fn restore(records: Records) -> Result<State, String> {
-    let records = records.into_iter().map(Ok::<_, Infallible>);
-    match panic::guarded(|| State::restore(records)) {
-        Ok(Ok(state)) => Ok(state),
-        Err(_) => Err("its records contradict each other".to_owned()),
-    }
+        decode(&key, &value).map_err(LoadError::Content)
+    });
+    let state = panic::guarded(|| State::restore(records)).unwrap_or_else(|_| {
+        Err(LoadError::Content("its records contradict each other".to_owned()))
+    })?;
+    Ok((tally, state))
 }
 
 fn decode(key: &[u8], value: &[u8]) -> Result<(Key, Record), String> {
@@ -258,12 +246,12 @@ pub(super) fn load_snapshot(
     let damaged = |why: String| snapshot::Error::Damaged { name: name.to_owned(), offset: 0, why };
     let mut reader = Reader::open(disk, name)?;
     check_cluster(name, &reader.head().cluster_id, cluster_id)?;
-    let (_, records) = read_all(&mut reader).map_err(|error| match error {
+    let (_, state) = read_all(&mut reader).map_err(|error| match error {
         LoadError::Source(error) => error,
         LoadError::Content(why) => damaged(why),
     })?;
     let meta = reader.meta().expect("a reader that ended without an error has read the footer");
-    Ok((meta, restore(records).map_err(damaged)?))
+    Ok((meta, state))
 }
 
 fn check_snapshot(
