@@ -14,7 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bincode::Options;
-use serde::de::{DeserializeOwned, Visitor};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -708,23 +708,9 @@ fn decode_value<T: DeserializeOwned>(key: &Key, bytes: &[u8]) -> Result<T, Corru
     }
 }
 
-/// Reads a shared text. What serde does by itself makes it twice.
+/// Reads a shared text from bytes that hold it. What serde does by itself makes it twice.
 fn shared<'de, D: Deserializer<'de>>(from: D) -> Result<Arc<str>, D::Error> {
-    struct Text;
-
-    impl Visitor<'_> for Text {
-        type Value = Arc<str>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a text")
-        }
-
-        fn visit_str<E>(self, text: &str) -> Result<Arc<str>, E> {
-            Ok(text.into())
-        }
-    }
-
-    from.deserialize_str(Text)
+    <&str>::deserialize(from).map(Arc::from)
 }
 
 /// Hash of one record: the digest of a state is their wrapping sum, so that it does not depend on the
