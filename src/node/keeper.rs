@@ -6,6 +6,7 @@
 //! an acknowledged keep-alive, and only under the term in which that was decided; once its expiry is
 //! proposed it takes no more keep-alives.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -39,6 +40,7 @@ pub struct Keeper {
 struct Watch {
     term: u64,
     sessions: BTreeMap<u64, Deadline>,
+    /// When to look at which session: each once, at its deadline or before.
     due: BTreeSet<(Instant, u64)>,
     /// The greatest session id seen; ids grow, so newer ones are the new ones.
     newest: u64,
@@ -47,30 +49,52 @@ struct Watch {
 #[derive(Debug)]
 struct Deadline {
     at: Instant,
+    /// Its place in `due`: a keep-alive moves the deadline alone, and the place follows when it is reached, so that it
+    /// is moved once in a TTL, however often the session is kept alive.
+    queued: Instant,
     expiring: bool,
 }
 
 impl Watch {
+    /// The session lives until `at` at least.
     fn set(&mut self, session: u64, at: Instant) {
-        if let Some(old) = self.sessions.insert(session, Deadline { at, expiring: false }) {
-            self.due.remove(&(old.at, session));
+        match self.sessions.entry(session) {
+            Entry::Occupied(mut known) => known.get_mut().at = known.get().at.max(at),
+            Entry::Vacant(place) => {
+                place.insert(Deadline { at, queued: at, expiring: false });
+                self.due.insert((at, session));
+            }
         }
-        self.due.insert((at, session));
     }
 
     /// Adds what the process slept to every deadline but of those whose expiry was proposed: the
     /// proposal may be in the log without an answer, and must not overtake a keep-alive.
     fn postpone(&mut self, slept: Duration) {
-        for (id, deadline) in self.sessions.iter_mut().filter(|(_, deadline)| !deadline.expiring) {
-            self.due.remove(&(deadline.at, *id));
+        for deadline in self.sessions.values_mut().filter(|deadline| !deadline.expiring) {
             deadline.at += slept;
-            self.due.insert((deadline.at, *id));
         }
+    }
+
+    /// Sessions whose deadline has passed.
+    fn due(&mut self, now: Instant) -> Vec<u64> {
+        let mut passed = Vec::new();
+        let reached = self.due.iter().take_while(|(queued, _)| *queued <= now);
+        for (queued, id) in reached.copied().collect::<Vec<_>>() {
+            match self.sessions.get_mut(&id) {
+                Some(deadline) if deadline.at > now => {
+                    self.due.remove(&(queued, id));
+                    deadline.queued = deadline.at;
+                    self.due.insert((deadline.at, id));
+                }
+                _ => passed.push(id),
+            }
+        }
+        passed
     }
 
     fn forget(&mut self, session: u64) {
         if let Some(old) = self.sessions.remove(&session) {
-            self.due.remove(&(old.at, session));
+            self.due.remove(&(old.queued, session));
         }
     }
 }
@@ -143,10 +167,8 @@ impl Keeper {
         let now = Instant::now();
         let mut watch = self.watch();
         let Some(watch) = watch.as_mut() else { return Vec::new() };
-        let due: Vec<u64> =
-            watch.due.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect();
         let mut overdue = Vec::new();
-        for id in due {
+        for id in watch.due(now) {
             if node.read(|state| state.session(id).is_none()) {
                 watch.forget(id);
             } else if overdue.len() < BATCH
@@ -320,11 +342,30 @@ mod tests {
         watch.sessions.get_mut(&1).unwrap().expiring = true;
         watch.postpone(Duration::from_secs(5));
         assert!(watch.sessions[&1].expiring, "{watch:?}");
-        // It stays due, so that its expiry is proposed again.
-        assert!(watch.due.contains(&(now, 1)), "{watch:?}");
-        // The others get what was slept.
-        assert!(!watch.sessions[&2].expiring);
-        assert!(watch.due.contains(&(now + Duration::from_secs(5), 2)), "{watch:?}");
+        // It stays due, so that its expiry is proposed again; the others get what was slept.
+        assert_eq!(watch.due(now), [1], "{watch:?}");
+        assert_eq!(watch.due(now + Duration::from_secs(5)), [1, 2], "{watch:?}");
         assert_eq!(watch.due.len(), 2);
+    }
+
+    #[test]
+    fn a_session_is_due_when_its_last_keep_alive_says() {
+        let (mut watch, now) = (watch(), Instant::now());
+        let at = |seconds| now + Duration::from_secs(seconds);
+        watch.set(1, at(10));
+        watch.set(2, at(11));
+        watch.set(1, at(15));
+        // Of two at once, the one that began earlier may come later.
+        watch.set(1, at(14));
+        assert!(watch.due(at(9)).is_empty(), "{watch:?}");
+        assert_eq!(watch.due(at(12)), [2], "{watch:?}");
+        assert_eq!(watch.due(at(14)), [2], "{watch:?}");
+        watch.set(1, at(16));
+        watch.forget(2);
+        assert!(watch.due(at(15)).is_empty(), "{watch:?}");
+        assert_eq!(watch.due(at(16)), [1], "{watch:?}");
+        assert_eq!(watch.due(at(16)), [1], "{watch:?}");
+        watch.forget(1);
+        assert!(watch.due.is_empty() && watch.sessions.is_empty(), "{watch:?}");
     }
 }
