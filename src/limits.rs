@@ -396,6 +396,10 @@ pub const CHECKPOINT_LOG_BYTES: u64 = 1024 * 1024 * 1024;
 pub const IMAGE_CHUNK_BYTES: usize = 4 * 1024;
 /// Bytes of sled's page cache; the image is written through and read once.
 pub const IMAGE_CACHE_BYTES: u64 = 16 * 1024 * 1024;
+/// Bytes of records that the thread which reads them at a start hands at once to the one that makes the state, and how
+/// many times that may wait for it.
+pub const RESTORE_BATCH_BYTES: usize = 256 * 1024;
+pub const RESTORE_BATCHES: usize = 2;
 /// Records, and their bytes, that are handed to sled at once: until all of them are written it keeps a copy of
 /// a page, some 5 KB, for each.
 pub const IMAGE_PART_RECORDS: usize = 4_096;

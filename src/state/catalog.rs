@@ -94,15 +94,31 @@ impl<T> Catalog<T> {
         slots[slot as usize].take().map(|(_, value)| value)
     }
 
+    /// Adds many names at once, none of which is there yet: the order is not searched for each.
+    pub fn append(&mut self, entries: impl ExactSizeIterator<Item = (Arc<str>, T)>) {
+        let total = self.len() + entries.len();
+        self.slots.reserve(entries.len());
+        let mut order: BTreeMap<_, _> =
+            entries.map(|(name, value)| (name.clone(), self.enter(name, value))).collect();
+        self.order.append(&mut order);
+        assert_eq!(self.len(), total, "a name was added that was there");
+    }
+
     /// The name is not there yet.
     fn insert(&mut self, name: Arc<str>, value: T) -> u32 {
+        let slot = self.enter(name.clone(), value);
+        self.order.insert(name, slot);
+        slot
+    }
+
+    /// The caller keeps `order`.
+    fn enter(&mut self, name: Arc<str>, value: T) -> u32 {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             u32::try_from(self.slots.len() - 1).expect("limits are far below it")
         });
-        let Catalog { slots, found, order, hashing, .. } = self;
+        let Catalog { slots, found, hashing, .. } = self;
         let hash = hashing.hash_one(&*name);
-        order.insert(name.clone(), slot);
         slots[slot as usize] = Some((name, value));
         found.insert_unique(hash, slot, |slot| hashing.hash_one(&*occupied(slots, *slot).0));
         slot
@@ -133,7 +149,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_an_ordered_map(steps in prop::collection::vec((0..60u32, 0..4u32), 0..400)) {
+        fn it_is_an_ordered_map(steps in prop::collection::vec((0..60u32, 0..5u32), 0..400)) {
             let (mut catalog, mut model) = (Catalog::default(), BTreeMap::new());
             for (value, (name, what)) in (0..).zip(steps) {
                 let name: Arc<str> = format!("i{name}").into();
@@ -142,6 +158,13 @@ mod tests {
                     1 => {
                         let made = model.entry(name.clone()).or_insert(value);
                         prop_assert_eq!(catalog.get_or_insert_with(&*name, |_| value), made);
+                    }
+                    2 => {
+                        let is_new = |i: &u32| !model.contains_key(&*format!("i{i}"));
+                        let new: Vec<_> = [50, 7, 59].into_iter().filter(is_new).collect();
+                        let entry = |i: u32| (Arc::<str>::from(format!("i{i}")), value + i);
+                        catalog.append(new.iter().copied().map(entry));
+                        model.extend(new.into_iter().map(entry));
                     }
                     _ => prop_assert_eq!(catalog.put(&name, value), model.insert(name.clone(), value)),
                 }

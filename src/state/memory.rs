@@ -17,12 +17,14 @@ mod alarm;
 mod config;
 mod counter;
 mod lock;
+mod restoration;
 mod saga;
 
 pub(super) use self::alarm::AlarmTable;
 pub(super) use self::config::{ConfigTable, ItemTable};
 pub(super) use self::counter::CounterTable;
 pub(super) use self::lock::LockTables;
+pub(super) use self::restoration::Restoration;
 pub(super) use self::saga::{SagaPlace, SagaTable, SagaTimers};
 use super::catalog::Catalog;
 use super::journal::{Journal, Written};
@@ -358,7 +360,7 @@ impl Tables {
             .chain(all().flat_map(|namespace| namespace.sagas.records()))
     }
 
-    /// Takes a record of [`Tables::records`]; the order of the keys puts a namespace before what is in
+    /// Puts a record of [`Tables::records`]; the order of the keys puts a namespace before what is in
     /// it, an item before its releases, and a session before its replies.
     pub fn restore(&mut self, key: Key, record: Record) {
         assert!(record.is_of(&key), "restoring {key:?}, which has the record {record:?}");
@@ -377,13 +379,13 @@ impl Tables {
                 record.name = table.name.name.clone();
                 table.put_settings(&mut self.ledger, record);
             }
-            (Key::Instance { .. }, Record::Instance(record)) => {
+            (Key::Instance { .. }, Record::Instance(mut record)) => {
                 let namespace = self.namespaces.get_mut(&*record.namespace).expect(parent);
                 let table = namespace.service_mut(&mut self.ledger, &record.service);
-                let mut record = Arc::unwrap_or_clone(record);
-                record.namespace = table.name.namespace.clone();
-                record.service = table.name.name.clone();
-                share_reason(&mut record.reason);
+                let own = Arc::make_mut(&mut record);
+                own.namespace = table.name.namespace.clone();
+                own.service = table.name.name.clone();
+                share_reason(&mut own.reason);
                 table.put_instance(&mut self.ledger, record);
             }
             (Key::Session { .. }, Record::Session(record)) => {
@@ -454,12 +456,6 @@ impl Tables {
             }
             (key, record) => unreachable!("{key:?} does not go with {record:?}"),
         }
-    }
-
-    /// After the last record: instances come before the sessions that hold them.
-    pub fn assert_restored(&self) {
-        let held: usize = self.ledger.sessions.values().map(|entry| entry.instances).sum();
-        assert_eq!(held, self.ledger.held.len(), "instances of sessions, and instances held");
     }
 }
 
@@ -651,14 +647,14 @@ impl Ledger {
 
         let holder = |instance: Option<&Instance>| instance.and_then(Instance::holder);
         if holder(old) != holder(new) {
-            if let (Some(old), Some(session)) = (old, holder(old)) {
-                let was = self.held.remove(&Held::new(session, service, &old.id));
-                assert!(was, "{service:?} {:?} was not held by session {session}", old.id);
-                self.count_held(session, |instances| instances - 1);
+            let held = |instance: Option<&Instance>| instance.and_then(|it| Held::of(service, it));
+            if let Some(held) = held(old) {
+                assert!(self.held.remove(&held), "{held:?} was not held");
+                self.count_held(held.session, |instances| instances - 1);
             }
-            if let (Some(new), Some(session)) = (new, holder(new)) {
-                self.held.insert(Held::new(session, service, &new.id));
-                self.count_held(session, |instances| instances + 1);
+            if let Some(held) = held(new) {
+                self.count_held(held.session, |instances| instances + 1);
+                self.held.insert(held);
             }
         }
 
@@ -681,7 +677,9 @@ impl Ledger {
 }
 
 impl Held {
-    fn new(session: u64, service: &Arc<ServiceName>, id: &Arc<str>) -> Self {
-        Held { session, service: Some(service.clone()), id: id.clone() }
+    /// None when no session holds the instance, which is one of `service`.
+    fn of(service: &Arc<ServiceName>, instance: &Instance) -> Option<Held> {
+        let session = instance.holder()?;
+        Some(Held { session, service: Some(service.clone()), id: instance.id.clone() })
     }
 }

@@ -53,7 +53,7 @@ pub use table::*;
 pub use versions::Versions;
 
 use journal::Journal;
-use memory::Tables;
+use memory::{Restoration, Tables};
 
 /// The whole replicated state.
 #[derive(Debug, Default)]
@@ -136,15 +136,14 @@ impl State {
     pub fn restore<E>(
         records: impl IntoIterator<Item = Result<(Key, Record), E>>,
     ) -> Result<State, E> {
-        let mut state = State::default();
+        let (mut meta, mut restoration) = (Meta::default(), Restoration::default());
         for record in records {
             match record? {
-                (Key::Meta, Record::Meta(meta)) => state.meta = meta,
-                (key, record) => state.tables.restore(key, record),
+                (Key::Meta, Record::Meta(found)) => meta = found,
+                (key, record) => restoration.put(key, record),
             }
         }
-        state.tables.assert_restored();
-        Ok(state)
+        Ok(State { meta, tables: restoration.finish() })
     }
 
     /// The wrapping sum of [`record_hash`] over all records, and their number. Encodes them all.

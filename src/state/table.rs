@@ -626,6 +626,16 @@ impl Record {
         Ok(record)
     }
 
+    /// Key and record of a row.
+    pub fn decode_row(key: &[u8], value: &[u8]) -> Result<(Key, Record), Corrupt> {
+        if let Some(instance) = decode_instance(key, value) {
+            return Ok((instance.key(), Record::Instance(Arc::new(instance))));
+        }
+        let key = Key::decode(key)?;
+        let record = Record::decode(&key, value)?;
+        Ok((key, record))
+    }
+
     /// True when the record belongs under `key`.
     pub(super) fn is_of(&self, key: &Key) -> bool {
         match (key, self) {
@@ -706,6 +716,23 @@ fn decode_value<T: DeserializeOwned>(key: &Key, bytes: &[u8]) -> Result<T, Corru
         ))),
         None => Err(Corrupt::new(format!("the record under {key:?} has no bytes"))),
     }
+}
+
+/// An instance whose names make up its key, as they nearly always do: the key is compared, not made. There may be a
+/// million of them at a start.
+fn decode_instance(key: &[u8], value: &[u8]) -> Option<Instance> {
+    let mut rest = key.strip_prefix(&[INSTANCE])?;
+    let value = value.strip_prefix(&[RECORD_VERSION])?;
+    let instance: Instance = coding(limits::RECORD_BYTES - 1).deserialize(value).ok()?;
+    for name in [&instance.namespace, &instance.service, &instance.id] {
+        let name = name.as_bytes();
+        // One with a NUL is written in another way.
+        rest = rest.strip_prefix(name)?.strip_prefix(&[0x00, 0x01])?;
+        if name.contains(&0) {
+            return None;
+        }
+    }
+    rest.is_empty().then_some(instance)
 }
 
 /// Reads a shared text from bytes that hold it. What serde does by itself makes it twice.

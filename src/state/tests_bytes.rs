@@ -493,6 +493,52 @@ fn records_come_back_or_say_what_is_wrong() {
     assert_eq!(why, "corrupt: the record under Session { id: 8 } is of another name");
 }
 
+/// A start may take a shorter way to an instance, and comes to the same.
+#[test]
+fn a_row_is_read_as_its_key_and_then_its_record_are() {
+    let apart = |key: &[u8], value: &[u8]| {
+        let key = Key::decode(key)?;
+        let record = Record::decode(&key, value)?;
+        Ok((key, record))
+    };
+    let same = |key: &[u8], value: &[u8]| {
+        assert_eq!(Record::decode_row(key, value), apart(key, value), "{}", to_hex(key));
+    };
+    for (_, key, record) in [records(), center::records()].concat() {
+        let (key, value) = (key.encode(), record.encode());
+        assert!(apart(&key, &value).is_ok());
+        same(&key, &value);
+        for cut in 0..key.len() {
+            same(&key[..cut], &value);
+        }
+        for (at, byte) in (0..key.len()).zip([0x00, 0x01, 0x7F, 0xFF].into_iter().cycle()) {
+            let mut damaged = key.clone();
+            damaged[at] = byte;
+            same(&damaged, &value);
+        }
+        same(&[&key[..], &[0]].concat(), &value);
+        same(&key, &value[..value.len() - 1]);
+    }
+
+    let names = || (any_text(), any_text(), any_text());
+    let (_, _, record) = records().remove(4);
+    let Record::Instance(known) = record else { panic!("{record:?}") };
+    check("tests_bytes::a_row", (names(), names()), |(names, others)| {
+        let mut instance = (*known).clone();
+        (instance.namespace, instance.service, instance.id) = names;
+        let unescaped = [&instance.namespace, &instance.service, &instance.id]
+            .map(|name| format!("{name}\0\u{1}"))
+            .concat();
+        let (namespace, service, id) = others;
+        let other = Key::Instance { namespace, service, id };
+        let key = instance.key().encode();
+        let value = Record::Instance(Arc::new(instance)).encode();
+        same(&[&key[..1], unescaped.as_bytes()].concat(), &value);
+        same(&key, &value);
+        same(&other.encode(), &value);
+    });
+}
+
 #[test]
 fn a_command_has_a_greatest_size() {
     let of = |bytes| Command {

@@ -74,6 +74,9 @@ pub trait Image: Send + Debug {
     /// All records in key order.
     fn scan(&self) -> Rows<'_>;
 
+    /// Calls `take` with the key and value of each record, in key order, until there is an error.
+    fn visit(&self, take: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), Error>;
+
     /// Removes everything. The image has no meta until the next [`Image::write`], also after a crash.
     fn reset(&mut self) -> Result<(), Error>;
 
@@ -132,10 +135,7 @@ impl Tally {
 pub fn verify(image: &dyn Image) -> Result<ImageMeta, Error> {
     let meta = image.meta().ok_or_else(|| Error::damaged("it has no meta"))?;
     let mut tally = Tally::default();
-    for row in image.scan() {
-        let (key, value) = row?;
-        tally.add(&key, &value);
-    }
+    image.visit(&mut |key, value| tally.add(key, value))?;
     tally.check(meta.records, meta.digest).map_err(Error::damaged)?;
     Ok(meta)
 }
@@ -345,6 +345,12 @@ impl Image for MemoryImage {
     fn scan(&self) -> Rows<'_> {
         // A copy: the lock is not held between two steps of the iterator.
         Box::new(self.store.lock().now.rows.clone().into_iter().map(Ok))
+    }
+
+    fn visit(&self, take: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), Error> {
+        let rows = self.store.lock().now.rows.clone();
+        rows.iter().for_each(|(key, value)| take(key, value));
+        Ok(())
     }
 
     fn reset(&mut self) -> Result<(), Error> {

@@ -3,12 +3,14 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
 
 use super::checkpoint::Error;
 use super::disk::Disk;
-use super::image::{self, Image, ImageMeta, ImageStore, Point, Row, Tally};
+use super::image::{self, Image, ImageMeta, ImageStore, Point, Tally};
 use super::snapshot::{self, Reader, SnapshotMeta};
-use crate::limits::SNAPSHOTS_SET_ASIDE;
+use crate::limits::{RESTORE_BATCH_BYTES, RESTORE_BATCHES, SNAPSHOTS_SET_ASIDE};
 use crate::panic;
 use crate::state::{Key, Meta, Record, State};
 
@@ -170,9 +172,10 @@ type Opened = (Box<dyn Image>, Option<(ImageMeta, State)>);
 fn open_image(store: &mut dyn ImageStore) -> Result<Opened, image::Error> {
     let image = store.open()?;
     let Some(meta) = image.meta() else { return Ok((image, None)) };
-    let (tally, state) = read_all(image.scan()).map_err(|error| match error {
+    let (tally, state) = read_all(|take| image.visit(take)).map_err(|error| match error {
         LoadError::Source(error) => error,
         LoadError::Content(why) => image::Error::damaged(why),
+        LoadError::Thread(error) => image::Error::Io(error),
     })?;
     tally.check(meta.records, meta.digest).map_err(image::Error::damaged)?;
     Ok((image, Some((meta, state))))
@@ -181,32 +184,88 @@ fn open_image(store: &mut dyn ImageStore) -> Result<Opened, image::Error> {
 enum LoadError<E> {
     Source(E),
     Content(String),
+    /// There is no thread to be had.
+    Thread(io::Error),
 }
 
-/// The state of records as they are read, and what they add up to: nothing has compared that with anything
-/// yet. Damaged ones may contradict each other, and even a defect of ours would be no reason to fail at every
-/// start when there is another copy.
-fn read_all<E>(rows: impl Iterator<Item = Result<Row, E>>) -> Result<(Tally, State), LoadError<E>> {
-    let mut tally = Tally::default();
-    let records = rows.map(|row| {
-        let (key, value) = row.map_err(LoadError::Source)?;
-        tally.add(&key, &value);
-        decode(&key, &value).map_err(LoadError::Content)
-    });
-    let state = panic::guarded(|| State::restore(records)).unwrap_or_else(|_| {
-        Err(LoadError::Content("its records contradict each other".to_owned()))
+/// The state of the records that `read` hands to what it is given, and what they add up to: nothing has compared that
+/// with anything yet. A thread of its own makes the state while this one reads on. It reads to the end even when
+/// the state cannot be made: what is read of a disk does not depend on which of the two is ahead.
+fn read_all<E>(
+    read: impl FnOnce(&mut dyn FnMut(&[u8], &[u8])) -> Result<(), E>,
+) -> Result<(Tally, State), LoadError<E>> {
+    let (batches, received) = mpsc::sync_channel(RESTORE_BATCHES);
+    let (read, made) = thread::scope(|scope| {
+        let maker = thread::Builder::new()
+            .name("restore".to_owned())
+            .spawn_scoped(scope, move || make(&received))
+            .map_err(|error| {
+                LoadError::Thread(io::Error::new(io::ErrorKind::ResourceBusy, error))
+            })?;
+        let mut batch = Batch::default();
+        // Nobody takes them any more when the state cannot be made.
+        let hand = |batch: &mut Batch| _ = batches.send(std::mem::take(batch));
+        let read = read(&mut |key, value| {
+            batch.push(key, value);
+            if batch.bytes.len() >= RESTORE_BATCH_BYTES {
+                hand(&mut batch);
+            }
+        });
+        hand(&mut batch);
+        drop(batches);
+        Ok((read, maker.join().expect("it is guarded")))
     })?;
+    // Of two errors the one that came first: nothing that follows an unreadable record was handed over.
+    let made = made.map_err(LoadError::Content)?;
+    read.map_err(LoadError::Source)?;
+    Ok(made)
+}
+
+/// Some records, one after the other.
+#[derive(Default)]
+struct Batch {
+    bytes: Vec<u8>,
+    /// Where the key of each ends, and its value.
+    ends: Vec<(usize, usize)>,
+}
+
+impl Batch {
+    fn push(&mut self, key: &[u8], value: &[u8]) {
+        self.bytes.extend_from_slice(key);
+        let key_end = self.bytes.len();
+        self.bytes.extend_from_slice(value);
+        self.ends.push((key_end, self.bytes.len()));
+    }
+
+    /// Key and value of one of them.
+    fn row(&self, number: usize) -> Option<(&[u8], &[u8])> {
+        let (key_end, end) = *self.ends.get(number)?;
+        let begin = number.checked_sub(1).map_or(0, |before| self.ends[before].1);
+        Some((&self.bytes[begin..key_end], &self.bytes[key_end..end]))
+    }
+}
+
+/// Damaged records may contradict each other, and even a defect of ours would be no reason to fail at every
+/// start when there is another copy.
+fn make(batches: &Receiver<Batch>) -> Result<(Tally, State), String> {
+    let mut tally = Tally::default();
+    let (mut batch, mut next) = (Batch::default(), 0);
+    let records = std::iter::from_fn(|| {
+        while next == batch.ends.len() {
+            (batch, next) = (batches.recv().ok()?, 0);
+        }
+        let (key, value) = batch.row(next)?;
+        next += 1;
+        tally.add(key, value);
+        Some(Record::decode_row(key, value).map_err(|error| error.to_string()))
+    });
+    let state = panic::guarded(|| State::restore(records))
+        .unwrap_or_else(|_| Err("its records contradict each other".to_owned()))?;
     Ok((tally, state))
 }
 
-fn decode(key: &[u8], value: &[u8]) -> Result<(Key, Record), String> {
-    let key = Key::decode(key).map_err(|error| error.to_string())?;
-    let record = Record::decode(&key, value).map_err(|error| error.to_string())?;
-    Ok((key, record))
-}
-
 pub(super) fn first_meta(key: &[u8], value: &[u8]) -> Option<Meta> {
-    match decode(key, value) {
+    match Record::decode_row(key, value) {
         Ok((Key::Meta, Record::Meta(meta))) => Some(meta),
         Ok(_) | Err(_) => None,
     }
@@ -246,9 +305,10 @@ pub(super) fn load_snapshot(
     let damaged = |why: String| snapshot::Error::Damaged { name: name.to_owned(), offset: 0, why };
     let mut reader = Reader::open(disk, name)?;
     check_cluster(name, &reader.head().cluster_id, cluster_id)?;
-    let (_, state) = read_all(&mut reader).map_err(|error| match error {
+    let (_, state) = read_all(|take| reader.visit(take)).map_err(|error| match error {
         LoadError::Source(error) => error,
         LoadError::Content(why) => damaged(why),
+        LoadError::Thread(error) => snapshot::Error::io("restoring a snapshot")(error),
     })?;
     let meta = reader.meta().expect("a reader that ended without an error has read the footer");
     Ok((meta, state))
@@ -329,4 +389,76 @@ pub(super) fn set_aside(disk: &dyn Disk, name: &str) -> Result<(), Error> {
         disk.remove(name).map_err(io)?;
     }
     disk.sync_dir().map_err(io)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use super::super::image::Row;
+    use super::super::testing::World;
+    use super::*;
+
+    /// More than can wait between the two threads.
+    const BYTES: usize = (RESTORE_BATCHES + 4) * RESTORE_BATCH_BYTES;
+
+    fn large_state() -> Vec<Row> {
+        let mut world = World::new(11);
+        (0..50).for_each(|_| _ = world.entry());
+        let encode = |(key, record): (Key, Record)| (key.encode(), record.encode());
+        let mut rows: BTreeMap<_, _> = world.state.records().map(encode).collect();
+        let known = world.state.records().find_map(|(_, record)| match record {
+            Record::Instance(known) => Some(known),
+            _ => None,
+        });
+        let mut more = Arc::unwrap_or_clone(known.unwrap());
+        more.session = None;
+        more.orphaned_at_ms = None;
+        more.metadata = (0..8).map(|i| (i.to_string(), "x".repeat(1_000))).collect();
+        for i in 0..BYTES / 8_000 {
+            more.id = format!("more-{i}").into();
+            rows.extend([encode((more.key(), Record::Instance(Arc::new(more.clone()))))]);
+        }
+        rows.into_iter().collect()
+    }
+
+    #[test]
+    fn a_state_is_made_of_many_batches() {
+        let rows = large_state();
+        let read = |take: &mut dyn FnMut(&[u8], &[u8])| {
+            rows.iter().for_each(|(key, value)| take(key, value));
+            Ok::<_, ()>(())
+        };
+        let (tally, made) = read_all(read).unwrap_or_else(|_| panic!("nothing is wrong with them"));
+        let records = made.records().map(|(key, record)| (key.encode(), record.encode()));
+        assert!(records.eq(rows));
+        assert_eq!((tally.digest, tally.records), made.digest());
+    }
+
+    #[test]
+    fn of_two_errors_the_first_is_told() {
+        let rows = large_state();
+        let last = rows.len() - 1;
+        for (bad, unreadable) in
+            [(0, None), (0, Some(last)), (last / 2, Some(last)), (last, Some(3))]
+        {
+            let read = |take: &mut dyn FnMut(&[u8], &[u8])| {
+                for (i, (key, value)) in rows.iter().enumerate() {
+                    if Some(i) == unreadable {
+                        return Err("unreadable");
+                    }
+                    take(key, if i == bad { &value[..1] } else { value });
+                }
+                Ok(())
+            };
+            match read_all(read) {
+                Err(LoadError::Content(why)) => {
+                    assert!(unreadable.is_none_or(|unreadable| bad < unreadable), "{why}");
+                }
+                Err(LoadError::Source("unreadable")) => assert!(unreadable.unwrap() < bad),
+                _ => panic!("neither error was met"),
+            }
+        }
+    }
 }

@@ -37,6 +37,7 @@ const META_KEY: &[u8] = b"m";
 const RECORD: u8 = b'r';
 const CHUNK: u8 = b'c';
 const META_VERSION: u8 = 1;
+const GIVEN_UP: &str = "it was given up after an earlier error";
 /// sled may keep its file a little longer than the handle; a restart within one process waits for it.
 const LOCK_RETRIES: usize = 2_000;
 const LOCK_WAIT: Duration = Duration::from_millis(10);
@@ -108,7 +109,7 @@ impl SledImage {
     /// and its directory is set aside anyway.
     fn call<T>(&mut self, f: impl FnOnce(&Open) -> sled::Result<T>) -> Result<T, Error> {
         let Some(open) = self.open.as_ref().filter(|_| !self.broken) else {
-            return Err(Error::damaged("it was given up after an earlier error"));
+            return Err(Error::damaged(GIVEN_UP));
         };
         let result = guarded(|| f(open));
         if result.is_err() {
@@ -138,6 +139,14 @@ impl SledImage {
             self.broken = true;
         }
         Ok(synced?)
+    }
+
+    fn rows(&self) -> Result<Scan<'_>, Error> {
+        let Some(open) = self.open.as_ref().filter(|_| !self.broken) else {
+            return Err(Error::damaged(GIVEN_UP));
+        };
+        let rows = guarded(|| Ok(open.db.range([RECORD]..[RECORD + 1])))?;
+        Ok(Scan { open, rows: Some(rows) })
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -272,14 +281,23 @@ impl Image for SledImage {
     }
 
     fn scan(&self) -> Rows<'_> {
-        let Some(open) = self.open.as_ref().filter(|_| !self.broken) else {
-            let gone = Error::damaged("it was given up after an earlier error");
-            return Box::new(std::iter::once(Err(gone)));
-        };
-        match guarded(|| Ok(open.db.range([RECORD]..[RECORD + 1]))) {
-            Ok(rows) => Box::new(Scan { open, rows: Some(rows) }),
+        match self.rows() {
+            Ok(scan) => Box::new(scan),
             Err(error) => Box::new(std::iter::once(Err(error))),
         }
+    }
+
+    fn visit(&self, take: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), Error> {
+        let mut scan = self.rows()?;
+        while let Some(row) = scan.step() {
+            let (key, row) = row?;
+            let key = &key[1..];
+            match row.strip_prefix(&[0; 2]) {
+                Some(value) => take(key, value),
+                None => take(key, &scan.assemble(key, &row)?),
+            }
+        }
+        Ok(())
     }
 
     fn reset(&mut self) -> Result<(), Error> {
@@ -333,26 +351,41 @@ struct Scan<'a> {
     rows: Option<sled::Iter>,
 }
 
+impl Scan<'_> {
+    /// The next key and record row.
+    fn step(&mut self) -> Option<Result<(sled::IVec, sled::IVec), Error>> {
+        let mut rows = self.rows.take()?;
+        match guarded(|| rows.next().transpose()) {
+            Ok(row) => {
+                self.rows = Some(rows);
+                row.map(Ok)
+            }
+            Err(error) => {
+                // It may be half-way through something.
+                std::mem::forget(rows);
+                Some(Err(error))
+            }
+        }
+    }
+
+    fn assemble(&self, key: &[u8], row: &[u8]) -> Result<Vec<u8>, Error> {
+        assemble(key, row, |key| guarded(|| self.open.db.get(key)))
+    }
+}
+
 impl Iterator for Scan<'_> {
     type Item = Result<Row, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let mut rows = self.rows.take()?;
-        let row = match guarded(|| rows.next().transpose()) {
-            Ok(row) => row?,
-            Err(error) => {
-                // It may be half-way through something.
-                std::mem::forget(rows);
-                return Some(Err(error));
-            }
-        };
-        let (key, row) = row;
-        let key = key[1..].to_vec();
-        let value = assemble(&key, &row, |key| guarded(|| self.open.db.get(key)));
-        if value.is_ok() {
-            self.rows = Some(rows);
+        let row = self.step()?.and_then(|(key, row)| {
+            let key = key[1..].to_vec();
+            let value = self.assemble(&key, &row)?;
+            Ok((key, value))
+        });
+        if row.is_err() {
+            self.rows = None;
         }
-        Some(value.map(|value| (key, value)))
+        Some(row)
     }
 }
 

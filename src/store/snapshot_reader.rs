@@ -1,6 +1,7 @@
 //! Reads snapshot files; the format stands in `snapshot`.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::Xxh3;
@@ -17,7 +18,7 @@ use crate::limits::{SNAPSHOT_BLOCK_BYTES, SNAPSHOT_HEADER_BYTES};
 /// Reads the whole file; every byte of it is checked.
 pub fn verify(disk: &dyn Disk, name: &str) -> Result<SnapshotMeta, Error> {
     let mut reader = Reader::open(disk, name)?;
-    while reader.next_row()?.is_some() {}
+    reader.visit(&mut |_, _| {})?;
     reader.meta().ok_or_else(|| reader.damaged("it has no footer"))
 }
 
@@ -39,6 +40,12 @@ pub struct Reader {
     last_key: Option<Vec<u8>>,
     done: bool,
     failed: bool,
+}
+
+/// A record in a reader's buffer.
+struct Place {
+    key: Range<usize>,
+    value: Range<usize>,
 }
 
 impl Reader {
@@ -138,28 +145,43 @@ impl Reader {
 
     /// The next record, None after the last one.
     pub fn next_row(&mut self) -> Result<Option<Row>, Error> {
+        let place = self.step()?;
+        Ok(place
+            .map(|Place { key, value }| (self.buffer[key].to_vec(), self.buffer[value].to_vec())))
+    }
+
+    /// Calls `take` with the key and value of each record that is left.
+    pub fn visit(&mut self, take: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), Error> {
+        while let Some(Place { key, value }) = self.step()? {
+            take(&self.buffer[key], &self.buffer[value]);
+        }
+        Ok(())
+    }
+
+    /// Where the next record stands in the buffer, until the step after this one.
+    fn step(&mut self) -> Result<Option<Place>, Error> {
         if self.failed {
             return Err(self.damaged("it was given up after an earlier error"));
         }
-        let row = self.advance();
-        self.failed = row.is_err();
-        row
+        let place = self.advance();
+        self.failed = place.is_err();
+        place
     }
 
-    fn advance(&mut self) -> Result<Option<Row>, Error> {
+    fn advance(&mut self) -> Result<Option<Place>, Error> {
         loop {
             if self.done {
                 return Ok(None);
             }
-            if let Some(row) = self.buffered()? {
-                return Ok(Some(row));
+            if let Some(place) = self.buffered()? {
+                return Ok(Some(place));
             }
             self.read_block()?;
         }
     }
 
     /// A record that is completely in the buffer.
-    fn buffered(&mut self) -> Result<Option<Row>, Error> {
+    fn buffered(&mut self) -> Result<Option<Place>, Error> {
         let mut rest = &self.buffer[self.at..];
         let (Some(key_len), Some(value_len)) = (take::<4>(&mut rest), take::<4>(&mut rest)) else {
             return Ok(None);
@@ -181,11 +203,13 @@ impl Reader {
         if self.last_key.as_deref().is_some_and(|last| last >= key) {
             return Err(self.damaged("the records are not in key order"));
         }
-        let row = (key.to_vec(), value.to_vec());
-        self.tally.add(&row.0, &row.1);
-        self.last_key = Some(row.0.clone());
+        self.tally.add(key, value);
+        let last = self.last_key.get_or_insert_default();
+        last.clear();
+        last.extend_from_slice(key);
+        let begin = self.at + RECORD_HEADER;
         self.at += length;
-        Ok(Some(row))
+        Ok(Some(Place { key: begin..begin + key_len, value: begin + key_len..self.at }))
     }
 
     fn read_block(&mut self) -> Result<(), Error> {
