@@ -360,7 +360,7 @@ impl Tables {
             .chain(all().flat_map(|namespace| namespace.sagas.records()))
     }
 
-    /// Puts a record of [`Tables::records`]; the order of the keys puts a namespace before what is in
+    /// Takes a record of [`Tables::records`]; the order of the keys puts a namespace before what is in
     /// it, an item before its releases, and a session before its replies.
     pub fn restore(&mut self, key: Key, record: Record) {
         assert!(record.is_of(&key), "restoring {key:?}, which has the record {record:?}");

@@ -55,11 +55,11 @@ impl Error {
     }
 }
 
-/// The state at one index. One thread uses it.
+/// The state at one index. One thread writes it.
 ///
 /// Invariant: an image with a meta was written completely up to that meta's point; it holds exactly
 /// `meta.records` records whose digest is `meta.digest`, or it is damaged.
-pub trait Image: Send + Debug {
+pub trait Image: Send + Sync + Debug {
     /// None: nothing was written yet, or a long write or a refill did not come to its end.
     fn meta(&self) -> Option<ImageMeta>;
 

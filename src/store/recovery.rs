@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread;
 
 use super::checkpoint::Error;
@@ -189,36 +189,63 @@ enum LoadError<E> {
 }
 
 /// The state of the records that `read` hands to what it is given, and what they add up to: nothing has compared that
-/// with anything yet. A thread of its own makes the state while this one reads on. It reads to the end even when
+/// with anything yet. A thread of its own reads on while this one makes the state. It reads to the end even when
 /// the state cannot be made: what is read of a disk does not depend on which of the two is ahead.
-fn read_all<E>(
-    read: impl FnOnce(&mut dyn FnMut(&[u8], &[u8])) -> Result<(), E>,
+fn read_all<E: Send>(
+    read: impl FnOnce(&mut dyn FnMut(&[u8], &[u8])) -> Result<(), E> + Send,
 ) -> Result<(Tally, State), LoadError<E>> {
     let (batches, received) = mpsc::sync_channel(RESTORE_BATCHES);
     let (read, made) = thread::scope(|scope| {
-        let maker = thread::Builder::new()
-            .name("restore".to_owned())
-            .spawn_scoped(scope, move || make(&received))
+        let reader = thread::Builder::new()
+            .name("recovery".to_owned())
+            .spawn_scoped(scope, move || hand_over(read, &batches))
             .map_err(|error| {
                 LoadError::Thread(io::Error::new(io::ErrorKind::ResourceBusy, error))
             })?;
-        let mut batch = Batch::default();
-        // Nobody takes them any more when the state cannot be made.
-        let hand = |batch: &mut Batch| _ = batches.send(std::mem::take(batch));
-        let read = read(&mut |key, value| {
+        let made = make(received);
+        Ok((reader.join().expect("it is guarded"), made))
+    })?;
+    // Of two errors the one that came first: nothing that follows an unreadable record was handed over.
+    match (read, made) {
+        (_, Err(Unmade::Content(why))) => Err(LoadError::Content(why)),
+        (Err(error), _) => Err(error),
+        (Ok(()), Ok(made)) => Ok(made),
+        (Ok(()), Err(Unmade::BrokenOff)) => unreachable!("only an error says so"),
+    }
+}
+
+/// None at the end says that reading failed.
+fn hand_over<E>(
+    read: impl FnOnce(&mut dyn FnMut(&[u8], &[u8])) -> Result<(), E>,
+    batches: &SyncSender<Option<Batch>>,
+) -> Result<(), LoadError<E>> {
+    let mut batch = Batch::default();
+    // Nobody takes them any more when the state cannot be made.
+    let hand = |batch: &mut Batch| _ = batches.send(Some(std::mem::take(batch)));
+    let read = panic::guarded(|| {
+        read(&mut |key, value| {
             batch.push(key, value);
             if batch.bytes.len() >= RESTORE_BATCH_BYTES {
                 hand(&mut batch);
             }
-        });
-        hand(&mut batch);
-        drop(batches);
-        Ok((read, maker.join().expect("it is guarded")))
-    })?;
-    // Of two errors the one that came first: nothing that follows an unreadable record was handed over.
-    let made = made.map_err(LoadError::Content)?;
-    read.map_err(LoadError::Source)?;
-    Ok(made)
+        })
+    });
+    hand(&mut batch);
+    let read = match read {
+        Ok(read) => read.map_err(LoadError::Source),
+        Err(message) => Err(LoadError::Content(format!("reading it panicked: {message}"))),
+    };
+    if read.is_err() {
+        let _ = batches.send(None);
+    }
+    read
+}
+
+/// Why there is no state.
+enum Unmade {
+    /// The records have no end: what there is of them need not be a state.
+    BrokenOff,
+    Content(String),
 }
 
 /// Some records, one after the other.
@@ -247,20 +274,23 @@ impl Batch {
 
 /// Damaged records may contradict each other, and even a defect of ours would be no reason to fail at every
 /// start when there is another copy.
-fn make(batches: &Receiver<Batch>) -> Result<(Tally, State), String> {
+fn make(batches: Receiver<Option<Batch>>) -> Result<(Tally, State), Unmade> {
     let mut tally = Tally::default();
     let (mut batch, mut next) = (Batch::default(), 0);
     let records = std::iter::from_fn(|| {
         while next == batch.ends.len() {
-            (batch, next) = (batches.recv().ok()?, 0);
+            match batches.recv().ok()? {
+                Some(received) => (batch, next) = (received, 0),
+                None => return Some(Err(Unmade::BrokenOff)),
+            }
         }
         let (key, value) = batch.row(next)?;
         next += 1;
         tally.add(key, value);
-        Some(Record::decode_row(key, value).map_err(|error| error.to_string()))
+        Some(Record::decode_row(key, value).map_err(|error| Unmade::Content(error.to_string())))
     });
     let state = panic::guarded(|| State::restore(records))
-        .unwrap_or_else(|_| Err("its records contradict each other".to_owned()))?;
+        .unwrap_or_else(|_| Err(Unmade::Content("its records contradict each other".to_owned())))?;
     Ok((tally, state))
 }
 
@@ -436,29 +466,43 @@ mod tests {
         assert_eq!((tally.digest, tally.records), made.digest());
     }
 
+    /// Also when what came before an unreadable record makes no state by itself.
     #[test]
     fn of_two_errors_the_first_is_told() {
         let rows = large_state();
         let last = rows.len() - 1;
-        for (bad, unreadable) in
-            [(0, None), (0, Some(last)), (last / 2, Some(last)), (last, Some(3))]
-        {
+        let unreadable_only = (0..=last).map(|unreadable| (None, Some(unreadable)));
+        let bad_only = [0, last / 2, last].map(|bad| (Some(bad), None));
+        let both = [(0, last), (last / 2, last), (last, 3)].map(|(b, u)| (Some(b), Some(u)));
+        for (bad, unreadable) in unreadable_only.chain(bad_only).chain(both) {
             let read = |take: &mut dyn FnMut(&[u8], &[u8])| {
                 for (i, (key, value)) in rows.iter().enumerate() {
                     if Some(i) == unreadable {
                         return Err("unreadable");
                     }
-                    take(key, if i == bad { &value[..1] } else { value });
+                    take(key, if Some(i) == bad { &value[..1] } else { value });
                 }
                 Ok(())
             };
+            let bad_first = bad.is_some_and(|bad| unreadable.is_none_or(|it| bad < it));
             match read_all(read) {
-                Err(LoadError::Content(why)) => {
-                    assert!(unreadable.is_none_or(|unreadable| bad < unreadable), "{why}");
-                }
-                Err(LoadError::Source("unreadable")) => assert!(unreadable.unwrap() < bad),
+                Err(LoadError::Content(why)) => assert!(bad_first, "{unreadable:?}: {why}"),
+                Err(LoadError::Source("unreadable")) => assert!(!bad_first, "{bad:?}"),
                 _ => panic!("neither error was met"),
             }
+        }
+    }
+
+    #[test]
+    fn a_panic_while_reading_is_an_error() {
+        let read = |take: &mut dyn FnMut(&[u8], &[u8])| {
+            take(&Key::Meta.encode(), &Record::Meta(Meta::default()).encode());
+            let rest: Option<Result<(), ()>> = None;
+            rest.expect("more of it")
+        };
+        match read_all(read) {
+            Err(LoadError::Content(why)) => assert_eq!(why, "reading it panicked: more of it"),
+            _ => panic!("it was taken for a whole state"),
         }
     }
 }

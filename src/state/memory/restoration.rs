@@ -21,6 +21,7 @@ pub struct Restoration {
 impl Restoration {
     /// Panics when the record contradicts others.
     pub fn put(&mut self, key: Key, record: Record) {
+        assert!(record.is_of(&key), "restoring {key:?}, which has the record {record:?}");
         match record {
             Record::Instance(instance) => self.put_instance(instance),
             record => {
