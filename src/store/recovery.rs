@@ -497,10 +497,9 @@ mod tests {
     fn a_panic_while_reading_is_an_error() {
         let read = |take: &mut dyn FnMut(&[u8], &[u8])| {
             take(&Key::Meta.encode(), &Record::Meta(Meta::default()).encode());
-            let rest: Option<Result<(), ()>> = None;
-            rest.expect("more of it")
+            std::panic::panic_any("more of it".to_owned())
         };
-        match read_all(read) {
+        match read_all::<()>(read) {
             Err(LoadError::Content(why)) => assert_eq!(why, "reading it panicked: more of it"),
             _ => panic!("it was taken for a whole state"),
         }
