@@ -88,6 +88,16 @@ pub(super) struct ServiceName {
     pub name: Arc<str>,
 }
 
+impl ServiceName {
+    /// Makes one of its instances share the texts that many have alike.
+    fn share(&self, instance: &mut Arc<Instance>) {
+        let instance = Arc::make_mut(instance);
+        instance.namespace = self.namespace.clone();
+        instance.service = self.name.clone();
+        share_reason(&mut instance.reason);
+    }
+}
+
 /// Sessions, who holds what, and how much there is of everything.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
@@ -382,10 +392,7 @@ impl Tables {
             (Key::Instance { .. }, Record::Instance(mut record)) => {
                 let namespace = self.namespaces.get_mut(&*record.namespace).expect(parent);
                 let table = namespace.service_mut(&mut self.ledger, &record.service);
-                let own = Arc::make_mut(&mut record);
-                own.namespace = table.name.namespace.clone();
-                own.service = table.name.name.clone();
-                share_reason(&mut own.reason);
+                table.name.share(&mut record);
                 table.put_instance(&mut self.ledger, record);
             }
             (Key::Session { .. }, Record::Session(record)) => {
@@ -669,10 +676,8 @@ impl Ledger {
     }
 
     fn count_held(&mut self, session: u64, change: fn(usize) -> usize) {
-        // While a state is restored the session comes later and counts for itself.
-        if let Some(entry) = self.sessions.get_mut(&session) {
-            entry.instances = change(entry.instances);
-        }
+        let entry = self.sessions.get_mut(&session).expect("what holds an instance lives");
+        entry.instances = change(entry.instances);
     }
 }
 

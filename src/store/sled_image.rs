@@ -37,7 +37,6 @@ const META_KEY: &[u8] = b"m";
 const RECORD: u8 = b'r';
 const CHUNK: u8 = b'c';
 const META_VERSION: u8 = 1;
-const GIVEN_UP: &str = "it was given up after an earlier error";
 /// sled may keep its file a little longer than the handle; a restart within one process waits for it.
 const LOCK_RETRIES: usize = 2_000;
 const LOCK_WAIT: Duration = Duration::from_millis(10);
@@ -105,12 +104,15 @@ impl SledImage {
         Ok(image)
     }
 
+    fn usable(&self) -> Result<&Open, Error> {
+        let open = self.open.as_ref().filter(|_| !self.broken);
+        open.ok_or_else(|| Error::damaged("it was given up after an earlier error"))
+    }
+
     /// Runs one call into sled. After a panic the database is leaked: dropping it could panic again,
     /// and its directory is set aside anyway.
     fn call<T>(&mut self, f: impl FnOnce(&Open) -> sled::Result<T>) -> Result<T, Error> {
-        let Some(open) = self.open.as_ref().filter(|_| !self.broken) else {
-            return Err(Error::damaged(GIVEN_UP));
-        };
+        let open = self.usable()?;
         let result = guarded(|| f(open));
         if result.is_err() {
             self.broken = true;
@@ -142,9 +144,7 @@ impl SledImage {
     }
 
     fn rows(&self) -> Result<Scan<'_>, Error> {
-        let Some(open) = self.open.as_ref().filter(|_| !self.broken) else {
-            return Err(Error::damaged(GIVEN_UP));
-        };
+        let open = self.usable()?;
         let rows = guarded(|| Ok(open.db.range([RECORD]..[RECORD + 1])))?;
         Ok(Scan { open, rows: Some(rows) })
     }

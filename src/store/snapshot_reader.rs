@@ -204,9 +204,7 @@ impl Reader {
             return Err(self.damaged("the records are not in key order"));
         }
         self.tally.add(key, value);
-        let last = self.last_key.get_or_insert_default();
-        last.clear();
-        last.extend_from_slice(key);
+        key.clone_into(self.last_key.get_or_insert_default());
         let begin = self.at + RECORD_HEADER;
         self.at += length;
         Ok(Some(Place { key: begin..begin + key_len, value: begin + key_len..self.at }))

@@ -144,9 +144,7 @@ impl<'a> Writer<'a> {
         if let Some(why) = why {
             return Err(Error::Source { name: self.name.clone(), why: why.to_owned() });
         }
-        let last = self.last_key.get_or_insert_default();
-        last.clear();
-        last.extend_from_slice(key);
+        key.clone_into(self.last_key.get_or_insert_default());
         self.tally.add(key, value);
         put_u32(&mut self.buffer, key.len());
         put_u32(&mut self.buffer, value.len());

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Held, ServiceName, Tables, share_reason};
+use super::{Held, ServiceName, Tables};
 use crate::state::table::{Instance, Key, Record};
 
 /// Takes the records in the order of their keys.
@@ -21,9 +21,11 @@ pub struct Restoration {
 impl Restoration {
     /// Panics when the record contradicts others.
     pub fn put(&mut self, key: Key, record: Record) {
-        assert!(record.is_of(&key), "restoring {key:?}, which has the record {record:?}");
         match record {
-            Record::Instance(instance) => self.put_instance(instance),
+            Record::Instance(instance) => {
+                assert_eq!(instance.key(), key, "the key of an instance");
+                self.put_instance(instance);
+            }
             record => {
                 self.place_instances();
                 self.place_held();
@@ -50,10 +52,7 @@ impl Restoration {
             Some(service) => service.clone(),
             None => self.begin_service(&instance),
         };
-        let own = Arc::make_mut(&mut instance);
-        own.namespace = service.namespace.clone();
-        own.service = service.name.clone();
-        share_reason(&mut own.reason);
+        service.share(&mut instance);
         self.held.extend(Held::of(&service, &instance));
         if instance.orphaned_at_ms.is_some() {
             self.tables.ledger.orphans.insert((service, instance.id.clone()));
