@@ -12,6 +12,7 @@ mod membership;
 mod proposer;
 mod rebuild;
 mod releases;
+mod succession;
 mod webhook;
 mod wire;
 
@@ -90,6 +91,7 @@ pub struct Config {
     pub initial: BTreeMap<NodeId, Member>,
     pub heartbeat_ms: u64,
     pub election_min_ms: u64,
+    /// The leader's lease too.
     pub election_max_ms: u64,
     /// Entries after which a snapshot is made.
     pub snapshot_entries: u64,
@@ -413,6 +415,7 @@ impl Node {
         runtime::spawn(webhook::run(node.clone()));
         runtime::spawn(health::run(node.clone()));
         runtime::spawn(coordinator::run(node.clone()));
+        runtime::spawn(succession::run(node.clone()));
         runtime::spawn(node.clone().run_housekeeping());
         runtime::spawn(node.clone().run_directory());
         runtime::spawn(audit::run(node.clone()));

@@ -143,11 +143,12 @@ raw_options! {
         /// How often the leader says that it lives, in ms [default: 100]
         #[arg(long, env = "QUORATE_HEARTBEAT_MS", value_name = "MS")]
         heartbeat_ms,
-        /// Shortest silence of the leader after which a node stands for election, in ms
-        /// [default: 250]
+        /// How long at least a voter waits when the lease of a silent leader is over, in ms, before it asks
+        /// for the lead; of one whose machine refuses connections it does not wait [default: 250]
         #[arg(long, env = "QUORATE_ELECTION_MIN_MS", value_name = "MS")]
         election_min_ms,
-        /// Longest such silence, in ms [default: 500]
+        /// The leader's lease, in ms: for so long after it was heard no voter elects another; and how
+        /// long at most one waits then [default: 500]
         #[arg(long, env = "QUORATE_ELECTION_MAX_MS", value_name = "MS")]
         election_max_ms,
         /// Log entries after which a snapshot is made [default: 100000]

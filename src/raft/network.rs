@@ -112,6 +112,9 @@ pub trait Peers: Send + Sync + Debug + 'static {
         input: BoxStream<'static, Bytes>,
     ) -> BoxFuture<'static, Result<BoxStream<'static, Result<Bytes, PeerError>>, PeerError>>;
 
+    /// Whether the machine of a peer refuses a connection: nobody listens at the address. False when it is silent.
+    fn refuses(&self, to: NodeId, address: &str, timeout: Duration) -> BoxFuture<'static, bool>;
+
     /// The data directory under which this node knows a node, itself among them; None when it never
     /// talked to it, or when a transport has no such thing.
     fn known_store(&self, _node: NodeId) -> Option<StoreId> {
@@ -465,6 +468,10 @@ mod tests {
     }
 
     impl Peers for Peer {
+        fn refuses(&self, _: NodeId, _: &str, _: Duration) -> BoxFuture<'static, bool> {
+            unreachable!("a stream is opened")
+        }
+
         fn call(
             &self,
             _: NodeId,

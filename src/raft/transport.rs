@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt as _, StreamExt as _};
+use tokio::net::TcpStream;
 use tonic::transport::{Channel as Connection, Endpoint};
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -110,7 +112,7 @@ enum Lane {
     Snapshot,
 }
 
-/// The only place where a connection to a peer is made.
+/// The only place where a connection is made over which peers talk.
 fn connect(address: &str) -> Result<Connection, String> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| format!("{address:?} is not an address: {error}"))?;
@@ -202,6 +204,13 @@ fn connect_failed(status: &Status) -> bool {
     false
 }
 
+/// Whether nobody listens at an address, as its machine says.
+async fn is_refused(address: &str, timeout: Duration) -> bool {
+    let connecting = tokio::time::timeout(timeout, TcpStream::connect(address)).await;
+    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    connecting.is_ok_and(|connected| connected.is_err_and(refused))
+}
+
 /// A boxed stream with a name of its own: the compiler cannot prove a future `Send` that holds the
 /// bare trait object inside tonic's generics.
 struct Requests<T>(BoxStream<'static, T>);
@@ -277,6 +286,11 @@ fn method_of(method: wire::Method) -> Option<Method> {
 }
 
 impl Peers for GrpcPeers {
+    fn refuses(&self, _to: NodeId, address: &str, timeout: Duration) -> BoxFuture<'static, bool> {
+        let address = address.to_owned();
+        async move { is_refused(&address, timeout).await }.boxed()
+    }
+
     fn known_store(&self, node: NodeId) -> Option<StoreId> {
         match node == self.identity.node_id {
             true => Some(self.identity.store_id),
@@ -516,5 +530,26 @@ impl Peer for PeerServer {
         });
         let payload = self.handler.snapshot(first.head, chunks.boxed()).await;
         Ok(Response::new(self.packet(payload.map_err(|error| status_of(&error))?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A process that stands still, or is too busy to take a connection, has not ended.
+    #[tokio::test]
+    async fn only_an_address_where_nobody_listens_refuses() {
+        let timeout = Duration::from_secs(5);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        assert!(!is_refused(&address, timeout).await);
+        drop(listener);
+        assert!(is_refused(&address, timeout).await);
+        assert!(!is_refused("not an address", timeout).await);
     }
 }

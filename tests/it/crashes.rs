@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use quorate::proto::v1::Consistency;
 
-use super::harness::{Cluster, eventually, get, get_instance, instance, run, text};
+use super::harness::{Cluster, Node, eventually, get, get_instance, instance, run, text};
 use super::load::{Load, SERVICE, Watcher, check_watchers, last_write};
 
 /// The leader is killed under load, twice. Every acknowledged write is there afterwards, no write
@@ -30,6 +30,9 @@ fn the_leader_is_killed_under_load() {
             cluster.start(leader).await;
             load.progress(50).await;
         }
+        // Nobody waited for more than the end of the lease.
+        let asked = |node: &Node| node.log_text().contains("asking for the lead");
+        assert!(cluster.running().any(asked));
         let mut written = load.stop().await;
         let last = last_write(&cluster).await;
         written.acknowledged.insert(last, ("last".to_owned(), true));

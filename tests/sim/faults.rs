@@ -280,10 +280,14 @@ async fn partition(world: &World, random: &mut StdRng) {
         // One link in one direction.
         _ => links.push((one, others[random.random_range(0..others.len())])),
     }
-    trace!(world, "nemesis cuts {links:?}");
+    let rejects = random.random();
+    trace!(world, "nemesis cuts {links:?}, and says so: {rejects}");
     world.oracle().counts.partitions += 1;
     for (from, to) in &links {
-        world.network.cut(*from, *to);
+        match rejects {
+            true => world.network.reject(*from, *to),
+            false => world.network.cut(*from, *to),
+        }
     }
     runtime::sleep(millis(random, 100..4_000)).await;
     trace!(world, "nemesis joins {links:?}");

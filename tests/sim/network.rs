@@ -56,6 +56,8 @@ struct Inner {
     random: StdRng,
     /// Links that carry nothing, by sender and receiver.
     cut: BTreeSet<(u64, u64)>,
+    /// Links on which something answers for the receiver that nobody listens.
+    rejected: BTreeSet<(u64, u64)>,
     /// One message in so many is lost on a link.
     loss: BTreeMap<(u64, u64), u32>,
     /// Greatest extra delay of a node's links, in ms.
@@ -106,6 +108,7 @@ impl Network {
         let inner = Inner {
             random: StdRng::seed_from_u64(seed),
             cut: BTreeSet::new(),
+            rejected: BTreeSet::new(),
             loss: BTreeMap::new(),
             slow: BTreeMap::new(),
             held: BTreeMap::new(),
@@ -123,8 +126,17 @@ impl Network {
         self.lock().cut.insert((from, to));
     }
 
+    /// Cuts a link as a firewall does that says so.
+    pub fn reject(&self, from: u64, to: u64) {
+        let mut inner = self.lock();
+        inner.cut.insert((from, to));
+        inner.rejected.insert((from, to));
+    }
+
     pub fn join(&self, from: u64, to: u64) {
-        self.lock().cut.remove(&(from, to));
+        let mut inner = self.lock();
+        inner.cut.remove(&(from, to));
+        inner.rejected.remove(&(from, to));
     }
 
     pub fn lose(&self, from: u64, to: u64, one_in: Option<u32>) {
@@ -150,6 +162,7 @@ impl Network {
     pub fn heal(&self) {
         let mut inner = self.lock();
         inner.cut.clear();
+        inner.rejected.clear();
         inner.loss.clear();
         inner.slow.clear();
         inner.held.clear();
@@ -170,6 +183,10 @@ impl Network {
 
     fn passes(&self, from: u64, to: u64) -> bool {
         !self.lock().cut.contains(&(from, to))
+    }
+
+    fn is_rejected(&self, from: u64, to: u64) -> bool {
+        self.lock().rejected.contains(&(from, to))
     }
 
     fn connected(&self, from: u64, to: u64) -> Arc<Break> {
@@ -571,6 +588,24 @@ impl fmt::Debug for SimPeers {
 }
 
 impl Peers for SimPeers {
+    fn refuses(&self, to: NodeId, _address: &str, timeout: Duration) -> BoxFuture<'static, bool> {
+        let (world, from) = (self.world.clone(), self.id);
+        async move {
+            let refused = async {
+                if world.network.is_rejected(from, to) {
+                    runtime::sleep(world.network.delay(from, to)).await;
+                    return true;
+                }
+                if world.travel(from, to).await && world.running(to).is_none() {
+                    return world.travel(to, from).await;
+                }
+                false
+            };
+            runtime::timeout(timeout, refused).await.unwrap_or(false)
+        }
+        .boxed()
+    }
+
     fn call(
         &self,
         to: NodeId,

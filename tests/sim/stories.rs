@@ -412,6 +412,80 @@ fn reads_do_not_wait_for_a_dead_leader() {
     });
 }
 
+/// How long it takes from a fault of the leader until another node leads.
+async fn until_another_leads(world: &World, before: NodeId) -> Duration {
+    let began = runtime::Instant::now();
+    while !world.nodes.iter().any(|id| *id != before && is_leader(world, *id)) {
+        assert!(began.elapsed() < Duration::from_secs(5), "nobody follows node {before}");
+        runtime::sleep(Duration::from_millis(1)).await;
+    }
+    began.elapsed()
+}
+
+/// What openraft alone waits for at least: the longest election timeout and the shortest, since a heartbeat
+/// that may have been the last one long enough before.
+const SILENCE: Duration = Duration::from_millis(600 + 300 - 100);
+
+/// Nobody waits for more of a leader whose process has ended than the end of its lease.
+#[test]
+fn a_leader_that_has_ended_is_followed_when_its_lease_is_over() {
+    tell(31, async |world| {
+        for _ in 0..8 {
+            let leads = leader(world);
+            let crash = End { crash: Crash::Kill, image: false };
+            world.end(leads, crash, Duration::from_secs(2)).await;
+            let took = until_another_leads(world, leads).await;
+            assert!(took < SILENCE, "node {leads} was followed after {took:?}");
+            assert!(took > Duration::from_millis(450), "within its lease, after {took:?}");
+            assert!(pass(world, Duration::from_secs(4)).await, "{:?}", world.oracle().violations);
+        }
+    });
+}
+
+/// A leader that only says nothing, paused or cut off, keeps what openraft gives it.
+#[test]
+fn a_leader_that_is_silent_is_given_its_time() {
+    tell(32, async |world| {
+        for round in 0..8 {
+            let leads = leader(world);
+            if round % 2 == 0 {
+                world.pause(leads);
+            } else {
+                for id in world.nodes.iter().copied().filter(|id| *id != leads) {
+                    world.network.cut(leads, id);
+                    world.network.cut(id, leads);
+                }
+            }
+            let took = until_another_leads(world, leads).await;
+            world.resume(leads);
+            world.network.heal();
+            assert!(took >= SILENCE, "node {leads} was followed after {took:?}");
+            assert!(pass(world, Duration::from_secs(4)).await, "{:?}", world.oracle().violations);
+        }
+    });
+}
+
+/// A node that is cut off, and told that nobody listens where the leader is, begins no term.
+#[test]
+fn a_refusal_that_means_nothing_deposes_nobody() {
+    tell(33, async |world| {
+        let (leads, alone) = (leader(world), follower(world));
+        let term = status(world, leads).term;
+        for cut_both_ways in [false, true] {
+            world.network.cut(leads, alone);
+            world.network.reject(alone, leads);
+            if cut_both_ways {
+                let other = world.nodes.iter().copied().find(|id| ![leads, alone].contains(id));
+                world.network.cut(other.unwrap(), alone);
+            }
+            assert!(pass(world, Duration::from_secs(5)).await, "{:?}", world.oracle().violations);
+            world.network.heal();
+            assert!(pass(world, Duration::from_secs(5)).await, "{:?}", world.oracle().violations);
+            assert_eq!((leader(world), status(world, leads).term), (leads, term));
+        }
+    });
+}
+
 /// A stream of the log takes as long to open as the lines are, which is longer than a heartbeat: a new leader
 /// opens it once and goes on.
 #[test]
