@@ -473,7 +473,7 @@ pub const FETCH_AGAIN_MAX: Duration = Duration::from_secs(16);
 
 pub const HEARTBEAT_MS: u64 = 100;
 pub const ELECTION_MIN_MS: u64 = 250;
-pub const ELECTION_MAX_MS: u64 = 500;
+pub const ELECTION_MAX_MS: u64 = 400;
 /// What `--heartbeat-ms` and `--election-*-ms` allow.
 pub const HEARTBEAT_MS_RANGE: std::ops::RangeInclusive<u64> = 5..=10_000;
 pub const ELECTION_MS_RANGE: std::ops::RangeInclusive<u64> = 10..=60_000;

@@ -148,7 +148,7 @@ raw_options! {
         #[arg(long, env = "QUORATE_ELECTION_MIN_MS", value_name = "MS")]
         election_min_ms,
         /// The leader's lease, in ms: for so long after it was heard no voter elects another; and how
-        /// long at most one waits then [default: 500]
+        /// long at most one waits then [default: 400]
         #[arg(long, env = "QUORATE_ELECTION_MAX_MS", value_name = "MS")]
         election_max_ms,
         /// Log entries after which a snapshot is made [default: 100000]

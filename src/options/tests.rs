@@ -57,7 +57,7 @@ fn defaults() {
             },
             advertise_client: "127.0.0.1:7650".into(),
             advertise_peer: "127.0.0.1:7651".into(),
-            timing: Timing { heartbeat_ms: 100, election_min_ms: 250, election_max_ms: 500 },
+            timing: Timing { heartbeat_ms: 100, election_min_ms: 250, election_max_ms: 400 },
             snapshot_entries: 100_000,
             snapshot_keep_entries: 20_000,
             digest_entries: 100_000,
