@@ -30,7 +30,7 @@ fn the_leader_is_killed_under_load() {
             cluster.start(leader).await;
             load.progress(50).await;
         }
-        // Nobody waited for more than the end of the lease.
+        // Somebody saw that its process has ended.
         let asked = |node: &Node| node.log_text().contains("asking for the lead");
         assert!(cluster.running().any(asked));
         let mut written = load.stop().await;

@@ -471,10 +471,10 @@ fn a_refusal_that_means_nothing_deposes_nobody() {
     tell(33, async |world| {
         let (leads, alone) = (leader(world), follower(world));
         let term = status(world, leads).term;
-        for cut_both_ways in [false, true] {
+        for deaf in [false, true] {
             world.network.cut(leads, alone);
             world.network.reject(alone, leads);
-            if cut_both_ways {
+            if deaf {
                 let other = world.nodes.iter().copied().find(|id| ![leads, alone].contains(id));
                 world.network.cut(other.unwrap(), alone);
             }
