@@ -74,9 +74,10 @@ struct World {
 }
 
 impl World {
-    /// Registers all instances, 500 in each entry; `weight` makes each another one.
-    fn register(&mut self, weight: u32) -> Vec<AppliedEntry> {
-        let commands: Vec<Vec<u8>> = (0..records()).map(|i| register(i, weight)).collect();
+    /// Registers each `step`th instance, 500 in each entry; `weight` makes each another one.
+    fn register(&mut self, weight: u32, step: u64) -> Vec<AppliedEntry> {
+        let numbers = (0..records()).step_by(step as usize);
+        let commands: Vec<Vec<u8>> = numbers.map(|i| register(i, weight)).collect();
         let entries = commands.chunks(500).map(|chunk| {
             self.index += 1;
             let commands: Vec<&[u8]> = chunk.iter().map(Vec::as_slice).collect();
@@ -122,18 +123,20 @@ fn absorb(inbox: &Inbox, entries: Vec<AppliedEntry>) {
     }
 }
 
-/// All records changed, and written to the image.
-#[divan::bench(sample_count = 10, sample_size = 1)]
-fn image_checkpoint(bencher: Bencher<'_, '_>) {
+/// All records changed, or one in a hundred of them, and written to the image.
+#[divan::bench(args = [1, 101], sample_count = 10, sample_size = 1)]
+fn image_checkpoint(bencher: Bencher<'_, '_>, step: u64) {
     let dir = tempfile::tempdir().unwrap();
     let (mut core, _, inbox) = start(dir.path());
     let (mut world, mut weight) = (World::default(), 0);
-    let bencher = bencher.counter(ItemsCount::new(records()));
+    absorb(&inbox, world.register(weight, 1));
+    core.checkpoint().unwrap();
+    let bencher = bencher.counter(ItemsCount::new(records().div_ceil(step)));
     let core = std::cell::RefCell::new(&mut core);
     bencher
         .with_inputs(|| {
             weight += 1;
-            absorb(&inbox, world.register(weight));
+            absorb(&inbox, world.register(weight, step));
         })
         .bench_local_values(|()| core.borrow_mut().checkpoint().unwrap());
 }
@@ -144,7 +147,7 @@ fn snapshot_write(bencher: Bencher<'_, '_>) {
     let dir = tempfile::tempdir().unwrap();
     let (mut core, _, inbox) = start(dir.path());
     let mut world = World::default();
-    absorb(&inbox, world.register(1));
+    absorb(&inbox, world.register(1, 1));
     core.checkpoint().unwrap();
     let core = std::cell::RefCell::new(core);
     let bencher = bencher.counter(ItemsCount::new(records()));
@@ -172,7 +175,7 @@ fn snapshot_write(bencher: Bencher<'_, '_>) {
 fn filled() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let (mut core, _, inbox) = start(dir.path());
-    absorb(&inbox, World::default().register(1));
+    absorb(&inbox, World::default().register(1, 1));
     core.snapshot().unwrap();
     dir
 }

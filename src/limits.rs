@@ -392,18 +392,20 @@ pub const DISK_OK_BYTES: u64 = 768 * 1024 * 1024;
 /// A checkpoint is written when this much time has passed or this many bytes of log were applied.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 pub const CHECKPOINT_LOG_BYTES: u64 = 1024 * 1024 * 1024;
+/// Bytes of records that lie together in the image, as one value of sled.
+pub const IMAGE_PAGE_BYTES: usize = 4 * 1024;
 /// Bytes of one value in sled; longer ones are cut into chunks.
 pub const IMAGE_CHUNK_BYTES: usize = 4 * 1024;
-/// Bytes of sled's page cache; the image is written through and read once.
+/// Bytes of sled's page cache, which it exceeds; the image is written through and read once.
 pub const IMAGE_CACHE_BYTES: u64 = 16 * 1024 * 1024;
 /// Bytes of records that the thread which reads them at a start hands at once to the one that makes the state, and how
 /// many times that may wait for it.
 pub const RESTORE_BATCH_BYTES: usize = 256 * 1024;
 pub const RESTORE_BATCHES: usize = 2;
-/// Records, and their bytes, that are handed to sled at once: until all of them are written it keeps a copy of
-/// a page, some 5 KB, for each.
-pub const IMAGE_PART_RECORDS: usize = 4_096;
-pub const IMAGE_PART_BYTES: usize = 8 * 1024 * 1024;
+/// Rows, and bytes, that are handed to sled at once: until all of them are written it keeps what they replace, and for
+/// each up to 17 rows that lie beside it.
+pub const IMAGE_PART_ROWS: usize = 512;
+pub const IMAGE_PART_BYTES: usize = 4 * 1024 * 1024;
 /// Damaged images that are kept for inspection, and damaged snapshot files.
 pub const IMAGES_SET_ASIDE: usize = 2;
 pub const SNAPSHOTS_SET_ASIDE: usize = 2;

@@ -698,11 +698,12 @@ pub(super) fn coding(limit: usize) -> impl Options {
 }
 
 fn encode_value<T: Serialize>(value: &T) -> Vec<u8> {
-    let mut out = Vec::with_capacity(256);
+    let mut out = Vec::with_capacity(512);
     out.push(RECORD_VERSION);
-    coding(limits::RECORD_BYTES - 1)
-        .serialize_into(&mut out, value)
-        .expect("limits.rs adds up what a record may be made of");
+    // With a limit bincode goes through the value twice, the first time for its length.
+    let coding = coding(limits::RECORD_BYTES - 1).with_no_limit();
+    coding.serialize_into(&mut out, value).expect("a vector takes what it is given");
+    assert!(out.len() <= limits::RECORD_BYTES, "limits.rs adds up what a record may be made of");
     out
 }
 

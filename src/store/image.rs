@@ -63,7 +63,7 @@ pub trait Image: Send + Sync + Debug {
     /// None: nothing was written yet, or a long write or a refill did not come to its end.
     fn meta(&self) -> Option<ImageMeta>;
 
-    /// Makes all changes and the meta durable. Each key occurs once. A crash leaves what was there before, or an
+    /// Makes all changes and the meta durable. They come in the order of their keys, each key once. A crash leaves what was there before, or an
     /// image without a meta. After an error the image must not be written again before [`Image::reset`].
     fn write(
         &mut self,
@@ -80,8 +80,8 @@ pub trait Image: Send + Sync + Debug {
     /// Removes everything. The image has no meta until the next [`Image::write`], also after a crash.
     fn reset(&mut self) -> Result<(), Error>;
 
-    /// Adds new records to an image that was reset, in steps that are not atomic together. They count
-    /// only once a [`Image::write`] has followed.
+    /// Adds all records to an image that was reset, in the order of their keys and in steps that are not atomic together.
+    /// They count only once a [`Image::write`] has followed.
     fn fill(&mut self, rows: &mut dyn Iterator<Item = Row>) -> Result<(), Error>;
 
     /// Bytes on disk.
@@ -331,6 +331,7 @@ impl Image for MemoryImage {
     ) -> Result<ImageMeta, Error> {
         // Outside of the lock: the iterator may do more than encode.
         let changes: Vec<Write> = changes.collect();
+        assert!(changes.is_sorted_by(|(a, _), (b, _)| a < b), "not in the order of keys");
         self.change(|content, undo| {
             for (key, value) in changes {
                 content.put(undo, key, value);
@@ -362,8 +363,10 @@ impl Image for MemoryImage {
 
     fn fill(&mut self, rows: &mut dyn Iterator<Item = Row>) -> Result<(), Error> {
         let rows: Vec<Row> = rows.collect();
+        assert!(rows.is_sorted_by(|(a, _), (b, _)| a < b), "not in the order of keys");
         self.change(|content, undo| {
-            assert!(content.meta.is_none(), "only an image that was reset is filled");
+            let empty = content.meta.is_none() && content.rows.is_empty();
+            assert!(empty, "only an image that was reset is filled, and once");
             for (key, value) in rows {
                 content.put(undo, key, Some(value));
             }

@@ -8,10 +8,11 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::image::{Image, ImageStore, MemoryStore, Point, Tally, Write, verify};
+use super::page::Records;
 use super::sled_image::{SledImage, guarded};
 use super::sled_store::SledStore;
 use super::testing::{World, point, writes};
-use crate::limits::{IMAGE_CHUNK_BYTES, IMAGE_PART_BYTES, IMAGE_PART_RECORDS};
+use crate::limits::{IMAGE_CHUNK_BYTES, IMAGE_PART_BYTES, IMAGE_PART_ROWS};
 
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -39,9 +40,42 @@ fn open_raw(dir: &Path) -> sled::Db {
     }
 }
 
-/// Rows that sled holds, chunks and meta included.
-fn raw_rows(dir: &Path) -> usize {
-    open_raw(dir).len()
+/// The number of pages, and of their further chunks, after a look at all rows that sled holds: each record in the one
+/// page to which it belongs, and nothing else.
+fn raw_rows(dir: &Path) -> (usize, usize) {
+    let (mut rows, mut expected) = (Model::new(), Model::new());
+    for row in open_raw(dir).iter() {
+        let (key, content) = row.unwrap();
+        rows.insert(key.to_vec(), content.to_vec());
+    }
+    expected.insert(b"m".to_vec(), rows[&b"m"[..]].clone());
+    let (mut before, mut chunks) = (None::<Vec<u8>>, 0);
+    for (row, content) in rows.range(b"r".to_vec()..) {
+        let (count, first) = content.split_first_chunk::<2>().unwrap();
+        let mut records = first.to_vec();
+        expected.insert(row.clone(), content.clone());
+        for number in 1..=u16::from_be_bytes(*count) {
+            let chunk = [b"c", &**row, &number.to_be_bytes()].concat();
+            records.extend_from_slice(&rows[&chunk]);
+            expected.insert(chunk.clone(), rows[&chunk].clone());
+            chunks += 1;
+        }
+        let mut records = Records::new(&records).unwrap();
+        assert!(records.current().is_some(), "an empty page");
+        while let Some((key, _)) = records.current() {
+            assert!(
+                before.as_ref().is_none_or(|before| **before < *key),
+                "in a page too far behind"
+            );
+            assert!(row == b"s" || *key <= row[1..], "in a page too far ahead");
+            before = Some(key.to_vec());
+            records.advance().unwrap();
+        }
+        // Nothing between its last record and its end is in a later page.
+        before = before.max(Some(row[1..].to_vec()).filter(|_| row != b"s"));
+    }
+    assert!(rows == expected, "rows that belong to no page");
+    (expected.len() - 1 - chunks, chunks)
 }
 
 fn write(image: &mut dyn Image, changes: &[Write], index: u64) {
@@ -66,8 +100,8 @@ fn values_of_all_lengths_come_back_and_shrink_and_grow_without_a_trace() {
         assert_eq!(scan(&image)[&b"key2".to_vec()], value);
         assert_eq!(verify(&image).unwrap().records, 3);
         drop(image);
-        let chunks = length.max(1).div_ceil(chunk);
-        assert_eq!(raw_rows(&path), 1 + 2 + chunks, "length {length}");
+        let (pages, chunks) = raw_rows(&path);
+        assert!(pages <= 3 && chunks <= length / chunk + 1, "length {length}: {pages}, {chunks}");
         image = SledImage::open(&path).unwrap();
         assert_eq!(scan(&image)[&b"key2".to_vec()], value);
         assert_eq!(image.meta().unwrap().point, point(index));
@@ -76,24 +110,25 @@ fn values_of_all_lengths_come_back_and_shrink_and_grow_without_a_trace() {
     write(&mut image, &[(b"key2".to_vec(), Some(vec![0; 9 * chunk]))], 50);
     write(&mut image, &[(b"key2".to_vec(), None), (b"never was".to_vec(), None)], 51);
     drop(image);
-    assert_eq!(raw_rows(&path), 3);
+    assert_eq!(raw_rows(&path).1, 0);
     assert!(fs::read_dir(path.join("blobs")).unwrap().next().is_none(), "sled made a blob");
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
-    /// Random changes in random batches; after each one, and after reopening, the image is the model.
+    /// Random changes in random batches of random parts; after each one, and after reopening, the image is the model.
     #[test]
     fn the_image_is_the_model(
         batches in prop::collection::vec(
             prop::collection::btree_map(
                 prop::collection::vec(0u8..4, 0..4),
-                prop::option::weighted(0.7, (any::<u8>(), prop_oneof![0usize..40, 4_000usize..13_000])),
+                prop::option::weighted(0.7, (any::<u8>(), prop_oneof![0usize..40, 300usize..1_500, 4_000usize..13_000])),
                 0..12,
             ),
             1..12,
         ),
+        parts in prop::collection::vec((1usize..9, prop_oneof![1usize..9_000, 30_000usize..90_000]), 12),
         reopen in any::<u16>(),
         reset_at in prop::option::of(0usize..12),
     ) {
@@ -105,6 +140,7 @@ proptest! {
         for (number, batch) in batches.into_iter().enumerate() {
             if reset_at == Some(number) {
                 sled.reset().unwrap();
+                sled.set_part(parts[number].0, parts[number].1);
                 memory.reset().unwrap();
                 prop_assert!(sled.meta().is_none() && memory.meta().is_none());
                 sled.fill(&mut model.clone().into_iter()).unwrap();
@@ -122,6 +158,8 @@ proptest! {
                 };
             }
             let index = number as u64;
+            let (rows, bytes) = parts[number];
+            sled.set_part(rows, bytes);
             let meta = sled.write(&mut batch.clone().into_iter(), &point(index)).unwrap();
             prop_assert_eq!((meta.records, meta.digest), tally(&model));
             prop_assert_eq!(&meta, &memory.write(&mut batch.into_iter(), &point(index)).unwrap());
@@ -135,9 +173,7 @@ proptest! {
         }
         verify(&sled).unwrap();
         drop(sled);
-        let chunks: usize =
-            model.values().map(|value| value.len().max(1).div_ceil(IMAGE_CHUNK_BYTES)).sum();
-        prop_assert_eq!(raw_rows(&path), 1 + chunks);
+        raw_rows(&path);
     }
 }
 
@@ -178,7 +214,7 @@ fn half_a_refill_is_no_image() {
     assert_eq!(verify(&image).unwrap().records, 0);
 }
 
-/// A long write goes to sled in parts, so that it does not keep a page for each record until the end. Whatever a crash
+/// A long write goes to sled in parts, so that it does not keep all that it replaces until the end. Whatever a crash
 /// leaves of it is the image before, the image after, or none.
 #[test]
 fn half_a_long_write_is_no_image() {
@@ -186,14 +222,15 @@ fn half_a_long_write_is_no_image() {
     let path = dir.path().join("image");
     let mut image = SledImage::open(&path).unwrap();
     let row =
-        |number: usize, value: u8| (format!("{number:06}").into_bytes(), Some(vec![value; 9]));
-    let count = 3 * IMAGE_PART_RECORDS + 9;
+        |number: usize, value: u8| (format!("{number:06}").into_bytes(), Some(vec![value; 2_000]));
+    let part = IMAGE_PART_ROWS;
+    let count = 3 * part + 9;
     let old: Vec<Write> = (0..50).map(|number| row(number, 1)).collect();
     write(&mut image, &old, 1);
     let before = (image.meta(), scan(&image));
 
     // Looked at while the records are asked for: before the first part is full, when it is written, and later.
-    let looks = [9, IMAGE_PART_RECORDS, IMAGE_PART_RECORDS + 1, count - 9];
+    let looks = [9, part, part * 7 / 6 + 9, count - 9];
     let copy = |number: usize| dir.path().join(format!("copy-{number}"));
     let mut new = (0..count).map(|number| {
         if looks.contains(&number) {
@@ -223,17 +260,30 @@ fn half_a_long_write_is_no_image() {
         image = SledImage::open(&path).unwrap();
     }
 
-    // A few long records are a part as well.
+    // Many pages that go are more than a part as well.
+    let gone: Vec<Write> = (0..count).map(|number| (row(number, 0).0, None)).collect();
+    let mut gone = gone.into_iter().enumerate().map(|(number, row)| {
+        if number == count - 9 {
+            copy_dir(&path, &copy(number + 1));
+        }
+        row
+    });
+    let meta = image.write(&mut gone, &point(3)).unwrap();
+    assert!(SledImage::open(copy(count - 8)).unwrap().meta().is_none());
+    assert_eq!(verify(&image).unwrap(), meta);
+    assert_eq!(meta.records, 0);
+
+    // And a few long records.
     let long: Vec<Write> =
-        (0..5).map(|number| (row(number, 0).0, Some(vec![3; IMAGE_PART_BYTES / 2]))).collect();
+        (0..7).map(|number| (row(number, 0).0, Some(vec![3; IMAGE_PART_BYTES / 2]))).collect();
     let mut long = long.into_iter().enumerate().map(|(number, row)| {
-        if number == 3 {
+        if number == 6 {
             copy_dir(&path, &copy(number));
         }
         row
     });
-    let meta = image.write(&mut long, &point(3)).unwrap();
-    assert!(SledImage::open(copy(3)).unwrap().meta().is_none());
+    let meta = image.write(&mut long, &point(4)).unwrap();
+    assert!(SledImage::open(copy(6)).unwrap().meta().is_none());
     assert_eq!(verify(&image).unwrap(), meta);
 }
 
@@ -271,12 +321,32 @@ fn a_value_that_was_changed_behind_its_back_is_noticed() {
     drop(image);
 
     type Tamper = fn(&sled::Db);
-    let tampered: [(&str, Tamper); 5] = [
-        ("another value", |db| drop(db.insert(b"rb", b"\0\0\x08\x08\x09").unwrap())),
-        ("a record less", |db| drop(db.remove(b"rb").unwrap())),
-        ("a record more", |db| drop(db.insert(b"rc", b"\0\0\x08").unwrap())),
-        ("a chunk less", |db| drop(db.remove(b"ca\0\x01").unwrap())),
-        ("a shorter chunk", |db| drop(db.insert(b"ca\0\x01", b"\x07").unwrap())),
+    const B: [u8; 14] = *b"\0\0\0\0\x01\0\x03\0\0\0b\x08\x08\x08";
+    let rows = |db: &sled::Db| db.iter().keys().map(Result::unwrap).collect::<Vec<_>>();
+    let untouched = open_raw(&path);
+    assert_eq!(rows(&untouched), [&b"cra\0\x01"[..], b"cra\0\x02", b"m", b"ra", b"s"]);
+    assert_eq!(untouched.get(b"s").unwrap().unwrap(), B);
+    drop(untouched);
+    let tampered: [(&str, Tamper); 10] = [
+        ("another value", |db| drop(db.insert(b"s", &[&B[..13], b"\x09"].concat()[..]).unwrap())),
+        ("another key", |db| {
+            drop(db.insert(b"s", &[&B[..10], b"c", &B[11..]].concat()[..]).unwrap());
+        }),
+        ("a record less", |db| drop(db.remove(b"s").unwrap())),
+        ("a record more", |db| drop(db.insert(b"rb", &B).unwrap())),
+        ("half a record", |db| drop(db.insert(b"s", &B[..12]).unwrap())),
+        ("half a page's head", |db| drop(db.insert(b"s", &B[..1]).unwrap())),
+        ("a record behind its page", |db| {
+            let page = db.remove(b"s").unwrap().unwrap();
+            db.insert(b"rbb", b"\0\0").unwrap();
+            drop(db.insert(b"s", page).unwrap());
+        }),
+        ("a record before its page", |db| {
+            let page = db.remove(b"s").unwrap().unwrap();
+            drop(db.insert(b"raa", page).unwrap());
+        }),
+        ("a chunk less", |db| drop(db.remove(b"cra\0\x01").unwrap())),
+        ("a shorter chunk", |db| drop(db.insert(b"cra\0\x01", b"\x07").unwrap())),
     ];
     for (what, tamper) in tampered {
         let copy = tempfile::tempdir().unwrap();
@@ -306,7 +376,10 @@ fn overwriting_a_damaged_record_does_not_hide_it() {
     write(&mut image, &[(b"a".to_vec(), Some(vec![1])), (b"b".to_vec(), Some(vec![2]))], 1);
     drop(image);
     let db = open_raw(&path);
-    db.insert(b"rb", b"\0\0\x03").unwrap();
+    let mut page = db.get(b"s").unwrap().unwrap().to_vec();
+    assert_eq!(page.pop(), Some(2));
+    page.push(3);
+    db.insert(b"s", page).unwrap();
     drop(db);
     let mut image = SledImage::open(&path).unwrap();
     write(&mut image, &[(b"b".to_vec(), Some(vec![4]))], 2);

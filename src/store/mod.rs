@@ -7,6 +7,7 @@ pub mod driver;
 pub mod fault;
 pub mod image;
 pub mod inbox;
+mod page;
 pub mod peers;
 pub mod pending;
 pub mod rebuild;

@@ -5,20 +5,29 @@
 //! - an opening that takes the whole process with it would do so for ever: `sled_store` counts them;
 //! - `flush` does not sync on Linux, and its background flusher only logs errors: there is no
 //!   flusher, and the files are synced here after each flush;
-//! - large values go to files of their own that are never synced: values are cut into chunks;
-//! - until a batch is written it keeps all that the batch replaces: long writes are cut into parts;
+//! - large values go to files of their own that are never synced: pages are cut into chunks;
+//! - a row costs it the same however short it is: records lie together in pages (`store::page`);
+//! - until a batch is written it keeps all that the batch replaces, and each leaf of its tree that it had to read: long
+//!   writes are cut into parts, of which only the last one is a batch;
+//! - its cache drops leaves only after 64 accesses within one of its 256 shards, whatever its capacity, and a leaf is up
+//!   to 17 rows however long they are: a leaf is accessed more often than is needed (`Pages`);
 //! - after a power failure it may come back older, or mixed: count and digest are written in the same
 //!   batch as the last records and compared with a full scan at start-up.
 //!
 //! A write of several parts takes the meta away with the first of them and brings the new one with the last. In
 //! between there is no image, and a start rebuilds it, as after a refill that broke off.
 //!
-//! Keys in the one tree: `m` the meta; `r` + key the record, as the number of further chunks (u16,
-//! big endian) and the first chunk; `c` + key + chunk number (u16, big endian, from 1) a further chunk.
+//! Rows of the one tree: `m` the meta; `r` + a key, and `s`, a page, as the number of further chunks (u16, big endian)
+//! and the first chunk; `c` + the row of the page + chunk number (u16, big endian, from 1) a further chunk. A record
+//! lies in the first page whose key is not before its own, or in `s`, which is behind all of them. So a page keeps
+//! its row, whatever comes and goes in it, and is found by a step forwards.
 
+use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -27,21 +36,23 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::image::{Error, Image, ImageMeta, Point, Row, Rows, Tally, Write};
+use super::page::{Packer, Page, Records};
 pub use super::sled_store::SledStore;
 use crate::limits::{
-    IMAGE_CACHE_BYTES, IMAGE_CHUNK_BYTES, IMAGE_PART_BYTES, IMAGE_PART_RECORDS, RECORD_BYTES,
+    IMAGE_CACHE_BYTES, IMAGE_CHUNK_BYTES, IMAGE_PART_BYTES, IMAGE_PART_ROWS, RECORD_BYTES,
 };
 use crate::panic;
 
 const META_KEY: &[u8] = b"m";
-const RECORD: u8 = b'r';
+const PAGE: u8 = b'r';
+const LAST_PAGE: u8 = b's';
 const CHUNK: u8 = b'c';
-const META_VERSION: u8 = 1;
+const META_VERSION: u8 = 2;
 /// sled may keep its file a little longer than the handle; a restart within one process waits for it.
 const LOCK_RETRIES: usize = 2_000;
 const LOCK_WAIT: Duration = Duration::from_millis(10);
 
-const _: () = assert!(RECORD_BYTES / IMAGE_CHUNK_BYTES < u16::MAX as usize);
+const _: () = assert!(2 * RECORD_BYTES / IMAGE_CHUNK_BYTES < u16::MAX as usize);
 
 /// The image in one sled directory.
 pub struct SledImage {
@@ -53,6 +64,8 @@ pub struct SledImage {
     /// Records may be added without a meta: the image is empty, or was reset by this process.
     filling: bool,
     broken: bool,
+    /// Rows and bytes after which a part is full.
+    part: (usize, usize),
 }
 
 #[derive(Debug)]
@@ -93,6 +106,7 @@ impl SledImage {
             tally: Tally::default(),
             filling: false,
             broken: false,
+            part: (IMAGE_PART_ROWS, IMAGE_PART_BYTES),
         };
         let (meta, empty) = image.call(|open| Ok((open.db.get(META_KEY)?, open.db.is_empty())))?;
         image.filling = empty;
@@ -120,14 +134,35 @@ impl SledImage {
         result
     }
 
-    /// Applies a part of a write or a refill that has more. Not synced, but for the first part of a write: the
-    /// part with the new meta syncs everything, and the old meta must be gone before anything else changes.
-    fn apply_part(&mut self, mut part: Part) -> Result<(), Error> {
+    /// Makes parts short, so that a few records are several.
+    #[cfg(test)]
+    pub(super) fn set_part(&mut self, rows: usize, bytes: usize) {
+        self.part = (rows, bytes);
+    }
+
+    /// Takes what is in a part when it is enough for one.
+    fn full(&self, part: &mut Part) -> Option<Part> {
+        let (rows, bytes) = self.part;
+        (part.rows.len() >= rows || part.bytes >= bytes).then(|| std::mem::take(part))
+    }
+
+    /// Applies a part of a write or a refill that has more. Neither atomic nor synced: the meta is away before
+    /// anything else changes, and the part with the new meta syncs everything.
+    fn apply_part(&mut self, part: Part) -> Result<(), Error> {
         if self.meta.take().is_some() {
-            part.batch.remove(META_KEY);
-            return self.apply(part.batch);
+            let mut batch = sled::Batch::default();
+            batch.remove(META_KEY);
+            self.apply(batch)?;
         }
-        self.call(|open| open.db.apply_batch(part.batch))
+        self.call(|open| {
+            for (row, content) in part.rows {
+                match content {
+                    Some(content) => open.db.insert(row, content)?,
+                    None => open.db.remove(row)?,
+                };
+            }
+            Ok(())
+        })
     }
 
     fn apply(&mut self, batch: sled::Batch) -> Result<(), Error> {
@@ -143,10 +178,74 @@ impl SledImage {
         Ok(synced?)
     }
 
-    fn rows(&self) -> Result<Scan<'_>, Error> {
+    /// The pages from that of a record on.
+    fn pages(&self, key: &[u8]) -> Result<Pages, Error> {
+        Ok(Pages { db: self.usable()?.db.clone(), from: Bound::Included(page_row(key).into()) })
+    }
+
+    /// The records in the row of a page.
+    fn records<'a>(&self, row: &[u8], content: &'a [u8]) -> Result<Cow<'a, [u8]>, Error> {
         let open = self.usable()?;
-        let rows = guarded(|| Ok(open.db.range([RECORD]..[RECORD + 1])))?;
-        Ok(Scan { open, rows: Some(rows) })
+        assemble(row, content, |row| guarded(|| open.db.get(row)))
+    }
+
+    /// Makes the changes, but for what is in the part that it returns, and counts them.
+    fn merge(
+        &mut self,
+        changes: &mut dyn Iterator<Item = Write>,
+        tally: &mut Tally,
+    ) -> Result<Part, Error> {
+        let mut changes = changes.peekable();
+        let mut part = Part::default();
+        let mut pages = self.pages(&[])?;
+        while let Some((key, _)) = changes.peek() {
+            let (row, content) = match pages.seek(key)? {
+                Some(found) => found,
+                None => (sled::IVec::from(&[LAST_PAGE]), sled::IVec::from(&[0, 0])),
+            };
+            let old = self.records(&row, &content)?;
+            let old_chunks = (old.len().max(1) - 1) / IMAGE_CHUNK_BYTES;
+            let mut kept = Records::new(&old)?;
+            let (mut packer, mut changed) = (Packer::default(), false);
+            loop {
+                let change = changes.next_if(|(key, _)| is_within(key, &row));
+                // What lies before the change stays, without one all that is left.
+                let met = loop {
+                    let Some((key, value)) = kept.current() else { break None };
+                    match change.as_ref().map_or(Ordering::Less, |(new, _)| key.cmp(new)) {
+                        Ordering::Less => {}
+                        Ordering::Equal => break Some(value),
+                        Ordering::Greater => break None,
+                    }
+                    changed |= part.put_new(packer.push(key, value));
+                    kept.advance()?;
+                };
+                let Some((key, value)) = change else { break };
+                if let Some((next, _)) = changes.peek() {
+                    assert!(key < *next, "changes come in the order of their keys");
+                }
+                if value.as_deref() != met {
+                    changed = true;
+                    met.inspect(|met| tally.remove(&key, met));
+                    value.as_ref().inspect(|value| tally.add(&key, value));
+                }
+                if met.is_some() {
+                    kept.advance()?;
+                }
+                if let Some(value) = value {
+                    changed |= part.put_new(packer.push(&key, &value));
+                }
+                if let Some(full) = self.full(&mut part) {
+                    self.apply_part(full)?;
+                }
+            }
+            if changed {
+                let (page, last) = packer.finish();
+                part.put_new(page);
+                part.put(&row, last.bytes(), old_chunks);
+            }
+        }
+        Ok(part)
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -166,49 +265,42 @@ impl SledImage {
     }
 }
 
-/// What is handed to sled at once.
+/// What is handed to sled at once: rows and what is to be in them, None to remove them.
 #[derive(Default)]
 struct Part {
-    batch: sled::Batch,
-    records: usize,
+    rows: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    /// Of the rows and, roughly, of what they replace if it is long.
     bytes: usize,
 }
 
 impl Part {
-    /// Takes what is there when it is enough for a part.
-    fn full(&mut self) -> Option<Part> {
-        let full = self.records >= IMAGE_PART_RECORDS || self.bytes >= IMAGE_PART_BYTES;
-        full.then(|| std::mem::take(self))
+    fn push(&mut self, row: Vec<u8>, content: Option<Vec<u8>>) {
+        self.bytes += row.len() + content.as_ref().map_or(0, Vec::len);
+        self.rows.push((row, content));
     }
 
-    fn count(&mut self, key: &[u8], value: &[u8]) {
-        self.records += 1;
-        self.bytes += key.len() + value.len();
+    /// Puts a page, if there is one, into a row of its own. Says whether there was.
+    fn put_new(&mut self, page: Option<Page>) -> bool {
+        if let Some(page) = &page {
+            self.put(&page_row(page.last_key()), page.bytes(), 0);
+        }
+        page.is_some()
     }
 
-    /// Puts one record, given the number of chunks that its key has now.
-    fn put(&mut self, key: &[u8], value: &[u8], old_chunks: u16) {
-        self.count(key, value);
-        let mut chunks = value.chunks(IMAGE_CHUNK_BYTES);
-        let first = chunks.next().unwrap_or_default();
-        let count = u16::try_from(chunks.len()).expect("a record is no longer than RECORD_BYTES");
-        let mut row = Vec::with_capacity(2 + first.len());
-        row.extend_from_slice(&count.to_be_bytes());
-        row.extend_from_slice(first);
-        self.batch.insert(record_key(key), row);
-        for (number, chunk) in (1u16..).zip(chunks) {
-            self.batch.insert(chunk_key(key, number), chunk);
+    /// Puts one page, or removes it when there is nothing in it, given the number of further chunks that its row has
+    /// now.
+    fn put(&mut self, row: &[u8], records: &[u8], old_chunks: usize) {
+        self.bytes += old_chunks * IMAGE_CHUNK_BYTES;
+        let mut chunks = records.chunks(IMAGE_CHUNK_BYTES);
+        let first = chunks.next();
+        let count = chunks.len();
+        let content = |first: &[u8]| [&chunk_number(count).to_be_bytes(), first].concat();
+        self.push(row.to_vec(), first.map(content));
+        for (number, chunk) in (1..).zip(chunks) {
+            self.push(chunk_row(row, number), Some(chunk.to_vec()));
         }
         for number in count + 1..=old_chunks {
-            self.batch.remove(chunk_key(key, number));
-        }
-    }
-
-    fn remove(&mut self, key: &[u8], old_chunks: u16) {
-        self.count(key, &[]);
-        self.batch.remove(record_key(key));
-        for number in 1..=old_chunks {
-            self.batch.remove(chunk_key(key, number));
+            self.push(chunk_row(row, number), None);
         }
     }
 }
@@ -240,40 +332,19 @@ impl Image for SledImage {
         if self.meta.is_none() && !self.filling {
             return Err(Error::damaged("a write or a refill did not come to its end"));
         }
-        let mut part = Part::default();
         let mut tally = self.tally;
-        for (key, value) in changes {
-            if let Some(full) = part.full() {
-                self.apply_part(full)?;
-            }
-            let old = self.call(|open| open.db.get(record_key(&key)))?;
-            let mut old_chunks = 0;
-            if let Some(row) = old {
-                let old = match assemble(&key, &row, |key| self.call(|open| open.db.get(key))) {
-                    Ok(old) => old,
-                    Err(error) => {
-                        self.broken = true;
-                        return Err(error);
-                    }
-                };
-                if value.as_deref() == Some(&*old) {
-                    continue;
-                }
-                tally.remove(&key, &old);
-                old_chunks = u16::try_from((old.len().max(1) - 1) / IMAGE_CHUNK_BYTES)
-                    .expect("a record is no longer than RECORD_BYTES");
-            }
-            match value {
-                Some(value) => {
-                    tally.add(&key, &value);
-                    part.put(&key, &value, old_chunks);
-                }
-                None => part.remove(&key, old_chunks),
+        let merged = self.merge(changes, &mut tally);
+        self.broken |= merged.is_err();
+        let mut batch = sled::Batch::default();
+        for (row, content) in merged?.rows {
+            match content {
+                Some(content) => batch.insert(row, content),
+                None => batch.remove(row),
             }
         }
         let meta = ImageMeta { point: point.clone(), records: tally.records, digest: tally.digest };
-        part.batch.insert(META_KEY, encode_meta(&meta));
-        self.apply(part.batch)?;
+        batch.insert(META_KEY, encode_meta(&meta));
+        self.apply(batch)?;
         self.tally = tally;
         self.meta = Some(meta.clone());
         self.filling = false;
@@ -281,21 +352,33 @@ impl Image for SledImage {
     }
 
     fn scan(&self) -> Rows<'_> {
-        match self.rows() {
-            Ok(scan) => Box::new(scan),
+        match self.pages(&[]) {
+            Ok(pages) => Box::new(Scan { image: self, pages, rows: Vec::new().into_iter() }),
             Err(error) => Box::new(std::iter::once(Err(error))),
         }
     }
 
     fn visit(&self, take: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), Error> {
-        let mut scan = self.rows()?;
-        while let Some(row) = scan.step() {
-            let (key, row) = row?;
-            let key = &key[1..];
-            match row.strip_prefix(&[0; 2]) {
-                Some(value) => take(key, value),
-                None => take(key, &scan.assemble(key, &row)?),
+        let mut pages = self.pages(&[])?;
+        let mut before = None::<sled::IVec>;
+        while let Some((row, content)) = pages.step()? {
+            let records = self.records(&row, &content)?;
+            let mut records = Records::new(&records)?;
+            let early =
+                |(key, _): (&[u8], _)| before.as_ref().is_some_and(|row| is_within(key, row));
+            if records.current().is_some_and(early) {
+                return Err(Error::damaged("a record lies behind its page"));
             }
+            let mut within = true;
+            while let Some((key, value)) = records.current() {
+                within = is_within(key, &row);
+                take(key, value);
+                records.advance()?;
+            }
+            if !within {
+                return Err(Error::damaged("a record lies before its page"));
+            }
+            before = Some(row);
         }
         Ok(())
     }
@@ -326,15 +409,19 @@ impl Image for SledImage {
     }
 
     fn fill(&mut self, rows: &mut dyn Iterator<Item = Row>) -> Result<(), Error> {
-        assert!(self.meta.is_none() && self.filling, "only an image that was reset is filled");
-        let mut part = Part::default();
+        let empty = self.meta.is_none() && self.filling && self.tally == Tally::default();
+        assert!(empty, "only an image that was reset is filled, and once");
+        let (mut part, mut packer) = (Part::default(), Packer::default());
         for (key, value) in rows {
-            if let Some(full) = part.full() {
+            self.tally.add(&key, &value);
+            part.put_new(packer.push(&key, &value));
+            if let Some(full) = self.full(&mut part) {
                 self.apply_part(full)?;
             }
-            self.tally.add(&key, &value);
-            part.put(&key, &value, 0);
         }
+        let (page, last) = packer.finish();
+        part.put_new(page);
+        part.put_new((!last.is_empty()).then_some(last));
         self.apply_part(part)
     }
 
@@ -344,32 +431,61 @@ impl Image for SledImage {
     }
 }
 
-/// Records in key order with their chunks put together.
+/// The pages in order. Each is looked up by itself, which an iterator of sled does not do: one that is scanned once
+/// would leave every leaf in the cache.
+struct Pages {
+    db: sled::Db,
+    from: Bound<sled::IVec>,
+}
+
+/// Accesses to a leaf from which no other page may be wanted.
+const JUMP_ACCESSES: usize = 8;
+
+impl Pages {
+    /// The next page: its row and what is in it.
+    fn step(&mut self) -> Result<Option<(sled::IVec, sled::IVec)>, Error> {
+        let range = (self.from.clone(), Bound::Included(sled::IVec::from(&[LAST_PAGE])));
+        let found = guarded(|| self.db.range(range).next().transpose())?;
+        if let Some((row, _)) = &found {
+            self.from = Bound::Excluded(row.clone());
+        }
+        Ok(found)
+    }
+
+    /// The page of a record that is behind the last page, None when it would be the first record of the very last one.
+    fn seek(&mut self, key: &[u8]) -> Result<Option<(sled::IVec, sled::IVec)>, Error> {
+        // The next page is the right one as long as the records lie close to each other.
+        match self.step()? {
+            Some((row, _)) if !is_within(key, &row) => {}
+            next => return Ok(next),
+        }
+        let row = page_row(key);
+        for _ in 0..JUMP_ACCESSES {
+            guarded(|| self.db.contains_key(&row))?;
+        }
+        self.from = Bound::Included(row.into());
+        self.step()
+    }
+}
+
+/// Records in the order of their keys.
 struct Scan<'a> {
-    open: &'a Open,
-    /// None after an error.
-    rows: Option<sled::Iter>,
+    image: &'a SledImage,
+    pages: Pages,
+    /// Those of the page at which it is.
+    rows: std::vec::IntoIter<Row>,
 }
 
 impl Scan<'_> {
-    /// The next key and record row.
-    fn step(&mut self) -> Option<Result<(sled::IVec, sled::IVec), Error>> {
-        let mut rows = self.rows.take()?;
-        match guarded(|| rows.next().transpose()) {
-            Ok(row) => {
-                self.rows = Some(rows);
-                row.map(Ok)
-            }
-            Err(error) => {
-                // It may be half-way through something.
-                std::mem::forget(rows);
-                Some(Err(error))
-            }
+    fn next_page(&mut self) -> Result<Option<Vec<Row>>, Error> {
+        let Some((row, content)) = self.pages.step()? else { return Ok(None) };
+        let records = self.image.records(&row, &content)?;
+        let (mut records, mut rows) = (Records::new(&records)?, Vec::new());
+        while let Some((key, value)) = records.current() {
+            rows.push((key.to_vec(), value.to_vec()));
+            records.advance()?;
         }
-    }
-
-    fn assemble(&self, key: &[u8], row: &[u8]) -> Result<Vec<u8>, Error> {
-        assemble(key, row, |key| guarded(|| self.open.db.get(key)))
+        Ok(Some(rows))
     }
 }
 
@@ -377,60 +493,81 @@ impl Iterator for Scan<'_> {
     type Item = Result<Row, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let row = self.step()?.and_then(|(key, row)| {
-            let key = key[1..].to_vec();
-            let value = self.assemble(&key, &row)?;
-            Ok((key, value))
-        });
-        if row.is_err() {
-            self.rows = None;
+        loop {
+            if let Some(row) = self.rows.next() {
+                return Some(Ok(row));
+            }
+            match self.next_page().transpose()? {
+                Ok(rows) => self.rows = rows.into_iter(),
+                Err(error) => {
+                    // There is nothing behind the last page.
+                    self.pages.from = Bound::Excluded(vec![LAST_PAGE].into());
+                    return Some(Err(error));
+                }
+            }
         }
-        Some(row)
     }
 }
 
-fn record_key(key: &[u8]) -> Vec<u8> {
+/// The row of the page whose last record has this key, and before which no page has that record.
+fn page_row(key: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(1 + key.len());
-    out.push(RECORD);
+    out.push(PAGE);
     out.extend_from_slice(key);
     out
 }
 
-fn chunk_key(key: &[u8], number: u16) -> Vec<u8> {
-    let mut out = Vec::with_capacity(3 + key.len());
-    out.push(CHUNK);
-    out.extend_from_slice(key);
-    out.extend_from_slice(&number.to_be_bytes());
-    out
-}
-
-/// The value whose record row is `row`. All chunks but the last one are full, or it is damaged: the
-/// number of chunks of a value must follow from its length.
-fn assemble(
-    key: &[u8],
-    row: &[u8],
-    mut get: impl FnMut(Vec<u8>) -> Result<Option<sled::IVec>, Error>,
-) -> Result<Vec<u8>, Error> {
-    let Some((count, first)) = row.split_first_chunk::<2>() else {
-        return Err(Error::damaged("a record is too short"));
-    };
-    let count = u16::from_be_bytes(*count);
-    if count > 0 && first.len() != IMAGE_CHUNK_BYTES {
-        return Err(Error::damaged("the first chunk of a long record is not full"));
+/// Whether a record is not behind the page in this row.
+fn is_within(key: &[u8], row: &[u8]) -> bool {
+    match row.split_first() {
+        Some((&PAGE, last)) => key <= last,
+        _ => true,
     }
-    let mut value = first.to_vec();
+}
+
+fn chunk_row(row: &[u8], number: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(3 + row.len());
+    out.push(CHUNK);
+    out.extend_from_slice(row);
+    out.extend_from_slice(&chunk_number(number).to_be_bytes());
+    out
+}
+
+fn chunk_number(number: usize) -> u16 {
+    u16::try_from(number).expect("a record is no longer than RECORD_BYTES")
+}
+
+/// The records of the page with this row. All chunks but the last one are full, or it is damaged: the number of chunks
+/// must follow from their length.
+fn assemble<'a>(
+    row: &[u8],
+    content: &'a [u8],
+    mut get: impl FnMut(Vec<u8>) -> Result<Option<sled::IVec>, Error>,
+) -> Result<Cow<'a, [u8]>, Error> {
+    let Some((count, first)) = content.split_first_chunk::<2>() else {
+        return Err(Error::damaged("a page is too short"));
+    };
+    let count = usize::from(u16::from_be_bytes(*count));
+    if count == 0 {
+        return Ok(Cow::Borrowed(first));
+    }
+    if first.len() != IMAGE_CHUNK_BYTES {
+        return Err(Error::damaged("the first chunk of a long page is not full"));
+    }
+    let mut records = first.to_vec();
     for number in 1..=count {
-        let chunk = get(chunk_key(key, number))?
+        let chunk = get(chunk_row(row, number))?
             .ok_or_else(|| Error::damaged(format!("chunk {number} of {count} is missing")))?;
-        let full = if number == count { !chunk.is_empty() } else { true };
-        let right = chunk.len() <= IMAGE_CHUNK_BYTES
-            && (number == count || chunk.len() == IMAGE_CHUNK_BYTES);
-        if !full || !right {
+        let right = match number == count {
+            true => (1..=IMAGE_CHUNK_BYTES).contains(&chunk.len()),
+            false => chunk.len() == IMAGE_CHUNK_BYTES,
+        };
+        if !right {
             return Err(Error::damaged(format!("chunk {number} of {count} has a wrong length")));
         }
-        value.extend_from_slice(&chunk);
+        records.extend_from_slice(&chunk);
     }
-    Ok(value)
+    Ok(Cow::Owned(records))
 }
 
 fn coding() -> impl Options {

@@ -8,7 +8,7 @@ use quorate::cli::bench::plot::{Axis, Chart, Line};
 
 use crate::growth::Point;
 use crate::speed::{Measure, median};
-use crate::{Results, said};
+use crate::{Figures, Results, said};
 
 /// From one count to the other, ten times as many each time.
 pub fn decades(first: u64, last: u64) -> Vec<u64> {
@@ -230,12 +230,15 @@ fn growth(text: &mut String, of: &str, points: &[(Point, Point)]) {
         .iter()
         .map(|(ours, etcd)| {
             let stream = ours.stream.as_ref();
-            let stream = stream.map_or("".to_owned(), |stream| number(stream.per_second));
+            let of_stream = |figure: fn(&Figures) -> f64| {
+                stream.map_or("".to_owned(), |stream| number(figure(stream)))
+            };
             vec![
                 number(ours.count as f64),
                 number(ours.put.per_second),
                 number(ours.put.servers_us),
-                stream,
+                of_stream(|stream| stream.per_second),
+                of_stream(|stream| stream.servers_us),
                 number(etcd.put.per_second),
                 number(etcd.put.servers_us),
             ]
@@ -246,6 +249,7 @@ fn growth(text: &mut String, of: &str, points: &[(Point, Point)]) {
         "unary, 64 clients",
         "us of the nodes a call",
         "6 streams x 256",
+        "us of the nodes a call",
         "etcd, 64 clients",
         "us of the nodes a call",
     ];
