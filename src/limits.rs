@@ -402,10 +402,9 @@ pub const IMAGE_CACHE_BYTES: u64 = 16 * 1024 * 1024;
 /// many times that may wait for it.
 pub const RESTORE_BATCH_BYTES: usize = 256 * 1024;
 pub const RESTORE_BATCHES: usize = 2;
-/// Rows, and bytes, that are handed to sled at once: until all of them are written it keeps what they replace, and for
-/// each up to 17 rows that lie beside it.
+/// Rows that are handed to sled at once: until all of them are written it keeps what they replace, and for each up to
+/// 17 rows that lie beside it.
 pub const IMAGE_PART_ROWS: usize = 512;
-pub const IMAGE_PART_BYTES: usize = 4 * 1024 * 1024;
 /// Damaged images that are kept for inspection, and damaged snapshot files.
 pub const IMAGES_SET_ASIDE: usize = 2;
 pub const SNAPSHOTS_SET_ASIDE: usize = 2;

@@ -12,7 +12,7 @@ use super::page::Records;
 use super::sled_image::{SledImage, guarded};
 use super::sled_store::SledStore;
 use super::testing::{World, point, writes};
-use crate::limits::{IMAGE_CHUNK_BYTES, IMAGE_PART_BYTES, IMAGE_PART_ROWS};
+use crate::limits::{IMAGE_CHUNK_BYTES, IMAGE_PART_ROWS};
 
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -128,7 +128,7 @@ proptest! {
             ),
             1..12,
         ),
-        parts in prop::collection::vec((1usize..9, prop_oneof![1usize..9_000, 30_000usize..90_000]), 12),
+        parts in prop::collection::vec(1usize..9, 12),
         reopen in any::<u16>(),
         reset_at in prop::option::of(0usize..12),
     ) {
@@ -140,7 +140,7 @@ proptest! {
         for (number, batch) in batches.into_iter().enumerate() {
             if reset_at == Some(number) {
                 sled.reset().unwrap();
-                sled.set_part(parts[number].0, parts[number].1);
+                sled.set_part(parts[number]);
                 memory.reset().unwrap();
                 prop_assert!(sled.meta().is_none() && memory.meta().is_none());
                 sled.fill(&mut model.clone().into_iter()).unwrap();
@@ -158,8 +158,7 @@ proptest! {
                 };
             }
             let index = number as u64;
-            let (rows, bytes) = parts[number];
-            sled.set_part(rows, bytes);
+            sled.set_part(parts[number]);
             let meta = sled.write(&mut batch.clone().into_iter(), &point(index)).unwrap();
             prop_assert_eq!((meta.records, meta.digest), tally(&model));
             prop_assert_eq!(&meta, &memory.write(&mut batch.into_iter(), &point(index)).unwrap());
@@ -275,7 +274,7 @@ fn half_a_long_write_is_no_image() {
 
     // And a few long records.
     let long: Vec<Write> =
-        (0..7).map(|number| (row(number, 0).0, Some(vec![3; IMAGE_PART_BYTES / 2]))).collect();
+        (0..7).map(|number| (row(number, 0).0, Some(vec![3; 500 * IMAGE_CHUNK_BYTES]))).collect();
     let mut long = long.into_iter().enumerate().map(|(number, row)| {
         if number == 6 {
             copy_dir(&path, &copy(number));

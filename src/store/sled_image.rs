@@ -38,9 +38,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::image::{Error, Image, ImageMeta, Point, Row, Rows, Tally, Write};
 use super::page::{Packer, Page, Records};
 pub use super::sled_store::SledStore;
-use crate::limits::{
-    IMAGE_CACHE_BYTES, IMAGE_CHUNK_BYTES, IMAGE_PART_BYTES, IMAGE_PART_ROWS, RECORD_BYTES,
-};
+use crate::limits::{IMAGE_CACHE_BYTES, IMAGE_CHUNK_BYTES, IMAGE_PART_ROWS, RECORD_BYTES};
 use crate::panic;
 
 const META_KEY: &[u8] = b"m";
@@ -64,8 +62,8 @@ pub struct SledImage {
     /// Records may be added without a meta: the image is empty, or was reset by this process.
     filling: bool,
     broken: bool,
-    /// Rows and bytes after which a part is full.
-    part: (usize, usize),
+    /// Rows after which a part is full.
+    part_rows: usize,
 }
 
 #[derive(Debug)]
@@ -106,7 +104,7 @@ impl SledImage {
             tally: Tally::default(),
             filling: false,
             broken: false,
-            part: (IMAGE_PART_ROWS, IMAGE_PART_BYTES),
+            part_rows: IMAGE_PART_ROWS,
         };
         let (meta, empty) = image.call(|open| Ok((open.db.get(META_KEY)?, open.db.is_empty())))?;
         image.filling = empty;
@@ -136,14 +134,13 @@ impl SledImage {
 
     /// Makes parts short, so that a few records are several.
     #[cfg(test)]
-    pub(super) fn set_part(&mut self, rows: usize, bytes: usize) {
-        self.part = (rows, bytes);
+    pub(super) fn set_part(&mut self, rows: usize) {
+        self.part_rows = rows;
     }
 
     /// Takes what is in a part when it is enough for one.
     fn full(&self, part: &mut Part) -> Option<Part> {
-        let (rows, bytes) = self.part;
-        (part.rows.len() >= rows || part.bytes >= bytes).then(|| std::mem::take(part))
+        (part.rows.len() >= self.part_rows).then(|| std::mem::take(part))
     }
 
     /// Applies a part of a write or a refill that has more. Neither atomic nor synced: the meta is away before
@@ -217,6 +214,7 @@ impl SledImage {
                         Ordering::Equal => break Some(value),
                         Ordering::Greater => break None,
                     }
+                    // A page that was cut by other rules is written anew, changed or not.
                     changed |= part.put_new(packer.push(key, value));
                     kept.advance()?;
                 };
@@ -265,20 +263,14 @@ impl SledImage {
     }
 }
 
-/// What is handed to sled at once: rows and what is to be in them, None to remove them.
+/// What is handed to sled at once.
 #[derive(Default)]
 struct Part {
+    /// Each with what is to be in it, None to remove it.
     rows: Vec<(Vec<u8>, Option<Vec<u8>>)>,
-    /// Of the rows and, roughly, of what they replace if it is long.
-    bytes: usize,
 }
 
 impl Part {
-    fn push(&mut self, row: Vec<u8>, content: Option<Vec<u8>>) {
-        self.bytes += row.len() + content.as_ref().map_or(0, Vec::len);
-        self.rows.push((row, content));
-    }
-
     /// Puts a page, if there is one, into a row of its own. Says whether there was.
     fn put_new(&mut self, page: Option<Page>) -> bool {
         if let Some(page) = &page {
@@ -290,17 +282,16 @@ impl Part {
     /// Puts one page, or removes it when there is nothing in it, given the number of further chunks that its row has
     /// now.
     fn put(&mut self, row: &[u8], records: &[u8], old_chunks: usize) {
-        self.bytes += old_chunks * IMAGE_CHUNK_BYTES;
         let mut chunks = records.chunks(IMAGE_CHUNK_BYTES);
         let first = chunks.next();
         let count = chunks.len();
         let content = |first: &[u8]| [&chunk_number(count).to_be_bytes(), first].concat();
-        self.push(row.to_vec(), first.map(content));
+        self.rows.push((row.to_vec(), first.map(content)));
         for (number, chunk) in (1..).zip(chunks) {
-            self.push(chunk_row(row, number), Some(chunk.to_vec()));
+            self.rows.push((chunk_row(row, number), Some(chunk.to_vec())));
         }
         for number in count + 1..=old_chunks {
-            self.push(chunk_row(row, number), None);
+            self.rows.push((chunk_row(row, number), None));
         }
     }
 }
