@@ -8,8 +8,6 @@ use super::image::Error;
 use crate::limits::IMAGE_PAGE_BYTES;
 
 const HEAD: usize = 8;
-/// Bytes of a key that can be written down.
-const KEY_BYTES: usize = u16::MAX as usize;
 /// A page that has so many bytes and would have more than [`IMAGE_PAGE_BYTES`] with the next record is cut.
 const CUT_BYTES: usize = IMAGE_PAGE_BYTES / 4 * 3;
 
@@ -92,9 +90,6 @@ impl<'a> Records<'a> {
         let (value, rest) = rest.split_at_checked(length).ok_or_else(damaged)?;
         if usize::from(shared) > self.key.len() {
             return Err(Error::damaged("a key shares more bytes than the key before it has"));
-        }
-        if usize::from(shared) + further.len() > KEY_BYTES {
-            return Err(Error::damaged("a key is too long"));
         }
         if self.key[shared.into()..] >= *further && self.value.is_some() {
             return Err(Error::damaged("the records of a page are not in the order of keys"));
@@ -185,6 +180,9 @@ mod tests {
             let pages = pack(&rows);
             let read: Vec<_> = pages.iter().flat_map(|page| read(page.bytes()).unwrap()).collect();
             prop_assert_eq!(read, rows.into_iter().collect::<Vec<_>>());
+            if let [.., full, last] = &*pages {
+                prop_assert!(full.bytes().len() + last.bytes().len() > IMAGE_PAGE_BYTES);
+            }
             for (number, page) in pages.iter().enumerate() {
                 prop_assert!(page.bytes().len() <= IMAGE_PAGE_BYTES);
                 let last = number + 1 == pages.len();
@@ -222,6 +220,12 @@ mod tests {
         let pages: Vec<_> = pages.iter().map(|page| read(page.bytes()).unwrap()).collect();
         assert_eq!(pages, [&rows[..2], &rows[2..3], &rows[3..]]);
         assert_eq!(read(b"").unwrap(), []);
+
+        let mut both = Page::default();
+        both.push(&[3], &long);
+        assert!(Records::new(both.bytes()).is_ok());
+        both.push(&[4], b"");
+        assert!(Records::new(both.bytes()).is_err());
     }
 
     /// What a page looks like on the disk.

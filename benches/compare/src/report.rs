@@ -226,33 +226,20 @@ fn growth(text: &mut String, of: &str, points: &[(Point, Point)]) {
         return;
     }
     let _ = writeln!(text, "Writes a second with more {of}.\n");
+    let figures = |figures: &Figures| [number(figures.per_second), number(figures.servers_us)];
     let rows: Vec<Vec<String>> = points
         .iter()
         .map(|(ours, etcd)| {
-            let stream = ours.stream.as_ref();
-            let of_stream = |figure: fn(&Figures) -> f64| {
-                stream.map_or("".to_owned(), |stream| number(figure(stream)))
-            };
-            vec![
-                number(ours.count as f64),
-                number(ours.put.per_second),
-                number(ours.put.servers_us),
-                of_stream(|stream| stream.per_second),
-                of_stream(|stream| stream.servers_us),
-                number(etcd.put.per_second),
-                number(etcd.put.servers_us),
-            ]
+            let measured = [Some(&ours.put), ours.stream.as_ref(), Some(&etcd.put)];
+            let measured = measured.into_iter().flatten().flat_map(figures);
+            std::iter::once(number(ours.count as f64)).chain(measured).collect()
         })
         .collect();
-    let head = [
-        of,
-        "unary, 64 clients",
-        "us of the nodes a call",
-        "6 streams x 256",
-        "us of the nodes a call",
-        "etcd, 64 clients",
-        "us of the nodes a call",
-    ];
+    let stream = points.iter().find_map(|(ours, _)| ours.stream.as_ref());
+    let stream = stream.map(|_| "6 streams x 256");
+    let of_what = [Some("unary, 64 clients"), stream, Some("etcd, 64 clients")];
+    let head = of_what.into_iter().flatten().flat_map(|what| [what, "us of the nodes a call"]);
+    let head: Vec<&str> = std::iter::once(of).chain(head).collect();
     table(text, &head, &rows);
 }
 
