@@ -123,7 +123,7 @@ fn absorb(inbox: &Inbox, entries: Vec<AppliedEntry>) {
     }
 }
 
-/// All records changed, or one in a hundred of them, and written to the image.
+/// All records changed, or one in `step` of them, and written to the image.
 #[divan::bench(args = [1, 101], sample_count = 10, sample_size = 1)]
 fn image_checkpoint(bencher: Bencher<'_, '_>, step: u64) {
     let dir = tempfile::tempdir().unwrap();

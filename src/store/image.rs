@@ -63,8 +63,9 @@ pub trait Image: Send + Sync + Debug {
     /// None: nothing was written yet, or a long write or a refill did not come to its end.
     fn meta(&self) -> Option<ImageMeta>;
 
-    /// Makes all changes and the meta durable. They come in the order of their keys, each key once. A crash leaves what was there before, or an
-    /// image without a meta. After an error the image must not be written again before [`Image::reset`].
+    /// Makes all changes and the meta durable. They come in the order of their keys, each key once. A crash leaves what
+    /// was there before, or an image without a meta. After an error the image must not be written again before
+    /// [`Image::reset`].
     fn write(
         &mut self,
         changes: &mut dyn Iterator<Item = Write>,

@@ -4,7 +4,7 @@
 //! A record in a page, little endian: u16 bytes that its key shares with the key before it in the page, u16 further
 //! bytes of the key, u32 bytes of the value; the further bytes; the value.
 
-use super::image::Error;
+use super::image::{Error, Row};
 use crate::limits::IMAGE_PAGE_BYTES;
 
 const HEAD: usize = 8;
@@ -101,6 +101,16 @@ impl<'a> Records<'a> {
     }
 }
 
+/// All records of a page.
+pub fn read(bytes: &[u8]) -> Result<Vec<Row>, Error> {
+    let (mut records, mut rows) = (Records::new(bytes)?, Vec::new());
+    while let Some((key, value)) = records.current() {
+        rows.push((key.to_vec(), value.to_vec()));
+        records.advance()?;
+    }
+    Ok(rows)
+}
+
 /// Cuts records into pages: of up to [`IMAGE_PAGE_BYTES`], and, but for the last one, not far from it unless the next
 /// record is long. A record that is longer than a page is one by itself.
 #[derive(Debug, Default)]
@@ -147,16 +157,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::store::image::Row;
-
-    fn read(bytes: &[u8]) -> Result<Vec<Row>, Error> {
-        let (mut records, mut rows) = (Records::new(bytes)?, Vec::new());
-        while let Some((key, value)) = records.current() {
-            rows.push((key.to_vec(), value.to_vec()));
-            records.advance()?;
-        }
-        Ok(rows)
-    }
 
     fn pack(rows: &BTreeMap<Vec<u8>, Vec<u8>>) -> Vec<Page> {
         let mut packer = Packer::default();

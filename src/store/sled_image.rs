@@ -36,7 +36,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::image::{Error, Image, ImageMeta, Point, Row, Rows, Tally, Write};
-use super::page::{Packer, Page, Records};
+use super::page::{self, Packer, Page, Records};
 pub use super::sled_store::SledStore;
 use crate::limits::{IMAGE_CACHE_BYTES, IMAGE_CHUNK_BYTES, IMAGE_PART_ROWS, RECORD_BYTES};
 use crate::panic;
@@ -201,7 +201,7 @@ impl SledImage {
                 None => (sled::IVec::from(&[LAST_PAGE]), sled::IVec::from(&[0, 0])),
             };
             let old = self.records(&row, &content)?;
-            let old_chunks = (old.len().max(1) - 1) / IMAGE_CHUNK_BYTES;
+            let old_chunks = further_chunks(&old);
             let mut kept = Records::new(&old)?;
             let (mut packer, mut changed) = (Packer::default(), false);
             loop {
@@ -284,7 +284,7 @@ impl Part {
     fn put(&mut self, row: &[u8], records: &[u8], old_chunks: usize) {
         let mut chunks = records.chunks(IMAGE_CHUNK_BYTES);
         let first = chunks.next();
-        let count = chunks.len();
+        let count = further_chunks(records);
         let content = |first: &[u8]| [&chunk_number(count).to_be_bytes(), first].concat();
         self.rows.push((row.to_vec(), first.map(content)));
         for (number, chunk) in (1..).zip(chunks) {
@@ -471,12 +471,7 @@ impl Scan<'_> {
     fn next_page(&mut self) -> Result<Option<Vec<Row>>, Error> {
         let Some((row, content)) = self.pages.step()? else { return Ok(None) };
         let records = self.image.records(&row, &content)?;
-        let (mut records, mut rows) = (Records::new(&records)?, Vec::new());
-        while let Some((key, value)) = records.current() {
-            rows.push((key.to_vec(), value.to_vec()));
-            records.advance()?;
-        }
-        Ok(Some(rows))
+        page::read(&records).map(Some)
     }
 }
 
@@ -522,6 +517,11 @@ fn chunk_row(row: &[u8], number: usize) -> Vec<u8> {
     out.extend_from_slice(row);
     out.extend_from_slice(&chunk_number(number).to_be_bytes());
     out
+}
+
+/// Chunks of a page behind the first one.
+fn further_chunks(records: &[u8]) -> usize {
+    records.len().saturating_sub(1) / IMAGE_CHUNK_BYTES
 }
 
 fn chunk_number(number: usize) -> u16 {
