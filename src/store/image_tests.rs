@@ -87,8 +87,12 @@ fn values_of_all_lengths_come_back_and_shrink_and_grow_without_a_trace() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image");
     let chunk = IMAGE_CHUNK_BYTES;
-    let lengths =
-        [0, 1, chunk - 1, chunk, chunk + 1, 2 * chunk, 5 * chunk + 7, 1_200_000, 3 * chunk, 0, 9];
+    // In a page by itself, with its key and its head.
+    let alone = |length: usize| 8 + b"key2".len() + length;
+    let full = chunk - alone(0);
+    let lengths = [0, 1, full, full + 1, chunk - 1, chunk, chunk + 1, chunk + full, 2 * chunk]
+        .into_iter()
+        .chain([5 * chunk + 7, 1_200_000, 3 * chunk, 0, 9]);
     let mut image = SledImage::open(&path).unwrap();
     for (index, length) in (1..).zip(lengths) {
         let value: Vec<u8> = (0..length).map(|i| (i * 7 + length) as u8).collect();
@@ -101,8 +105,7 @@ fn values_of_all_lengths_come_back_and_shrink_and_grow_without_a_trace() {
         assert_eq!(verify(&image).unwrap().records, 3);
         drop(image);
         let (pages, chunks) = raw_rows(&path);
-        // A longer one is alone with its key and its head.
-        let bytes = 8 + b"key2".len() + length;
+        let bytes = alone(length);
         let further = if bytes > IMAGE_PAGE_BYTES { (bytes - 1) / chunk } else { 0 };
         assert_eq!(chunks, further, "length {length}");
         assert!(pages <= 3, "length {length}: {pages}");
