@@ -39,9 +39,9 @@ impl World {
     }
 
     /// Applies what `op` makes of every key.
-    fn with(mut self, op: impl Fn(u64) -> Op) -> World {
-        for first in (0..KEYS).step_by(COMMANDS as usize) {
-            let keys = first..KEYS.min(first + COMMANDS);
+    fn with(mut self, keys: u64, op: impl Fn(u64) -> Op) -> World {
+        for first in (0..keys).step_by(COMMANDS as usize) {
+            let keys = first..keys.min(first + COMMANDS);
             self.apply(&keys.map(|key| encoded(op(key))).collect::<Vec<_>>());
         }
         self
@@ -52,20 +52,19 @@ fn encoded(op: Op) -> Vec<u8> {
     Command { request: None, op }.encode().unwrap()
 }
 
-/// Applies entries of such commands again and again: each time with other keys and other contents.
-fn run(bencher: Bencher<'_, '_>, mut world: World, op: impl Fn(u64, u64) -> Op) {
+/// Applies entries of such commands: each with other keys, drawn from all of them, and other contents.
+fn run(bencher: Bencher<'_, '_>, mut world: World, keys: u64, op: impl Fn(u64, u64) -> Op) {
     let mut number = 0u64;
-    let mut entry = || {
+    let entry = || {
         let commands = (0..COMMANDS).map(|_| {
             number += 1;
-            encoded(op(number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % KEYS, number))
+            // The upper half of the product: the lower bits of one number after the other are in order.
+            encoded(op((number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % keys, number))
         });
         commands.collect::<Vec<_>>()
     };
-    let entries: Vec<Vec<Vec<u8>>> = (0..64).map(|_| entry()).collect();
-    let mut next = entries.iter().cycle();
     let bencher = bencher.counter(ItemsCount::new(COMMANDS));
-    bencher.bench_local(|| world.apply(next.next().unwrap()));
+    bencher.with_inputs(entry).bench_local_refs(|entry| world.apply(entry));
 }
 
 fn register(key: u64, change: u64) -> Op {
@@ -112,9 +111,9 @@ fn addition(key: u64) -> Addition {
     Addition { name, kind: None, delta: 1, floor: None, ceil: None }
 }
 
-#[divan::bench]
-fn register_again(bencher: Bencher<'_, '_>) {
-    run(bencher, World::new().with(|key| register(key, 0)), register);
+#[divan::bench(args = [10_000, KEYS, 1_000_000])]
+fn register_again(bencher: Bencher<'_, '_>, keys: u64) {
+    run(bencher, World::new().with(keys, |key| register(key, 0)), keys, register);
 }
 
 #[divan::bench]
@@ -126,19 +125,19 @@ fn register_and_deregister(bencher: Bencher<'_, '_>) {
             Op::Deregister { name: registration.name, expected_mod_revision: None }
         }
     };
-    run(bencher, World::new().with(|key| register(key, 0)), op);
+    run(bencher, World::new().with(KEYS, |key| register(key, 0)), KEYS, op);
 }
 
 #[divan::bench]
 fn publish_config(bencher: Bencher<'_, '_>) {
     let op = |key, change| Op::PublishConfig(Box::new(publication(key, change)));
-    run(bencher, World::new().with(|key| op(key, 0)), op);
+    run(bencher, World::new().with(KEYS, |key| op(key, 0)), KEYS, op);
 }
 
 #[divan::bench]
 fn add_to_counter(bencher: Bencher<'_, '_>) {
     let op = |key, _| Op::AddCounter(Box::new(addition(key)));
-    run(bencher, World::new().with(|key| op(key, 0)), op);
+    run(bencher, World::new().with(KEYS, |key| op(key, 0)), KEYS, op);
 }
 
 #[divan::bench]
@@ -153,7 +152,7 @@ fn take_a_lock(bencher: Bencher<'_, '_>) {
         let holder = Holder { session, name: String::new() };
         Op::AcquireLock(Box::new(Claim { lock, holder, value: number.to_string(), wait: false }))
     };
-    run(bencher, world, op);
+    run(bencher, world, KEYS, op);
 }
 
 #[divan::bench]
@@ -166,7 +165,7 @@ fn transaction_of_three_writes(bencher: Bencher<'_, '_>) {
         ];
         Op::Txn(Box::new(Txn { when: vec![], then, otherwise: vec![] }))
     };
-    run(bencher, World::new(), op);
+    run(bencher, World::new(), KEYS, op);
 }
 
 /// What every node does at the same index.

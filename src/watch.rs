@@ -180,7 +180,7 @@ impl Hub {
         let before = inner.revision;
         for event in events {
             let known = inner.revision;
-            if !inner.ring.push(event.revision, &event.changes, &self.shared.capacity) {
+            if !inner.ring.push(event.revision, &event.changes) {
                 continue;
             }
             assert!(
@@ -191,6 +191,7 @@ impl Hub {
             inner.revision = event.revision;
             inner.fan_out(&self.shared, event, &mut wake_ups);
         }
+        inner.ring.trim(&self.shared.capacity);
         inner.relieve(&self.shared, before);
         assert!(revision >= inner.revision, "revision {revision} after {}", inner.revision);
         inner.revision = revision;

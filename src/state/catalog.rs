@@ -18,6 +18,10 @@ pub(super) struct Catalog<T> {
     hashing: DefaultHashBuilder,
 }
 
+/// Where a name is, until it is removed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place(u32);
+
 impl<T> Default for Catalog<T> {
     fn default() -> Self {
         Catalog {
@@ -38,6 +42,25 @@ impl<T> Catalog<T> {
     pub fn get_mut(&mut self, name: &str) -> Option<&mut T> {
         let slot = self.slot(name)?;
         Some(self.at_mut(slot))
+    }
+
+    pub fn find(&self, name: &str) -> Option<Place> {
+        self.slot(name).map(Place)
+    }
+
+    /// Where a name is if it is there at all: found by its hash alone, nothing of it is read.
+    pub fn likely(&self, name: &str) -> Option<&Option<(Arc<str>, T)>> {
+        let slot = self.found.find(self.hashing.hash_one(name), |_| true)?;
+        self.slots.get(*slot as usize)
+    }
+
+    pub fn at(&self, place: Place) -> &T {
+        &occupied(&self.slots, place.0).1
+    }
+
+    /// Returns what it replaces.
+    pub fn replace(&mut self, place: Place, value: T) -> T {
+        std::mem::replace(self.at_mut(place.0), value)
     }
 
     /// A new name is shared with whoever gives it as such.
@@ -170,6 +193,12 @@ mod tests {
                 }
                 prop_assert_eq!(catalog.get(&name), model.get(&name));
                 prop_assert_eq!(catalog.get_mut(&name), model.get_mut(&name));
+                let place = catalog.find(&name);
+                prop_assert_eq!(place.map(|place| catalog.at(place)), model.get(&name));
+                if let (Some(place), Some(known)) = (place, model.get_mut(&name)) {
+                    prop_assert_eq!(catalog.replace(place, value + 100), *known);
+                    *known = value + 100;
+                }
                 prop_assert_eq!(catalog.len(), model.len());
                 prop_assert_eq!(catalog.is_empty(), model.is_empty());
             }

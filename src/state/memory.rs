@@ -26,7 +26,7 @@ pub(super) use self::counter::CounterTable;
 pub(super) use self::lock::LockTables;
 pub(super) use self::restoration::Restoration;
 pub(super) use self::saga::{SagaPlace, SagaTable, SagaTimers};
-use super::catalog::Catalog;
+use super::catalog::{Catalog, Place};
 use super::journal::{Journal, Written};
 use super::member::Members;
 use super::registry::share_reason;
@@ -569,6 +569,27 @@ impl ServiceTable {
     ) -> Written {
         let record = record.into();
         let old = self.instances.put(&record.id, record.clone());
+        self.written(ledger, record, old)
+    }
+
+    /// As [`ServiceTable::put_instance`], where its predecessor is.
+    pub fn replace_instance(
+        &mut self,
+        ledger: &mut Ledger,
+        place: Place,
+        record: Instance,
+    ) -> Written {
+        let record = Arc::new(record);
+        let old = self.instances.replace(place, record.clone());
+        self.written(ledger, record, Some(old))
+    }
+
+    fn written(
+        &mut self,
+        ledger: &mut Ledger,
+        record: Arc<Instance>,
+        old: Option<Arc<Instance>>,
+    ) -> Written {
         self.count(old.as_deref(), Some(&record));
         ledger.follow(&self.name, old.as_deref(), Some(&record));
         Written::put(record.key(), Record::Instance(record), old.map(Record::Instance))

@@ -20,6 +20,7 @@ mod counter;
 mod health;
 mod journal;
 mod lock;
+mod look_ahead;
 mod member;
 mod memory;
 mod packed;
@@ -46,6 +47,7 @@ mod tests_properties;
 pub use command::*;
 pub use config::Verdict;
 pub use counter::window_ms;
+pub use look_ahead::{LOOK_AHEAD, look_at_all};
 pub use memory::{ServiceVersion, SessionEntry};
 pub use read::*;
 pub use scope::{Match, Scope};
@@ -100,15 +102,19 @@ impl State {
         self.meta.now_ms = self.meta.now_ms.max(entry.at_ms);
         let mut outcomes = Vec::with_capacity(entry.commands.len());
         let mut events = Vec::with_capacity(entry.commands.len());
-        for bytes in &entry.commands {
-            let mut journal = Journal::default();
-            outcomes.push(match Command::decode(bytes) {
-                Ok(command) => self.execute(command, entry.term, &mut journal),
-                Err(_) => self.outcome(Err(Refusal::Undecodable)),
-            });
-            if !journal.is_empty() {
-                let Meta { revision, now_ms } = self.meta;
-                events.push(Event { revision, at_ms: now_ms, changes: journal.into_changes() });
+        for some in entry.commands.chunks(LOOK_AHEAD) {
+            let commands: Vec<_> = some.iter().map(|bytes| Command::decode(bytes)).collect();
+            self.tables.look_ahead(commands.iter().flatten());
+            for command in commands {
+                let mut journal = Journal::default();
+                outcomes.push(match command {
+                    Ok(command) => self.execute(command, entry.term, &mut journal),
+                    Err(_) => self.outcome(Err(Refusal::Undecodable)),
+                });
+                if !journal.is_empty() {
+                    let Meta { revision, now_ms } = self.meta;
+                    events.push(Event { revision, at_ms: now_ms, changes: journal.into_changes() });
+                }
             }
         }
         Applied { outcomes, events, meta: self.meta }

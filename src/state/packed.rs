@@ -98,6 +98,10 @@ impl Endpoints {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    pub(super) fn as_packed(&self) -> &str {
+        &self.0.0
+    }
 }
 
 impl<T: AsRef<str>> FromIterator<Endpoint<T>> for Endpoints {

@@ -39,7 +39,7 @@ impl Tables {
         }
         // From here on only a service that has instances refuses, so none is left behind empty.
         let table = namespace.service_mut(&mut self.ledger, name.service);
-        let Some(old) = table.instances.get(name.id) else {
+        let Some(place) = table.instances.find(name.id) else {
             if table.instances.len() >= limits::INSTANCES_PER_SERVICE {
                 return Err(Refusal::LimitReached {
                     limit: "instances of a service".into(),
@@ -51,6 +51,7 @@ impl Tables {
             journal.push(table.put_instance(&mut self.ledger, instance));
             return Ok(Reply::Registered { created: true, mod_revision: at.revision });
         };
+        let old = table.instances.at(place);
         if let (Some(owner), Some(session)) = (old.holder(), *session)
             && owner != session
         {
@@ -61,7 +62,7 @@ impl Tables {
         }
         let names = (table.name.namespace.clone(), table.name.name.clone());
         let instance = registration.into_instance(names, Some(old), at);
-        journal.push(table.put_instance(&mut self.ledger, instance));
+        journal.push(table.replace_instance(&mut self.ledger, place, instance));
         Ok(Reply::Registered { created: false, mod_revision: at.revision })
     }
 

@@ -405,8 +405,14 @@ fn history(entries: usize) -> impl Strategy<Value = Sketch> {
         // Beyond the longest window.
         1 => 0..1_000_000i64,
     ];
-    let entry = (term, at_ms, vec(command(), 1..6))
-        .prop_map(|(term, at_ms, commands)| EntrySketch { term, at_ms, commands });
+    // Some have more commands than are looked at at once.
+    let commands =
+        prop_oneof![40 => vec(command(), 1..6), 1 => vec(command(), LOOK_AHEAD..3 * LOOK_AHEAD)];
+    let entry = (term, at_ms, commands).prop_map(|(term, at_ms, commands)| EntrySketch {
+        term,
+        at_ms,
+        commands,
+    });
     (proptest::bool::weighted(0.8), vec(entry, 1..entries)).prop_map(|(peopled, mut entries)| {
         if peopled {
             let commands = PEOPLE.map(|op| CommandSketch { request: None, op: op() }).to_vec();

@@ -14,7 +14,7 @@ use hashbrown::hash_map::Entry;
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable, hash_table};
 
 use super::image::Point;
-use crate::state::{Change, Event, Instance, Key, Meta, Record, Versions};
+use crate::state::{self, Change, Event, Instance, Key, LOOK_AHEAD, Meta, Record, Versions};
 
 /// One applied log entry. Every index is absorbed, also those of entries that carry no command.
 #[derive(Debug, Clone)]
@@ -85,16 +85,33 @@ type InstanceKey = (Arc<str>, Arc<str>, Arc<str>);
 
 impl Changes {
     pub fn put(&mut self, change: Change) {
+        self.put_all(std::iter::once(change));
+    }
+
+    /// In the order given.
+    fn put_all(&mut self, changes: impl Iterator<Item = Change>) {
+        let mut instances = Vec::new();
+        for change in changes {
+            instances.extend(self.put_unless_instance(change));
+            if instances.len() == LOOK_AHEAD {
+                self.put_instances(&mut instances);
+            }
+        }
+        self.put_instances(&mut instances);
+    }
+
+    /// A change of an instance is given back.
+    fn put_unless_instance(&mut self, change: Change) -> Option<InstanceChange> {
         let Change { key, record, fresh } = change;
         match (key, record) {
             (Key::Instance { .. }, Some(Record::Instance(instance))) => {
-                self.put_instance(match fresh {
+                return Some(match fresh {
                     true => InstanceChange::Made(instance),
                     false => InstanceChange::Put(instance),
                 });
             }
             (Key::Instance { namespace, service, id }, None) => {
-                self.put_instance(InstanceChange::Gone(Box::new((namespace, service, id))));
+                return Some(InstanceChange::Gone(Box::new((namespace, service, id))));
             }
             (Key::Reply { session, sequence }, record) => {
                 merge(self.replies.entry((session, sequence)), Last { record, fresh });
@@ -112,6 +129,7 @@ impl Changes {
             }
             (key, record) => merge(self.others.entry(key), Last { record, fresh }),
         }
+        None
     }
 
     fn item(&mut self, names: ItemNames) -> &mut ItemChange {
@@ -123,12 +141,23 @@ impl Changes {
         entry.or_insert_with(new).into_mut()
     }
 
-    fn put_instance(&mut self, change: InstanceChange) {
+    /// Looks at what is there of all of them first.
+    fn put_instances(&mut self, changes: &mut Vec<InstanceChange>) {
+        state::look_at_all(changes.iter().filter_map(InstanceChange::instance));
+        let hashes: Vec<_> =
+            changes.iter().map(|change| self.hashing.hash_one(change.key())).collect();
+        let known: Vec<_> =
+            hashes.iter().filter_map(|hash| self.instances.find(*hash, |_| true)).collect();
+        state::look_at_all(known.iter().filter_map(|known| known.instance()));
+        for (change, hash) in changes.drain(..).zip(hashes) {
+            self.put_instance(hash, change);
+        }
+    }
+
+    fn put_instance(&mut self, hash: u64, change: InstanceChange) {
         let Changes { instances, hashing, .. } = self;
-        let key = change.key();
-        let hash = hashing.hash_one(key);
         let rehash = |known: &InstanceChange| hashing.hash_one(known.key());
-        match instances.entry(hash, |known| known.key() == key, rehash) {
+        match instances.entry(hash, |known| known.is_of(&change), rehash) {
             hash_table::Entry::Occupied(mut known) => match (known.get(), change) {
                 (InstanceChange::Made(_), InstanceChange::Gone(_)) => {
                     known.remove();
@@ -207,6 +236,20 @@ impl ItemChange {
 }
 
 impl InstanceChange {
+    /// Of one instance: of two versions of it that follow on each other, all the names are shared.
+    fn is_of(&self, other: &InstanceChange) -> bool {
+        let (a, b) = (self.key(), other.key());
+        let same = |a: &str, b: &str| std::ptr::eq(a, b) || a == b;
+        same(a.2, b.2) && same(a.1, b.1) && same(a.0, b.0)
+    }
+
+    fn instance(&self) -> Option<&Instance> {
+        match self {
+            InstanceChange::Made(instance) | InstanceChange::Put(instance) => Some(instance),
+            InstanceChange::Gone(_) => None,
+        }
+    }
+
     fn key(&self) -> (&str, &str, &str) {
         match self {
             InstanceChange::Made(instance) | InstanceChange::Put(instance) => {
@@ -302,9 +345,7 @@ impl Pending {
                 self.stages.push_back(Stage::default());
             }
             let stage = self.stages.back_mut().expect("one was just made sure of");
-            for change in entry.events.into_iter().flat_map(|event| event.changes) {
-                stage.changes.put(change);
-            }
+            stage.changes.put_all(entry.events.into_iter().flat_map(|event| event.changes));
             stage.changes.put(Change::new(Key::Meta, Some(Record::Meta(entry.meta))));
             stage.closed = closed;
             stage.point = Some(entry.point);

@@ -10,7 +10,7 @@ use super::image::{ImageMeta, Point, Write};
 use super::pending::AppliedEntry;
 use crate::state::{
     Addition, Admin, Command, ConfigDeletion, Content, CounterName, Endpoint, Entry, Format,
-    Health, InstanceName, InstancePatch, ItemName, Key, Op, Pairs, Publication, Record,
+    Health, InstanceName, InstancePatch, ItemName, Key, LOOK_AHEAD, Op, Pairs, Publication, Record,
     Registration, Reply, RequestId, ServiceSettings, State,
 };
 
@@ -66,7 +66,12 @@ impl World {
     pub fn entry(&mut self) -> AppliedEntry {
         let index = self.next;
         self.next += 1;
-        let count = if index == 0 { 0 } else { self.rng.random_range(0..6) };
+        let count = match self.rng.random_range(0..20) {
+            _ if index == 0 => 0,
+            // More than are looked at at once.
+            0 => self.rng.random_range(LOOK_AHEAD..3 * LOOK_AHEAD),
+            _ => self.rng.random_range(0..6),
+        };
         let commands: Vec<Vec<u8>> = (0..count).map(|_| self.command().encode().unwrap()).collect();
         let entry = Entry {
             term: 1,

@@ -9,7 +9,7 @@ use super::message::{Kind, Message, weigh};
 use super::range::{Names, Range, names};
 use super::{Capacity, Match, Selector};
 use crate::state::{
-    Alarm, Change, ConfigItem, Counter, Instance, Key, LockRequest, Record, Saga, Service,
+    self, Alarm, Change, ConfigItem, Counter, Instance, Key, LockRequest, Record, Saga, Service,
 };
 
 #[derive(Debug)]
@@ -78,7 +78,7 @@ impl Ring {
     }
 
     /// Takes the changes of one revision that can be watched. False when there are none.
-    pub(super) fn push(&mut self, revision: u64, changes: &[Change], capacity: &Capacity) -> bool {
+    pub(super) fn push(&mut self, revision: u64, changes: &[Change]) -> bool {
         let mut bytes = 0;
         let mut kept = changes.iter().filter_map(|change| {
             let kept = Kept::of(change)?;
@@ -94,13 +94,27 @@ impl Ring {
         self.events += changes.as_slice().len();
         self.bytes += bytes;
         self.recent.push_back(Recent { revision, tag, bytes, changes });
-        while self.events > capacity.ring_events || self.bytes > capacity.ring_bytes {
-            let oldest = self.recent.pop_front().expect("it holds something, so it is not empty");
+        true
+    }
+
+    /// Forgets the oldest revisions that are too many.
+    pub(super) fn trim(&mut self, capacity: &Capacity) {
+        let mut count = 0;
+        for oldest in &self.recent {
+            if self.events <= capacity.ring_events && self.bytes <= capacity.ring_bytes {
+                break;
+            }
             self.events -= oldest.changes.as_slice().len();
             self.bytes -= oldest.bytes;
             self.floor = oldest.revision;
+            count += 1;
         }
-        true
+        let instances = self.recent.range(..count).filter_map(|oldest| match &oldest.changes {
+            Changes::One(Kept::Instance(instance)) => Some(&**instance),
+            Changes::One(_) | Changes::Many(_) => None,
+        });
+        state::look_at_all(instances);
+        self.recent.drain(..count);
     }
 
     /// What happened in the range after `revision`; None when that is forgotten in part, or when the
