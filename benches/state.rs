@@ -128,16 +128,16 @@ fn register_and_deregister(bencher: Bencher<'_, '_>) {
     run(bencher, World::new().with(KEYS, |key| register(key, 0)), KEYS, op);
 }
 
-#[divan::bench]
-fn publish_config(bencher: Bencher<'_, '_>) {
+#[divan::bench(args = [10_000, KEYS])]
+fn publish_config(bencher: Bencher<'_, '_>, keys: u64) {
     let op = |key, change| Op::PublishConfig(Box::new(publication(key, change)));
-    run(bencher, World::new().with(KEYS, |key| op(key, 0)), KEYS, op);
+    run(bencher, World::new().with(keys, |key| op(key, 0)), keys, op);
 }
 
-#[divan::bench]
-fn add_to_counter(bencher: Bencher<'_, '_>) {
+#[divan::bench(args = [10_000, KEYS, 1_000_000])]
+fn add_to_counter(bencher: Bencher<'_, '_>, keys: u64) {
     let op = |key, _| Op::AddCounter(Box::new(addition(key)));
-    run(bencher, World::new().with(KEYS, |key| op(key, 0)), KEYS, op);
+    run(bencher, World::new().with(keys, |key| op(key, 0)), keys, op);
 }
 
 #[divan::bench]

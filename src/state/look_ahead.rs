@@ -5,7 +5,7 @@
 
 use std::hint::black_box;
 
-use super::command::{Command, InstanceName, Op};
+use super::command::{Command, CounterName, InstanceName, ItemName, Op};
 use super::memory::Tables;
 use super::table::Instance;
 
@@ -14,25 +14,69 @@ pub const LOOK_AHEAD: usize = 32;
 
 impl Tables {
     pub(super) fn look_ahead<'c>(&self, commands: impl Iterator<Item = &'c Command<&'c str>>) {
-        let tables: Vec<_> = commands
-            .filter_map(|command| {
-                let InstanceName { namespace, service, id } = instance_of(&command.op)?;
-                Some((self.service(namespace, service)?, *id))
-            })
-            .collect();
+        let (mut instances, mut counters, mut items) = (Vec::new(), Vec::new(), Vec::new());
+        for command in commands {
+            match &command.op {
+                Op::Register(registration) => instances.push(&registration.name),
+                Op::Deregister { name, .. } => instances.push(name),
+                Op::UpdateInstance(patch) => instances.push(&patch.name),
+                Op::AddCounter(addition) => counters.push(&addition.name),
+                Op::SetCounter(setting) => counters.push(&setting.name),
+                Op::PublishConfig(publication) => items.push(&publication.name),
+                _ => {}
+            }
+        }
+        self.look_at_instances(&instances);
+        self.look_at_counters(&counters);
+        self.look_at_items(&items);
+    }
+
+    fn look_at_instances(&self, names: &[&InstanceName<&str>]) {
+        let tables = names.iter().filter_map(|InstanceName { namespace, service, id }| {
+            Some((self.service(namespace, service)?, id))
+        });
+        let tables: Vec<_> = tables.collect();
         let places: Vec<_> =
             tables.iter().filter_map(|(table, id)| table.instances.likely(id)).collect();
         look_at_all(places.iter().copied().flatten().map(|(_, instance)| &**instance));
     }
-}
 
-/// The instance that a command writes, when it is one.
-fn instance_of<T>(op: &Op<T>) -> Option<&InstanceName<T>> {
-    match op {
-        Op::Register(registration) => Some(&registration.name),
-        Op::Deregister { name, .. } => Some(name),
-        Op::UpdateInstance(patch) => Some(&patch.name),
-        _ => None,
+    fn look_at_counters(&self, names: &[&CounterName<&str>]) {
+        let series = names.iter().filter_map(|CounterName { namespace, name, labels }| {
+            Some((self.namespaces.get(*namespace)?.counters.likely(name)?, labels))
+        });
+        let series: Vec<_> = series.collect();
+        let places = series.iter().filter_map(|(series, labels)| {
+            let (_, series) = series.as_ref()?;
+            series.likely(labels)
+        });
+        let places: Vec<_> = places.collect();
+        let counters = || places.iter().copied().flatten().map(|(_, counter)| counter);
+        let mut seen = 0;
+        for counter in counters() {
+            seen ^= counter.value ^ counter.open.sum ^ counter.modified_at_ms as i64;
+        }
+        for counter in counters() {
+            seen ^= counter.past.first().map_or(0, |slot| slot.sum);
+        }
+        black_box(seen);
+    }
+
+    fn look_at_items(&self, names: &[&ItemName<&str>]) {
+        let places = names.iter().filter_map(|ItemName { namespace, group, key }| {
+            self.namespaces.get(*namespace)?.config.likely(group, key)
+        });
+        let places: Vec<_> = places.collect();
+        let tables = || places.iter().copied().flatten().map(|(_, table)| table);
+        let mut seen = 0;
+        for table in tables() {
+            seen ^= table.item.as_ref().map_or(0, |item| item.last_version ^ item.modified_at_ms);
+            seen ^= table.releases().next().map_or(0, |release| release.version);
+        }
+        for table in tables() {
+            seen ^= table.item.as_ref().map_or(0, |item| item.current.at_ms);
+        }
+        black_box(seen);
     }
 }
 

@@ -55,6 +55,11 @@ impl ConfigTable {
         self.groups.get(group)?.items.get(key)
     }
 
+    /// As [`Catalog::likely`].
+    pub fn likely(&self, group: &str, key: &str) -> Option<&Option<(Arc<str>, ItemTable)>> {
+        self.groups.get(group)?.items.likely(key)
+    }
+
     pub fn item(&self, group: &str, key: &str) -> Option<&Arc<ConfigItem>> {
         self.get(group, key)?.item.as_ref()
     }

@@ -19,7 +19,7 @@ pub(in crate::state) struct CounterTable {
 
 /// The counters of one name, by the text that their labels are encoded as.
 #[derive(Debug)]
-struct Series {
+pub(in crate::state) struct Series {
     name: Arc<str>,
     counters: Catalog<Arc<Counter>>,
     /// Of their values.
@@ -37,6 +37,11 @@ impl CounterTable {
 
     pub fn get(&self, name: &str, labels: &Pairs) -> Option<&Arc<Counter>> {
         self.names.get(name)?.counters.get(labels.as_packed())
+    }
+
+    /// As [`Catalog::likely`].
+    pub fn likely(&self, name: &str) -> Option<&Option<(Arc<str>, Series)>> {
+        self.names.likely(name)
     }
 
     /// The sum of all values of one name; looks at none of them.
@@ -118,5 +123,12 @@ impl CounterTable {
     pub fn records(&self) -> impl Iterator<Item = (Key, Record)> {
         let all = self.names.values().flat_map(|series| series.counters.values());
         all.map(|counter| (counter.key(), Record::Counter(counter.clone())))
+    }
+}
+
+impl Series {
+    /// As [`Catalog::likely`].
+    pub fn likely(&self, labels: &Pairs) -> Option<&Option<(Arc<str>, Arc<Counter>)>> {
+        self.counters.likely(labels.as_packed())
     }
 }
