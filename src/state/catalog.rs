@@ -36,16 +36,18 @@ impl<T> Default for Catalog<T> {
 
 impl<T> Catalog<T> {
     pub fn get(&self, name: &str) -> Option<&T> {
-        Some(&occupied(&self.slots, self.slot(name)?).1)
+        Some(self.at(self.find(name)?))
     }
 
     pub fn get_mut(&mut self, name: &str) -> Option<&mut T> {
-        let slot = self.slot(name)?;
-        Some(self.at_mut(slot))
+        let place = self.find(name)?;
+        Some(self.at_mut(place))
     }
 
     pub fn find(&self, name: &str) -> Option<Place> {
-        self.slot(name).map(Place)
+        let hash = self.hashing.hash_one(name);
+        let slot = self.found.find(hash, |slot| *occupied(&self.slots, *slot).0 == *name)?;
+        Some(Place(*slot))
     }
 
     /// Where a name is if it is there at all: found by its hash alone, nothing of it is read.
@@ -60,7 +62,7 @@ impl<T> Catalog<T> {
 
     /// Returns what it replaces.
     pub fn replace(&mut self, place: Place, value: T) -> T {
-        std::mem::replace(self.at_mut(place.0), value)
+        std::mem::replace(self.at_mut(place), value)
     }
 
     /// A new name is shared with whoever gives it as such.
@@ -69,12 +71,12 @@ impl<T> Catalog<T> {
         name: impl AsRef<str> + Into<Arc<str>>,
         make: impl FnOnce(&Arc<str>) -> T,
     ) -> &mut T {
-        let slot = self.slot(name.as_ref()).unwrap_or_else(|| {
+        let place = self.find(name.as_ref()).unwrap_or_else(|| {
             let name: Arc<str> = name.into();
             let value = make(&name);
             self.insert(name, value)
         });
-        self.at_mut(slot)
+        self.at_mut(place)
     }
 
     /// In the order of the names.
@@ -98,8 +100,8 @@ impl<T> Catalog<T> {
 
     /// Returns what it replaces.
     pub fn put(&mut self, name: &Arc<str>, value: T) -> Option<T> {
-        match self.slot(name) {
-            Some(slot) => Some(std::mem::replace(self.at_mut(slot), value)),
+        match self.find(name) {
+            Some(place) => Some(self.replace(place, value)),
             None => {
                 self.insert(name.clone(), value);
                 None
@@ -128,10 +130,10 @@ impl<T> Catalog<T> {
     }
 
     /// The name is not there yet.
-    fn insert(&mut self, name: Arc<str>, value: T) -> u32 {
+    fn insert(&mut self, name: Arc<str>, value: T) -> Place {
         let slot = self.enter(name.clone(), value);
         self.order.insert(name, slot);
-        slot
+        Place(slot)
     }
 
     /// The caller keeps `order`.
@@ -147,13 +149,8 @@ impl<T> Catalog<T> {
         slot
     }
 
-    fn slot(&self, name: &str) -> Option<u32> {
-        let hash = self.hashing.hash_one(name);
-        self.found.find(hash, |slot| *occupied(&self.slots, *slot).0 == *name).copied()
-    }
-
-    fn at_mut(&mut self, slot: u32) -> &mut T {
-        &mut self.slots[slot as usize].as_mut().expect(OCCUPIED).1
+    fn at_mut(&mut self, place: Place) -> &mut T {
+        &mut self.slots[place.0 as usize].as_mut().expect(OCCUPIED).1
     }
 }
 

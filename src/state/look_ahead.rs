@@ -9,9 +9,6 @@ use super::command::{Command, CounterName, InstanceName, ItemName, Op};
 use super::memory::Tables;
 use super::table::Instance;
 
-/// So many are looked at at once.
-pub const LOOK_AHEAD: usize = 32;
-
 impl Tables {
     pub(super) fn look_ahead<'c>(&self, commands: impl Iterator<Item = &'c Command<&'c str>>) {
         let (mut instances, mut counters, mut items) = (Vec::new(), Vec::new(), Vec::new());

@@ -47,7 +47,7 @@ mod tests_properties;
 pub use command::*;
 pub use config::Verdict;
 pub use counter::window_ms;
-pub use look_ahead::{LOOK_AHEAD, look_at_all};
+pub use look_ahead::look_at_all;
 pub use memory::{ServiceVersion, SessionEntry};
 pub use read::*;
 pub use scope::{Match, Scope};
@@ -56,6 +56,8 @@ pub use versions::Versions;
 
 use journal::Journal;
 use memory::{Restoration, Tables};
+
+use crate::limits;
 
 /// The whole replicated state.
 #[derive(Debug, Default)]
@@ -102,7 +104,7 @@ impl State {
         self.meta.now_ms = self.meta.now_ms.max(entry.at_ms);
         let mut outcomes = Vec::with_capacity(entry.commands.len());
         let mut events = Vec::with_capacity(entry.commands.len());
-        for some in entry.commands.chunks(LOOK_AHEAD) {
+        for some in entry.commands.chunks(limits::LOOK_AHEAD) {
             let commands: Vec<_> = some.iter().map(|bytes| Command::decode(bytes)).collect();
             self.tables.look_ahead(commands.iter().flatten());
             for command in commands {

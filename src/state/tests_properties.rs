@@ -406,8 +406,8 @@ fn history(entries: usize) -> impl Strategy<Value = Sketch> {
         1 => 0..1_000_000i64,
     ];
     // Some have more commands than are looked at at once.
-    let commands =
-        prop_oneof![40 => vec(command(), 1..6), 1 => vec(command(), LOOK_AHEAD..3 * LOOK_AHEAD)];
+    let many = limits::LOOK_AHEAD..3 * limits::LOOK_AHEAD;
+    let commands = prop_oneof![40 => vec(command(), 1..6), 1 => vec(command(), many)];
     let entry = (term, at_ms, commands).prop_map(|(term, at_ms, commands)| EntrySketch {
         term,
         at_ms,

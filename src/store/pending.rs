@@ -14,7 +14,8 @@ use hashbrown::hash_map::Entry;
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable, hash_table};
 
 use super::image::Point;
-use crate::state::{self, Change, Event, Instance, Key, LOOK_AHEAD, Meta, Record, Versions};
+use crate::limits::LOOK_AHEAD;
+use crate::state::{self, Change, Event, Instance, Key, Meta, Record, Versions};
 
 /// One applied log entry. Every index is absorbed, also those of entries that carry no command.
 #[derive(Debug, Clone)]

@@ -8,9 +8,10 @@ use rand::{RngExt, SeedableRng};
 
 use super::image::{ImageMeta, Point, Write};
 use super::pending::AppliedEntry;
+use crate::limits::LOOK_AHEAD;
 use crate::state::{
     Addition, Admin, Command, ConfigDeletion, Content, CounterName, Endpoint, Entry, Format,
-    Health, InstanceName, InstancePatch, ItemName, Key, LOOK_AHEAD, Op, Pairs, Publication, Record,
+    Health, InstanceName, InstancePatch, ItemName, Key, Op, Pairs, Publication, Record,
     Registration, Reply, RequestId, ServiceSettings, State,
 };
 
