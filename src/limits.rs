@@ -236,12 +236,15 @@ pub const DEFAULT_SAGA_PAUSE_MAX_MS: u64 = 60_000;
 pub const COMMAND_BYTES: usize = 1024 * 1024 + 256 * 1024;
 /// Bytes of one encoded record: an item with its labels and gray releases is the greatest.
 pub const RECORD_BYTES: usize = 4 * COMMAND_BYTES;
-/// Commands in one log entry.
-pub const BATCH_COMMANDS: usize = 4_096;
+/// Commands in one log entry, and those that are applied in one go: what a node works on at once stays near
+/// the processor, and what else it has to do gets its turn.
+pub const BATCH_COMMANDS: usize = 256;
 /// Bytes of the commands in one log entry; one command may exceed it alone.
 pub const BATCH_BYTES: usize = 1024 * 1024;
-/// Entries that the proposer keeps in flight.
+/// Entries in flight besides which the proposer waits for a full one before it proposes the next.
 pub const PROPOSALS_IN_FLIGHT: usize = 2;
+/// Entries in flight besides which it proposes none.
+pub const FULL_PROPOSALS_IN_FLIGHT: usize = 16;
 /// How fast the time of the cluster goes while it is ahead of the leader's wall clock, which has been set back, in percent of
 /// real time: fast enough that no timer waits much longer, and slow enough that the lead is lost again.
 pub const CLOCK_SLEW_PERCENT: u128 = 90;
@@ -681,6 +684,8 @@ const _: () = {
     assert!(BATCH_BYTES + COMMAND_BYTES < WAL_FRAME_BYTES, "a batch fits one log frame");
     assert!((WAL_FRAME_BYTES as u64) * 2 <= WAL_SEGMENT_BYTES, "a frame fits one segment");
     assert!(WAL_QUEUE_BYTES >= WAL_FRAME_BYTES, "a frame fits the queue");
+    assert!(PROPOSALS_IN_FLIGHT < FULL_PROPOSALS_IN_FLIGHT);
+    assert!(FULL_PROPOSALS_IN_FLIGHT * (BATCH_BYTES + COMMAND_BYTES) <= WAL_QUEUE_BYTES);
     assert!(PEER_MESSAGE_BYTES > LOG_READ_BYTES + BATCH_BYTES + COMMAND_BYTES);
     assert!(SNAPSHOT_KEEP_ENTRIES < SNAPSHOT_ENTRIES);
     assert!(CHECKPOINT_WAKE_BYTES < CHECKPOINT_LOG_BYTES);

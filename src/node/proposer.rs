@@ -1,8 +1,9 @@
 //! The way of a command into the log: one queue, one entry per batch, a few entries in flight.
 //!
-//! The proposer waits for a first command and a permit, lets everything that is runnable queue up
-//! once, takes what waits (never a timer: a lone command leaves at once) and proposes it. When another
-//! node leads, the same batch goes to it over one stream. Without a leader commands wait, up to their
+//! The proposer waits for a first command, lets everything that is runnable queue up once, takes what
+//! waits (never a timer: a lone command leaves at once) and proposes it. While two entries are in flight it
+//! waits for a full one: so batches grow with the load, and with a great one the nodes always have work. When
+//! another node leads, the same batch goes to it over one stream. Without a leader commands wait, up to their
 //! deadlines.
 //!
 //! Invariant: each command that was taken in is answered exactly once. `definite` in an error is
@@ -10,7 +11,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,15 +19,15 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures::StreamExt as _;
 use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::wire::{self, WireError};
 use super::{Answer, Leadership, Node};
 use crate::error::Error;
 use crate::failpoint::failpoint;
 use crate::limits::{
-    BATCH_BYTES, BATCH_COMMANDS, FORWARD_ANSWER_BYTES, MAX_CALL_TIMEOUT, PROPOSAL_QUEUE,
-    PROPOSALS_IN_FLIGHT,
+    BATCH_BYTES, BATCH_COMMANDS, FORWARD_ANSWER_BYTES, FULL_PROPOSALS_IN_FLIGHT, MAX_CALL_TIMEOUT,
+    PROPOSAL_QUEUE, PROPOSALS_IN_FLIGHT,
 };
 use crate::raft::codec;
 use crate::raft::network::{Channel, PeerError};
@@ -99,7 +100,9 @@ pub struct Proposer {
     queue: Mutex<VecDeque<Pending>>,
     wake: Notify,
     forwarder: Forwarder,
+    /// Commands and entries that were proposed and not answered.
     in_flight: AtomicU64,
+    entries: AtomicUsize,
     failed: AtomicU64,
     proposed: AtomicU64,
 }
@@ -111,6 +114,7 @@ impl Proposer {
             wake: Notify::new(),
             forwarder: Forwarder::default(),
             in_flight: AtomicU64::new(0),
+            entries: AtomicUsize::new(0),
             failed: AtomicU64::new(0),
             proposed: AtomicU64::new(0),
         }
@@ -166,6 +170,29 @@ impl Proposer {
         pending.fail(error);
     }
 
+    /// Waits until the next batch may leave.
+    async fn ready(&self) {
+        let mut sweep_at = None;
+        loop {
+            let waiting = self.queue().len();
+            let entries = self.entries.load(Ordering::Relaxed);
+            if waiting == 0 {
+                sweep_at = None;
+                self.wake.notified().await;
+            } else if entries < PROPOSALS_IN_FLIGHT {
+                return runtime::yield_now().await;
+            } else if waiting >= BATCH_COMMANDS && entries < FULL_PROPOSALS_IN_FLIGHT {
+                return;
+            } else {
+                let at = *sweep_at.get_or_insert_with(|| Instant::now() + SWEEP);
+                if runtime::timeout_at(at, self.wake.notified()).await.is_err() {
+                    self.sweep(&Error::Timeout { definite: true }, false);
+                    sweep_at = None;
+                }
+            }
+        }
+    }
+
     /// Takes the next batch: everything that waits, within the limits of one entry.
     fn take(&self) -> Vec<Pending> {
         let now = Instant::now();
@@ -195,7 +222,7 @@ impl Proposer {
     }
 
     /// Answers what can no longer wait for a leader.
-    fn sweep(&self, leader: Option<String>, local_gone: bool) {
+    fn sweep(&self, error: &Error, local_gone: bool) {
         let now = Instant::now();
         let mut gone = VecDeque::new();
         {
@@ -209,7 +236,7 @@ impl Proposer {
             }
         }
         for pending in gone {
-            self.fail(pending, Error::NoLeader { leader: leader.clone(), definite: true });
+            self.fail(pending, error.clone());
         }
     }
 
@@ -224,40 +251,26 @@ impl Proposer {
 
 /// Proposes what is queued until the node is dropped.
 pub async fn run(node: Node) {
-    let permits = Arc::new(Semaphore::new(PROPOSALS_IN_FLIGHT));
     let proposer = node.proposer();
     loop {
-        let permit = tokio::select! {
-            biased;
-            permit = permits.clone().acquire_owned() => match permit {
-                Ok(permit) => permit,
-                Err(_) => return,
-            },
-            () = runtime::sleep(SWEEP) => {
-                proposer.sweep(None, false);
-                continue;
-            }
-        };
-        while proposer.queue().is_empty() {
-            proposer.wake.notified().await;
-        }
-        runtime::yield_now().await;
+        proposer.ready().await;
         match node.leadership() {
             Leadership::Leader { .. } => {
                 let batch = proposer.take();
                 if !batch.is_empty() {
-                    propose(&node, batch, permit).await;
+                    propose(&node, batch).await;
                 }
             }
             Leadership::Follower { leader, address, .. } => {
-                proposer.sweep(Some(address.clone()), true);
+                let error = Error::NoLeader { leader: Some(address.clone()), definite: true };
+                proposer.sweep(&error, true);
                 let batch = proposer.take();
                 if !batch.is_empty() {
                     forward(&node, leader, &address, batch).await;
                 }
             }
             Leadership::Unknown => {
-                proposer.sweep(None, true);
+                proposer.sweep(&Error::NoLeader { leader: None, definite: true }, true);
                 runtime::sleep(OFFER_AGAIN).await;
             }
         }
@@ -265,7 +278,7 @@ pub async fn run(node: Node) {
 }
 
 /// Proposes one batch as one entry and answers it when the entry is applied.
-async fn propose(node: &Node, batch: Vec<Pending>, permit: tokio::sync::OwnedSemaphorePermit) {
+async fn propose(node: &Node, batch: Vec<Pending>) {
     let size: usize = batch.iter().map(|pending| pending.command.len() + 4).sum();
     let mut commands = BytesMut::with_capacity(size);
     for pending in &batch {
@@ -277,22 +290,39 @@ async fn propose(node: &Node, batch: Vec<Pending>, permit: tokio::sync::OwnedSem
     let entry = Batch { at_ms: node.now_ms(), count, commands: commands.freeze() };
     let (responder, answer) = ProgressResponder::complete_only();
     let proposer = node.proposer();
-    proposer.in_flight.fetch_add(batch.len() as u64, Ordering::Relaxed);
+    let in_flight = InFlight::begin(node, batch.len() as u64);
     proposer.proposed.fetch_add(batch.len() as u64, Ordering::Relaxed);
     if node.raft().client_write_ff(entry, Some(responder)).await.is_err() {
-        proposer.in_flight.fetch_sub(batch.len() as u64, Ordering::Relaxed);
         for pending in batch {
             proposer.fail(pending, Error::ShuttingDown { definite: false });
         }
         return;
     }
-    let node = node.clone();
-    runtime::spawn(async move {
-        let count = batch.len() as u64;
-        settle(&node, batch, answer).await;
-        node.proposer().in_flight.fetch_sub(count, Ordering::Relaxed);
-        drop(permit);
-    });
+    runtime::spawn(async move { settle(&in_flight.node, batch, answer).await });
+}
+
+/// An entry in flight, until this is dropped.
+struct InFlight {
+    node: Node,
+    commands: u64,
+}
+
+impl InFlight {
+    fn begin(node: &Node, commands: u64) -> InFlight {
+        let proposer = node.proposer();
+        proposer.in_flight.fetch_add(commands, Ordering::Relaxed);
+        proposer.entries.fetch_add(1, Ordering::Relaxed);
+        InFlight { node: node.clone(), commands }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let proposer = self.node.proposer();
+        proposer.in_flight.fetch_sub(self.commands, Ordering::Relaxed);
+        proposer.entries.fetch_sub(1, Ordering::Relaxed);
+        proposer.wake.notify_one();
+    }
 }
 
 type Applied = openraft::raft::ClientWriteResult<crate::raft::types::Types>;

@@ -171,6 +171,7 @@ mod tests {
         #[test]
         fn it_is_an_ordered_map(steps in prop::collection::vec((0..60u32, 0..5u32), 0..400)) {
             let (mut catalog, mut model) = (Catalog::default(), BTreeMap::new());
+            let mut places = BTreeMap::new();
             for (value, (name, what)) in (0..).zip(steps) {
                 let name: Arc<str> = format!("i{name}").into();
                 match what {
@@ -190,11 +191,14 @@ mod tests {
                 }
                 prop_assert_eq!(catalog.get(&name), model.get(&name));
                 prop_assert_eq!(catalog.get_mut(&name), model.get_mut(&name));
-                let place = catalog.find(&name);
-                prop_assert_eq!(place.map(|place| catalog.at(place)), model.get(&name));
-                if let (Some(place), Some(known)) = (place, model.get_mut(&name)) {
+                if let (Some(place), Some(known)) = (catalog.find(&name), model.get_mut(&name)) {
                     prop_assert_eq!(catalog.replace(place, value + 100), *known);
                     *known = value + 100;
+                    places.insert(name, place);
+                }
+                places.retain(|name, _| model.contains_key(name));
+                for (name, place) in &places {
+                    prop_assert_eq!(Some(catalog.at(*place)), model.get(name));
                 }
                 prop_assert_eq!(catalog.len(), model.len());
                 prop_assert_eq!(catalog.is_empty(), model.is_empty());

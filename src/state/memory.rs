@@ -581,6 +581,7 @@ impl ServiceTable {
     ) -> Written {
         let record = Arc::new(record);
         let old = self.instances.replace(place, record.clone());
+        debug_assert!(Arc::ptr_eq(&record.id, &old.id), "{} in the place of {}", record.id, old.id);
         self.written(ledger, record, Some(old))
     }
 

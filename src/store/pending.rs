@@ -434,4 +434,17 @@ mod tests {
         }
         assert!(left_out > 1_000 && written > 1_000, "{left_out} {written}");
     }
+
+    /// All three names tell instances apart, whatever their hashes, and nothing but their texts.
+    #[test]
+    fn changes_are_of_one_instance_when_all_its_names_are() {
+        let gone = |[namespace, service, id]: [&str; 3]| {
+            InstanceChange::Gone(Box::new((namespace.into(), service.into(), id.into())))
+        };
+        let known = gone(["n", "s", "i"]);
+        assert!(known.is_of(&known) && known.is_of(&gone(["n", "s", "i"])));
+        for other in [["m", "s", "i"], ["n", "t", "i"], ["n", "s", "j"], ["n", "si", ""]] {
+            assert!(!known.is_of(&gone(other)) && !gone(other).is_of(&known), "{other:?}");
+        }
+    }
 }

@@ -109,6 +109,12 @@ impl Ring {
             self.floor = oldest.revision;
             count += 1;
         }
+        assert!(
+            self.events <= capacity.ring_events && self.bytes <= capacity.ring_bytes,
+            "{} changes of {} bytes in an empty ring",
+            self.events,
+            self.bytes,
+        );
         let instances = self.recent.range(..count).filter_map(|oldest| match &oldest.changes {
             Changes::One(Kept::Instance(instance)) => Some(&**instance),
             Changes::One(_) | Changes::Many(_) => None,

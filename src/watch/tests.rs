@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use std::ops::Bound::{Excluded, Included};
+use std::ops::Bound::{Excluded, Included, Unbounded};
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
@@ -1215,6 +1215,36 @@ fn the_estimate_of_a_messages_bytes_is_never_too_low_nor_far_too_high() {
     }
 }
 
+impl World {
+    /// The ring holds the last revisions that fit it since it began at one, and no other. Returns which bound the
+    /// oldest of the others would break.
+    fn check_ring(&self, began: u64) -> Option<&'static str> {
+        let capacity = &self.hub.shared.capacity;
+        let (mut events, mut bytes) = (0, 0);
+        let mut broken = None;
+        let since = self.history.changes.range((Excluded(began), Unbounded)).rev();
+        let mut known = since.map(|(revision, changes)| {
+            let watched = changes.iter().filter(|change| names(&change.key).is_some());
+            events += watched.clone().count();
+            bytes += watched.map(message::weigh).sum::<usize>();
+            (*revision, events > capacity.ring_events, bytes > capacity.ring_bytes)
+        });
+        let floor = match known.find(|(_, many, long)| *many || *long) {
+            Some((revision, many, _)) => {
+                broken = Some(if many { "forgotten by number" } else { "forgotten by bytes" });
+                revision
+            }
+            None => began,
+        };
+        let ring = &self.hub.shared.lock().ring;
+        let of_all = Selector::services("default").into();
+        let known = |after| ring.after(after, &of_all, &Capacity::default()).is_some();
+        assert!(known(floor), "after {floor}");
+        assert!(floor == 0 || !known(floor - 1), "after {floor}");
+        broken
+    }
+}
+
 /// Of any class, with names of which one is often the beginning of another.
 fn any_selector(rng: &mut StdRng, namespaces: &[&str], texts: &[&str]) -> Selector {
     let any_match = |rng: &mut StdRng| {
@@ -1254,6 +1284,7 @@ fn model(seed: u64) {
     let mut sessions = Vec::new();
     let mut watchers: Vec<Watcher> = Vec::new();
     let mut seen = BTreeSet::new();
+    let mut ring_began = 0;
     let any_range = |rng: &mut StdRng| {
         let mut count = rng.random_range(1..=4);
         if rng.random_bool(0.1) {
@@ -1297,6 +1328,7 @@ fn model(seed: u64) {
                     _ => None,
                 }));
                 sessions.retain(|id| world.state.session(*id).is_some());
+                seen.extend(world.check_ring(ring_began));
             }
             50..60 if watchers.len() < 12 => {
                 let now = world.state.revision();
@@ -1318,6 +1350,7 @@ fn model(seed: u64) {
                 world.apply_unpublished(ops);
                 sessions.retain(|id| world.state.session(*id).is_some());
                 drop(world.hub.reset(&world.state));
+                ring_began = world.state.revision();
                 seen.insert("reset");
             }
             _ if !watchers.is_empty() => {
@@ -1390,6 +1423,16 @@ fn every_picture_equals_the_state_at_its_revision() {
             std::panic::resume_unwind(panic);
         }
     }
-    let all = ["bookmark", "changes", "lagged", "piece", "reset", "several", "snapshot"];
+    let all = [
+        "bookmark",
+        "changes",
+        "forgotten by bytes",
+        "forgotten by number",
+        "lagged",
+        "piece",
+        "reset",
+        "several",
+        "snapshot",
+    ];
     assert_eq!(SEEN.lock().unwrap().iter().copied().collect::<Vec<_>>(), all);
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use quorate::error::Error;
+use quorate::limits;
 use quorate::node::{Answer, Leadership, Node, Status};
 use quorate::proto::v1::Consistency;
 use quorate::raft::codec;
@@ -323,6 +324,77 @@ fn sessions_expire_while_the_disks_are_slow() {
         })
         .await;
         assert!(is_leader(world, leads));
+    });
+}
+
+/// While entries are in flight the next one waits until it is full, and never are too many in flight.
+#[test]
+fn entries_that_wait_grow_until_they_are_full() {
+    tell_quietly(41, async |world| {
+        let leads = leader(world);
+        let others: Vec<NodeId> = world.nodes.iter().copied().filter(|id| *id != leads).collect();
+        others.iter().for_each(|id| world.sync_time(*id).set(5_000, 5_001));
+        let before = status(world, leads);
+        let (scope, node) = world.running(leads).expect("it leads");
+        let full = limits::BATCH_COMMANDS;
+        let most = limits::FULL_PROPOSALS_IN_FLIGHT;
+        // Commands that come at once, and the commands and entries that are proposed by then.
+        let steps = [
+            (1, 1, 1),
+            (1, 2, 2),
+            (10, 2, 2),
+            (full - 11, 2, 2),
+            (1, full + 2, 3),
+            ((most - 3) * full, (most - 2) * full + 2, most),
+            (2 * full, (most - 2) * full + 2, most),
+        ];
+        let mut answers = Vec::new();
+        for (come, commands, entries) in steps {
+            for _ in 0..come {
+                let (node, command) = (node.clone(), Command { request: None, op: addition(1) });
+                let timeout = Duration::from_secs(60);
+                answers.push(scope.spawn(async move { node.propose(&command, timeout).await }));
+            }
+            assert!(pass(world, Duration::from_millis(100)).await);
+            let now = status(world, leads);
+            let proposed = now.proposals_proposed - before.proposals_proposed;
+            let appended = now.last_log_index - before.last_log_index;
+            assert_eq!((proposed, appended), (commands as u64, entries as u64));
+        }
+        assert_eq!(status(world, leads).proposals_pending, answers.len() as u64);
+        others.iter().for_each(|id| world.sync_time(*id).set(0, 3));
+        for answer in answers {
+            answer.await.expect("nobody ends it").unwrap().result.unwrap();
+        }
+        assert_eq!(status(world, leads).proposals_pending, 0);
+    });
+}
+
+/// A write that waits behind entries in flight is given up at its deadline, however many come after it.
+#[test]
+fn a_write_that_is_not_proposed_is_answered_at_its_deadline() {
+    tell_quietly(42, async |world| {
+        let leads = leader(world);
+        let others: Vec<NodeId> = world.nodes.iter().copied().filter(|id| *id != leads).collect();
+        others.iter().for_each(|id| world.sync_time(*id).set(5_000, 5_001));
+        let (scope, node) = world.running(leads).expect("it leads");
+        let write = |timeout| {
+            let (node, command) = (node.clone(), Command { request: None, op: addition(1) });
+            scope.spawn(async move { node.propose(&command, timeout).await })
+        };
+        for _ in 0..limits::PROPOSALS_IN_FLIGHT {
+            write(Duration::from_secs(60));
+            assert!(pass(world, Duration::from_millis(20)).await);
+        }
+        let waits = write(Duration::from_millis(200));
+        for _ in 0..30 {
+            write(Duration::from_secs(60));
+            assert!(pass(world, Duration::from_millis(10)).await);
+        }
+        assert!(waits.is_finished());
+        let answer = waits.await.expect("nobody ends it");
+        assert!(matches!(answer, Err(Error::Timeout { definite: true })), "{answer:?}");
+        others.iter().for_each(|id| world.sync_time(*id).set(0, 3));
     });
 }
 
@@ -705,11 +777,14 @@ async fn carry_out(world: &World, op: Op) {
 }
 
 async fn add(world: &World, delta: i64) {
+    carry_out(world, addition(delta)).await;
+}
+
+fn addition(delta: i64) -> Op {
     let (namespace, name) = ("default".to_owned(), "queue".to_owned());
     let name = CounterName { namespace, name, labels: Pairs::default() };
     let kind = Some(CounterKind::Gauge);
-    let addition = Addition { name, kind, delta, floor: None, ceil: None };
-    carry_out(world, Op::AddCounter(Box::new(addition))).await;
+    Op::AddCounter(Box::new(Addition { name, kind, delta, floor: None, ceil: None }))
 }
 
 async fn put_alarm(world: &World) {
