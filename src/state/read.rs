@@ -264,7 +264,7 @@ impl ServiceTable {
             .settings
             .as_ref()
             .map_or(limits::DEFAULT_DEREGISTER_AFTER_MS, |settings| settings.deregister_after_ms);
-        Some(instance.orphaned_at_ms?.saturating_add(after))
+        Some(instance.orphaned_at_ms?.get().saturating_add(after))
     }
 }
 

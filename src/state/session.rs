@@ -8,6 +8,7 @@
 //! to tell that clients were lost.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use super::At;
@@ -144,7 +145,7 @@ impl Tables {
             let held = table.instances.get(&id).expect("what a session holds exists");
             let mut instance = (**held).clone();
             instance.set_health(Health::Critical, at);
-            instance.orphaned_at_ms = Some(at.now_ms);
+            instance.orphaned_at_ms = NonZeroU64::new(at.now_ms.max(1));
             instance.stamp(reason.clone(), at);
             journal.push(table.put_instance(&mut self.ledger, instance));
         }

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -749,7 +750,7 @@ fn show_record(record: &Record) -> String {
             part("reason", format!("{:?}", i.reason));
             part("hash_key", i.hash_key.to_string());
             part("session", number(i.session));
-            part("orphaned_at", number(i.orphaned_at_ms));
+            part("orphaned_at", number(i.orphaned_at_ms.map(NonZeroU64::get)));
             part("critical_since", number(i.critical_since_ms));
             part("", revisions(i.create_revision, i.mod_revision));
             part("", format!("times {}..{}", i.created_at_ms, i.modified_at_ms));

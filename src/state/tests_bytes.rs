@@ -2,6 +2,7 @@
 //! kind of command and record that were written once and must stay readable.
 #![allow(clippy::unwrap_used)]
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use bincode::Options as _;
@@ -242,7 +243,7 @@ fn records() -> Vec<(String, Key, Record)> {
         reason: "session 7 expired".into(),
         hash_key: "ring".into(),
         session: Some(7),
-        orphaned_at_ms: Some(1_700_000_000_000),
+        orphaned_at_ms: NonZeroU64::new(1_700_000_000_000),
         critical_since_ms: Some(1_699_999_999_999),
         create_revision: 11,
         mod_revision: 12,

@@ -5,6 +5,7 @@
 
 use super::*;
 use crate::limits;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 mod alarm;
@@ -308,7 +309,7 @@ impl Model {
             Some(settings) => settings.deregister_after_ms,
             None => 30_000,
         };
-        Some(i.orphaned_at_ms?.saturating_add(after))
+        Some(i.orphaned_at_ms?.get().saturating_add(after))
     }
 
     fn has_namespace(&self, name: &str) -> bool {
@@ -461,7 +462,7 @@ impl Model {
                             }
                             i.health = Health::Critical;
                             i.reason = format!("session {id} expired").into();
-                            i.orphaned_at_ms = Some(place.now_ms);
+                            i.orphaned_at_ms = NonZeroU64::new(place.now_ms.max(1));
                             i.mod_revision = place.revision;
                             i.modified_at_ms = place.now_ms;
                         }
