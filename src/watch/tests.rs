@@ -1221,7 +1221,6 @@ impl World {
     fn check_ring(&self, began: u64) -> Option<&'static str> {
         let capacity = &self.hub.shared.capacity;
         let (mut events, mut bytes) = (0, 0);
-        let mut broken = None;
         let since = self.history.changes.range((Excluded(began), Unbounded)).rev();
         let mut known = since.map(|(revision, changes)| {
             let watched = changes.iter().filter(|change| names(&change.key).is_some());
@@ -1229,12 +1228,10 @@ impl World {
             bytes += watched.map(message::weigh).sum::<usize>();
             (*revision, events > capacity.ring_events, bytes > capacity.ring_bytes)
         });
-        let floor = match known.find(|(_, many, long)| *many || *long) {
-            Some((revision, many, _)) => {
-                broken = Some(if many { "forgotten by number" } else { "forgotten by bytes" });
-                revision
-            }
-            None => began,
+        let (floor, broken) = match known.find(|(_, many, long)| *many || *long) {
+            Some((revision, true, _)) => (revision, Some("forgotten by number")),
+            Some((revision, false, _)) => (revision, Some("forgotten by bytes")),
+            None => (began, None),
         };
         let ring = &self.hub.shared.lock().ring;
         let of_all = Selector::services("default").into();
