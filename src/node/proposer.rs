@@ -35,7 +35,7 @@ use crate::raft::types::Batch;
 use crate::runtime::{self, Instant};
 use crate::state::Outcome;
 
-/// How often overdue commands are looked for while none can be proposed.
+/// How often overdue commands are looked for behind others.
 const SWEEP: Duration = Duration::from_millis(50);
 /// Pause before commands are offered again to a leader that did not take them.
 const OFFER_AGAIN: Duration = Duration::from_millis(5);
@@ -170,25 +170,20 @@ impl Proposer {
         pending.fail(error);
     }
 
-    /// Waits until the next batch may leave.
-    async fn ready(&self) {
-        let mut sweep_at = None;
+    /// Waits until something waits, and then until the next batch may leave, but not beyond `until`; says whether it may.
+    async fn ready(&self, until: Instant) -> bool {
         loop {
             let waiting = self.queue().len();
             let entries = self.entries.load(Ordering::Relaxed);
             if waiting == 0 {
-                sweep_at = None;
                 self.wake.notified().await;
             } else if entries < PROPOSALS_IN_FLIGHT {
-                return runtime::yield_now().await;
+                runtime::yield_now().await;
+                return true;
             } else if waiting >= BATCH_COMMANDS && entries < FULL_PROPOSALS_IN_FLIGHT {
-                return;
-            } else {
-                let at = *sweep_at.get_or_insert_with(|| Instant::now() + SWEEP);
-                if runtime::timeout_at(at, self.wake.notified()).await.is_err() {
-                    self.sweep(&Error::Timeout { definite: true }, false);
-                    sweep_at = None;
-                }
+                return true;
+            } else if runtime::timeout_at(until, self.wake.notified()).await.is_err() {
+                return false;
             }
         }
     }
@@ -221,18 +216,14 @@ impl Proposer {
         batch
     }
 
-    /// Answers what can no longer wait for a leader.
-    fn sweep(&self, error: &Error, local_gone: bool) {
-        let now = Instant::now();
+    /// Answers those that go, wherever in the queue they are: deadlines mostly grow from front to back, but need not.
+    fn sweep(&self, error: &Error, goes: impl Fn(&Pending) -> bool) {
         let mut gone = VecDeque::new();
         {
             let mut queue = self.queue();
-            // Deadlines mostly grow from front to back, but need not.
-            if queue.iter().any(|p| p.deadline <= now || (local_gone && p.local_only)) {
-                let stays = |p: &Pending| p.deadline > now && !(local_gone && p.local_only);
-                let (stay, go) = std::mem::take(&mut *queue).into_iter().partition(stays);
-                *queue = stay;
-                gone = go;
+            if queue.iter().any(&goes) {
+                let all = std::mem::take(&mut *queue);
+                (gone, *queue) = all.into_iter().partition(&goes);
             }
         }
         for pending in gone {
@@ -252,27 +243,38 @@ impl Proposer {
 /// Proposes what is queued until the node is dropped.
 pub async fn run(node: Node) {
     let proposer = node.proposer();
+    let mut sweep_at = Instant::now() + SWEEP;
     loop {
-        proposer.ready().await;
+        let may_propose = proposer.ready(sweep_at).await;
+        let now = Instant::now();
+        let is_overdue = |pending: &Pending| pending.deadline <= now;
+        let overdue = Error::Timeout { definite: true };
         match node.leadership() {
             Leadership::Leader { .. } => {
-                let batch = proposer.take();
+                if sweep_at <= now {
+                    proposer.sweep(&overdue, is_overdue);
+                }
+                let batch = if may_propose { proposer.take() } else { Vec::new() };
                 if !batch.is_empty() {
                     propose(&node, batch).await;
                 }
             }
             Leadership::Follower { leader, address, .. } => {
-                let error = Error::NoLeader { leader: Some(address.clone()), definite: true };
-                proposer.sweep(&error, true);
+                proposer.sweep(&overdue, is_overdue);
+                proposer.sweep(&node.no_leader(), |pending| pending.local_only);
                 let batch = proposer.take();
                 if !batch.is_empty() {
                     forward(&node, leader, &address, batch).await;
                 }
             }
             Leadership::Unknown => {
-                proposer.sweep(&Error::NoLeader { leader: None, definite: true }, true);
+                let error = Error::NoLeader { leader: None, definite: true };
+                proposer.sweep(&error, |pending| is_overdue(pending) || pending.local_only);
                 runtime::sleep(OFFER_AGAIN).await;
             }
+        }
+        if sweep_at <= now {
+            sweep_at = now + SWEEP;
         }
     }
 }
@@ -333,7 +335,8 @@ async fn settle(node: &Node, batch: Vec<Pending>, mut answer: oneshot::Receiver<
     let mut waiting: Vec<Option<Pending>> = batch.into_iter().map(Some).collect();
     let result = loop {
         let Some(next) = waiting.iter().flatten().map(|pending| pending.deadline).min() else {
-            // Everybody has given up.
+            // Everybody has given up; the entry is in flight as long as nobody knows what became of it.
+            drop(answer.await);
             return;
         };
         match runtime::timeout_at(next, &mut answer).await {

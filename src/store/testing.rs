@@ -12,7 +12,7 @@ use crate::limits::LOOK_AHEAD;
 use crate::state::{
     Addition, Admin, Command, ConfigDeletion, Content, CounterName, Endpoint, Entry, Format,
     Health, InstanceName, InstancePatch, ItemName, Key, Op, Pairs, Publication, Record,
-    Registration, Reply, RequestId, ServiceSettings, State,
+    Registration, Reply, RequestId, ServiceSettings, State, Step, Txn,
 };
 
 /// A state, the entries that made it, and its records after each of them.
@@ -184,8 +184,22 @@ impl World {
                 term: 1,
                 sessions: self.sessions.first().map(|(id, _)| *id).into_iter().collect(),
             },
-            5..8 => Op::Deregister { name: self.name(), expected_mod_revision: None },
-            8..11 => Op::UpdateInstance(Box::new(InstancePatch {
+            5 | 6 => {
+                let steps = self.rng.random_range(2..8);
+                let then = (0..steps).map(|_| Step::Write(self.write(session))).collect();
+                Op::Txn(Box::new(Txn { when: Vec::new(), then, otherwise: Vec::new() }))
+            }
+            7 => self.deletion(true),
+            _ => self.write(session),
+        };
+        Command { request, op }
+    }
+
+    /// What a transaction may carry out too. Few names, so that it often concerns one of them twice.
+    fn write(&mut self, session: Option<u64>) -> Op {
+        match self.rng.random_range(0..20) {
+            0..3 => Op::Deregister { name: self.name(), expected_mod_revision: None },
+            3..6 => Op::UpdateInstance(Box::new(InstancePatch {
                 name: self.name(),
                 weight: Some(self.rng.random_range(0..100)),
                 admin: None,
@@ -194,15 +208,15 @@ impl World {
                 metadata: Some(self.metadata()),
                 expected_mod_revision: None,
             })),
-            20 => Op::AddCounter(Box::new(Addition {
+            6 => Op::AddCounter(Box::new(Addition {
                 name: self.counter(),
                 kind: None,
                 delta: 1,
                 floor: None,
                 ceil: None,
             })),
-            21 => Op::DeleteCounter { name: self.counter() },
-            22 | 23 => Op::PublishConfig(Box::new(Publication {
+            7 => Op::DeleteCounter { name: self.counter() },
+            8 | 9 => Op::PublishConfig(Box::new(Publication {
                 name: self.item(),
                 content: Content {
                     format: Format::Text,
@@ -216,13 +230,7 @@ impl World {
                 schema: 0,
                 gray: None,
             })),
-            24 => Op::DeleteConfig(Box::new(ConfigDeletion {
-                name: self.item(),
-                expected_version: None,
-                author: String::new(),
-                comment: String::new(),
-                purge: self.rng.random_bool(0.5),
-            })),
+            10 => self.deletion(false),
             _ => Op::Register(Box::new(Registration {
                 name: self.name(),
                 endpoints: [Endpoint { name: "http", host: "10.0.0.1", port: 80 }]
@@ -237,7 +245,16 @@ impl World {
                 hash_key: String::new(),
                 session,
             })),
-        };
-        Command { request, op }
+        }
+    }
+
+    fn deletion(&mut self, purge: bool) -> Op {
+        Op::DeleteConfig(Box::new(ConfigDeletion {
+            name: self.item(),
+            expected_version: None,
+            author: String::new(),
+            comment: String::new(),
+            purge,
+        }))
     }
 }

@@ -1,5 +1,7 @@
 //! Single faults, told one by one: what a random run would seldom meet, or not tell apart.
 
+mod proposals;
+
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -324,77 +326,6 @@ fn sessions_expire_while_the_disks_are_slow() {
         })
         .await;
         assert!(is_leader(world, leads));
-    });
-}
-
-/// While entries are in flight the next one waits until it is full, and never are too many in flight.
-#[test]
-fn entries_that_wait_grow_until_they_are_full() {
-    tell_quietly(41, async |world| {
-        let leads = leader(world);
-        let followers = world.nodes.iter().copied().filter(|id| *id != leads);
-        followers.clone().for_each(|id| world.sync_time(id).set(5_000, 5_001));
-        let before = status(world, leads);
-        let (scope, node) = world.running(leads).expect("it leads");
-        let full = limits::BATCH_COMMANDS;
-        let most = limits::FULL_PROPOSALS_IN_FLIGHT;
-        // Commands that come at once, and the commands and entries that are proposed by then.
-        let steps = [
-            (1, 1, 1),
-            (1, 2, 2),
-            (10, 2, 2),
-            (full - 11, 2, 2),
-            (1, full + 2, 3),
-            ((most - 3) * full, (most - 2) * full + 2, most),
-            (2 * full, (most - 2) * full + 2, most),
-        ];
-        let mut answers = Vec::new();
-        for (come, commands, entries) in steps {
-            for _ in 0..come {
-                let (node, command) = (node.clone(), Command { request: None, op: addition(1) });
-                let timeout = Duration::from_secs(60);
-                answers.push(scope.spawn(async move { node.propose(&command, timeout).await }));
-            }
-            assert!(pass(world, Duration::from_millis(100)).await);
-            let now = status(world, leads);
-            let proposed = now.proposals_proposed - before.proposals_proposed;
-            let appended = now.last_log_index - before.last_log_index;
-            assert_eq!((proposed, appended), (commands as u64, entries as u64));
-        }
-        assert_eq!(status(world, leads).proposals_pending, answers.len() as u64);
-        followers.for_each(|id| world.sync_time(id).set(0, 3));
-        for answer in answers {
-            answer.await.expect("nobody ends it").unwrap().result.unwrap();
-        }
-        assert_eq!(status(world, leads).proposals_pending, 0);
-    });
-}
-
-/// A write that waits behind entries in flight is given up at its deadline, however many come after it.
-#[test]
-fn a_write_that_is_not_proposed_is_answered_at_its_deadline() {
-    tell_quietly(42, async |world| {
-        let leads = leader(world);
-        let followers = world.nodes.iter().copied().filter(|id| *id != leads);
-        followers.clone().for_each(|id| world.sync_time(id).set(5_000, 5_001));
-        let (scope, node) = world.running(leads).expect("it leads");
-        let write = |timeout| {
-            let (node, command) = (node.clone(), Command { request: None, op: addition(1) });
-            scope.spawn(async move { node.propose(&command, timeout).await })
-        };
-        for _ in 0..limits::PROPOSALS_IN_FLIGHT {
-            write(Duration::from_secs(60));
-            assert!(pass(world, Duration::from_millis(20)).await);
-        }
-        let waits = write(Duration::from_millis(200));
-        for _ in 0..30 {
-            write(Duration::from_secs(60));
-            runtime::sleep(Duration::from_millis(10)).await;
-        }
-        assert!(waits.is_finished());
-        let answer = waits.await.expect("nobody ends it");
-        assert!(matches!(answer, Err(Error::Timeout { definite: true })), "{answer:?}");
-        followers.for_each(|id| world.sync_time(id).set(0, 3));
     });
 }
 

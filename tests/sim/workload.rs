@@ -584,7 +584,7 @@ async fn watch_at(
             // Nothing more comes: another look at whether it has seen all.
             Err(_) => return,
         };
-        if slow {
+        if slow && world.is_busy() {
             runtime::sleep(millis(random, 0..150)).await;
         }
         if !world.reaches_client(node, client).await {

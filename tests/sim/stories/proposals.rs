@@ -1,0 +1,193 @@
+//! Of the way of writes into the log.
+
+use super::*;
+
+/// The disks of the followers are slow from now on, so that nothing is committed for seconds.
+fn slow_followers(world: &World) -> Vec<NodeId> {
+    let leads = leader(world);
+    let followers: Vec<_> = world.nodes.iter().copied().filter(|id| *id != leads).collect();
+    followers.iter().for_each(|id| world.sync_time(*id).set(5_000, 5_001));
+    followers
+}
+
+/// While entries are in flight the next one waits until it is full, and never are too many in flight.
+#[test]
+fn entries_that_wait_grow_until_they_are_full() {
+    tell_quietly(41, async |world| {
+        let leads = leader(world);
+        let followers = slow_followers(world);
+        let before = status(world, leads);
+        let (scope, node) = world.running(leads).expect("it leads");
+        let full = limits::BATCH_COMMANDS;
+        let most = limits::FULL_PROPOSALS_IN_FLIGHT;
+        // Commands that come at once, and the commands and entries that are proposed by then.
+        let steps = [
+            (1, 1, 1),
+            (1, 2, 2),
+            (10, 2, 2),
+            (full - 11, 2, 2),
+            (1, full + 2, 3),
+            ((most - 3) * full, (most - 2) * full + 2, most),
+            (2 * full, (most - 2) * full + 2, most),
+        ];
+        let mut answers = Vec::new();
+        for (come, commands, entries) in steps {
+            for _ in 0..come {
+                let (node, command) = (node.clone(), Command { request: None, op: addition(1) });
+                let timeout = Duration::from_secs(60);
+                answers.push(scope.spawn(async move { node.propose(&command, timeout).await }));
+            }
+            assert!(pass(world, Duration::from_millis(100)).await);
+            let now = status(world, leads);
+            let proposed = now.proposals_proposed - before.proposals_proposed;
+            let appended = now.last_log_index - before.last_log_index;
+            assert_eq!((proposed, appended), (commands as u64, entries as u64));
+        }
+        assert_eq!(status(world, leads).proposals_pending, answers.len() as u64);
+        followers.iter().for_each(|id| world.sync_time(*id).set(0, 3));
+        for answer in answers {
+            answer.await.expect("nobody ends it").unwrap().result.unwrap();
+        }
+        assert_eq!(status(world, leads).proposals_pending, 0);
+    });
+}
+
+/// A write that waits behind entries in flight is given up at its deadline, however many come after it.
+#[test]
+fn a_write_that_is_not_proposed_is_answered_at_its_deadline() {
+    tell_quietly(42, async |world| {
+        let leads = leader(world);
+        let followers = slow_followers(world);
+        let (scope, node) = world.running(leads).expect("it leads");
+        let write = |timeout| {
+            let (node, command) = (node.clone(), Command { request: None, op: addition(1) });
+            scope.spawn(async move { node.propose(&command, timeout).await })
+        };
+        for _ in 0..limits::PROPOSALS_IN_FLIGHT {
+            write(Duration::from_secs(60));
+            assert!(pass(world, Duration::from_millis(20)).await);
+        }
+        let waits = write(Duration::from_millis(200));
+        for _ in 0..30 {
+            write(Duration::from_secs(60));
+            runtime::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(waits.is_finished());
+        let answer = waits.await.expect("nobody ends it");
+        assert!(matches!(answer, Err(Error::Timeout { definite: true })), "{answer:?}");
+        followers.iter().for_each(|id| world.sync_time(*id).set(0, 3));
+    });
+}
+
+/// However many deadlines pass: what was appended is in flight until somebody knows what became of it.
+#[test]
+fn entries_that_nobody_waits_for_are_in_flight() {
+    tell_quietly(43, async |world| {
+        let leads = leader(world);
+        let followers = slow_followers(world);
+        let before = status(world, leads).last_log_index;
+        let mut answers = Vec::new();
+        for _ in 0..8 {
+            let answer = write(world, leads, Duration::from_millis(200)).await;
+            answers.push(matches!(answer, Err(Error::Timeout { definite: true })));
+        }
+        let appended = status(world, leads).last_log_index - before;
+        assert_eq!(appended, limits::PROPOSALS_IN_FLIGHT as u64);
+        assert_eq!(answers, [false, false, true, true, true, true, true, true]);
+        followers.iter().for_each(|id| world.sync_time(*id).set(0, 3));
+        assert!(write(world, leads, Duration::from_secs(60)).await.is_ok());
+        assert_eq!(status(world, leads).proposals_pending, 0);
+    });
+}
+
+/// Also while entries go through one after the other, and those before it may wait for longer.
+#[test]
+fn a_write_far_back_in_the_queue_is_answered_at_its_deadline() {
+    tell_quietly(44, async |world| {
+        let leads = leader(world);
+        world.nodes.iter().for_each(|id| world.sync_time(*id).set(40, 41));
+        let (scope, node) = world.running(leads).expect("it leads");
+        let write = |timeout| {
+            let (node, command) = (node.clone(), Command { request: None, op: addition(1) });
+            scope.spawn(async move { node.propose(&command, timeout).await })
+        };
+        let others: Vec<_> =
+            (1..limits::PROPOSAL_QUEUE).map(|_| write(Duration::from_secs(60))).collect();
+        let waits = write(Duration::from_millis(60));
+        runtime::sleep(Duration::from_millis(120)).await;
+        let through = others.iter().filter(|write| write.is_finished()).count();
+        assert!(through > 0, "none went through");
+        let behind = limits::FULL_PROPOSALS_IN_FLIGHT * limits::BATCH_COMMANDS;
+        assert!(through + behind < others.len(), "its turn came: {through} were before it");
+        assert!(waits.is_finished());
+        let answer = waits.await.expect("nobody ends it");
+        assert!(matches!(answer, Err(Error::Timeout { definite: true })), "{answer:?}");
+        for write in others {
+            write.await.expect("nobody ends it").unwrap().result.unwrap();
+        }
+    });
+}
+
+fn follows_another(world: &World, id: NodeId) -> bool {
+    let leadership = world.running(id).map(|(_, node)| node.leadership());
+    matches!(leadership, Some(Leadership::Follower { .. }))
+}
+
+/// What it has appended waits for its disk; what it has not appended does not wait for that.
+#[test]
+fn a_deposed_leader_passes_on_what_it_has_not_proposed() {
+    tell_quietly(45, async |world| {
+        let leads = leader(world);
+        let (scope, node) = world.running(leads).expect("it leads");
+        let add = || {
+            let (node, command) = (node.clone(), Command { request: None, op: addition(1) });
+            scope.spawn(async move { node.propose(&command, Duration::from_secs(60)).await })
+        };
+        let others = world.nodes.iter().copied().filter(|id| *id != leads);
+        for other in others {
+            world.network.cut(leads, other);
+            world.network.cut(other, leads);
+        }
+        world.network.reset(leads);
+        let mut appended = Vec::new();
+        for _ in 0..limits::PROPOSALS_IN_FLIGHT {
+            appended.push(add());
+            assert!(pass(world, Duration::from_millis(20)).await);
+        }
+        let waits = add();
+        until_another_leads(world, leads).await;
+        world.sync_time(leads).set(3_000, 3_001);
+        world.network.heal();
+        until(world, 20 * SECOND, "it follows", || follows_another(world, leads)).await;
+        until(world, SECOND, "what waited is passed on", || waits.is_finished()).await;
+        assert!(appended.iter().all(|write| !write.is_finished()));
+        waits.await.expect("nobody ends it").unwrap().result.unwrap();
+        world.sync_time(leads).set(0, 3);
+        for write in appended {
+            let answer = write.await.expect("nobody ends it");
+            assert!(matches!(answer, Err(Error::LeaderChanged)), "{answer:?}");
+        }
+    });
+}
+
+/// What a follower must not pass on is refused, and the refusal tells where clients reach the leader.
+#[test]
+fn a_refusal_names_where_clients_reach_the_leader() {
+    tell_quietly(46, async |world| {
+        let (leads, follows) = (leader(world), follower(world));
+        let address = format!("client-{leads}");
+        let refusal = async || {
+            let command = Command { request: None, op: addition(1) };
+            let within = Duration::from_secs(1);
+            on(world, follows, move |node| async move { node.propose_here(&command, within).await })
+                .await
+        };
+        // The members have told each other by then.
+        assert!(pass(world, SECOND).await);
+        let answer = refusal().await;
+        match &answer {
+            Err(Error::NoLeader { leader, definite: true }) => assert_eq!(*leader, Some(address)),
+            _ => panic!("{answer:?}"),
+        }
+    });
+}
