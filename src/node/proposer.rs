@@ -170,14 +170,15 @@ impl Proposer {
         pending.fail(error);
     }
 
-    /// Waits until something waits, and then until the next batch may leave, but not beyond `until`; says whether it may.
-    async fn ready(&self, until: Instant) -> bool {
+    /// Waits until something waits, and then until it may leave, but not beyond `until`; says whether it may. Entries in
+    /// flight hold back only what is to follow them into the log.
+    async fn ready(&self, leads: impl Fn() -> bool, until: Instant) -> bool {
         loop {
             let waiting = self.queue().len();
             let entries = self.entries.load(Ordering::Relaxed);
             if waiting == 0 {
                 self.wake.notified().await;
-            } else if entries < PROPOSALS_IN_FLIGHT {
+            } else if entries < PROPOSALS_IN_FLIGHT || !leads() {
                 runtime::yield_now().await;
                 return true;
             } else if waiting >= BATCH_COMMANDS && entries < FULL_PROPOSALS_IN_FLIGHT {
@@ -243,9 +244,10 @@ impl Proposer {
 /// Proposes what is queued until the node is dropped.
 pub async fn run(node: Node) {
     let proposer = node.proposer();
+    let leads = || matches!(node.leadership(), Leadership::Leader { .. });
     let mut sweep_at = Instant::now() + SWEEP;
     loop {
-        let may_propose = proposer.ready(sweep_at).await;
+        let may_propose = proposer.ready(leads, sweep_at).await;
         let now = Instant::now();
         let is_overdue = |pending: &Pending| pending.deadline <= now;
         let overdue = Error::Timeout { definite: true };
@@ -300,10 +302,10 @@ async fn propose(node: &Node, batch: Vec<Pending>) {
         }
         return;
     }
-    runtime::spawn(async move { settle(&in_flight.node, batch, answer).await });
+    runtime::spawn(settle(in_flight, batch, answer));
 }
 
-/// An entry in flight, until this is dropped.
+/// An entry in flight, until this is dropped, and those of its commands whose callers may wait.
 struct InFlight {
     node: Node,
     commands: u64,
@@ -316,12 +318,18 @@ impl InFlight {
         proposer.entries.fetch_add(1, Ordering::Relaxed);
         InFlight { node: node.clone(), commands }
     }
+
+    /// They count no longer.
+    fn release_commands(&mut self) {
+        let commands = std::mem::take(&mut self.commands);
+        self.node.proposer().in_flight.fetch_sub(commands, Ordering::Relaxed);
+    }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
+        self.release_commands();
         let proposer = self.node.proposer();
-        proposer.in_flight.fetch_sub(self.commands, Ordering::Relaxed);
         proposer.entries.fetch_sub(1, Ordering::Relaxed);
         proposer.wake.notify_one();
     }
@@ -330,12 +338,18 @@ impl Drop for InFlight {
 type Applied = openraft::raft::ClientWriteResult<crate::raft::types::Types>;
 
 /// Answers a proposed batch: with its outcomes, or each command at its own deadline.
-async fn settle(node: &Node, batch: Vec<Pending>, mut answer: oneshot::Receiver<Applied>) {
+async fn settle(
+    mut in_flight: InFlight,
+    batch: Vec<Pending>,
+    mut answer: oneshot::Receiver<Applied>,
+) {
+    let node = in_flight.node.clone();
     let proposer = node.proposer();
     let mut waiting: Vec<Option<Pending>> = batch.into_iter().map(Some).collect();
     let result = loop {
         let Some(next) = waiting.iter().flatten().map(|pending| pending.deadline).min() else {
-            // Everybody has given up; the entry is in flight as long as nobody knows what became of it.
+            // The entry is in flight as long as nobody knows what becomes of it.
+            in_flight.release_commands();
             drop(answer.await);
             return;
         };

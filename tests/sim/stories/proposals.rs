@@ -94,6 +94,8 @@ fn entries_that_nobody_waits_for_are_in_flight() {
         let appended = status(world, leads).last_log_index - before;
         assert_eq!(appended, limits::PROPOSALS_IN_FLIGHT as u64);
         assert_eq!(answers, [false, false, true, true, true, true, true, true]);
+        // Nobody waits: a shutdown would not, either.
+        assert_eq!(status(world, leads).proposals_pending, 0);
         followers.iter().for_each(|id| world.sync_time(*id).set(0, 3));
         assert!(write(world, leads, Duration::from_secs(60)).await.is_ok());
         assert_eq!(status(world, leads).proposals_pending, 0);
@@ -160,6 +162,11 @@ fn a_deposed_leader_passes_on_what_it_has_not_proposed() {
         world.network.heal();
         until(world, 20 * SECOND, "it follows", || follows_another(world, leads)).await;
         until(world, SECOND, "what waited is passed on", || waits.is_finished()).await;
+        // Nor does what comes next, not even for a moment.
+        for _ in 0..5 {
+            let answer = write(world, leads, Duration::from_millis(40)).await;
+            assert!(answer.is_ok(), "{answer:?}");
+        }
         assert!(appended.iter().all(|write| !write.is_finished()));
         waits.await.expect("nobody ends it").unwrap().result.unwrap();
         world.sync_time(leads).set(0, 3);
