@@ -236,8 +236,8 @@ pub const DEFAULT_SAGA_PAUSE_MAX_MS: u64 = 60_000;
 pub const COMMAND_BYTES: usize = 1024 * 1024 + 256 * 1024;
 /// Bytes of one encoded record: an item with its labels and gray releases is the greatest.
 pub const RECORD_BYTES: usize = 4 * COMMAND_BYTES;
-/// Commands in one log entry, and those from which on what is applied in one go is enough: what a node works on at once
-/// stays near the processor, and what else it has to do gets its turn.
+/// Commands in one log entry. Entries are applied in one go until they have as many together: what a node works on at
+/// once stays near the processor, and what else it has to do gets its turn.
 pub const BATCH_COMMANDS: usize = 256;
 /// Bytes of the commands in one log entry; one command may exceed it alone.
 pub const BATCH_BYTES: usize = 1024 * 1024;

@@ -218,7 +218,7 @@ impl Proposer {
     }
 
     /// Answers those that go, wherever in the queue they are: deadlines mostly grow from front to back, but need not.
-    fn sweep(&self, error: &Error, goes: impl Fn(&Pending) -> bool) {
+    fn sweep(&self, goes: impl Fn(&Pending) -> bool, error: impl Fn() -> Error) {
         let mut gone = VecDeque::new();
         {
             let mut queue = self.queue();
@@ -228,7 +228,7 @@ impl Proposer {
             }
         }
         for pending in gone {
-            self.fail(pending, error.clone());
+            self.fail(pending, error());
         }
     }
 
@@ -250,11 +250,12 @@ pub async fn run(node: Node) {
         let may_propose = proposer.ready(leads, sweep_at).await;
         let now = Instant::now();
         let is_overdue = |pending: &Pending| pending.deadline <= now;
-        let overdue = Error::Timeout { definite: true };
+        let overdue = || Error::Timeout { definite: true };
         match node.leadership() {
             Leadership::Leader { .. } => {
                 if sweep_at <= now {
-                    proposer.sweep(&overdue, is_overdue);
+                    proposer.sweep(is_overdue, overdue);
+                    sweep_at = now + SWEEP;
                 }
                 let batch = if may_propose { proposer.take() } else { Vec::new() };
                 if !batch.is_empty() {
@@ -262,21 +263,18 @@ pub async fn run(node: Node) {
                 }
             }
             Leadership::Follower { leader, address, .. } => {
-                proposer.sweep(&overdue, is_overdue);
-                proposer.sweep(&node.no_leader(), |pending| pending.local_only);
+                proposer.sweep(is_overdue, overdue);
+                proposer.sweep(|pending| pending.local_only, || node.no_leader());
                 let batch = proposer.take();
                 if !batch.is_empty() {
                     forward(&node, leader, &address, batch).await;
                 }
             }
             Leadership::Unknown => {
-                let error = Error::NoLeader { leader: None, definite: true };
-                proposer.sweep(&error, |pending| is_overdue(pending) || pending.local_only);
+                let goes = |pending: &Pending| is_overdue(pending) || pending.local_only;
+                proposer.sweep(goes, || Error::NoLeader { leader: None, definite: true });
                 runtime::sleep(OFFER_AGAIN).await;
             }
-        }
-        if sweep_at <= now {
-            sweep_at = now + SWEEP;
         }
     }
 }

@@ -99,6 +99,14 @@ async fn write(world: &World, id: NodeId, timeout: Duration) -> Answer {
     on(world, id, move |node| async move { node.propose(&command, timeout).await }).await
 }
 
+/// No other node hears it or is heard by it.
+fn cut_off(world: &World, id: NodeId) {
+    for other in world.nodes.iter().copied().filter(|other| *other != id) {
+        world.network.cut(id, other);
+        world.network.cut(other, id);
+    }
+}
+
 /// The process ends, and a new one begins.
 async fn end(world: &Arc<World>, id: NodeId) {
     world.end(id, End { crash: Crash::Kill, image: false }, Duration::ZERO).await;
@@ -387,10 +395,7 @@ fn reads_do_not_wait_for_a_dead_leader() {
         let (leads, follows) = (leader(world), follower(world));
         let others = world.nodes.iter().copied().filter(|id| *id != leads);
         // As if the machine were gone: nobody refuses a connection.
-        for other in others.clone() {
-            world.network.cut(other, leads);
-            world.network.cut(leads, other);
-        }
+        cut_off(world, leads);
         // Enough of them to take every round there is.
         let (scope, node) = world.running(follows).expect("the node is up");
         let reads: Vec<_> = (0..8)
@@ -454,10 +459,7 @@ fn a_leader_that_is_silent_is_given_its_time() {
             if round % 2 == 0 {
                 world.pause(leads);
             } else {
-                for id in world.nodes.iter().copied().filter(|id| *id != leads) {
-                    world.network.cut(leads, id);
-                    world.network.cut(id, leads);
-                }
+                cut_off(world, leads);
             }
             let took = until_another_leads(world, leads).await;
             world.resume(leads);
@@ -945,10 +947,7 @@ fn a_node_that_is_cut_off_checks_nothing() {
         put_checked(world).await;
         assert!(pass(world, 5 * SECOND).await);
         let alone = leader(world);
-        for other in world.nodes.iter().copied().filter(|id| *id != alone) {
-            world.network.cut(alone, other);
-            world.network.cut(other, alone);
-        }
+        cut_off(world, alone);
         assert!(pass(world, 6 * SECOND).await);
         let two = asked(world, 10 * SECOND).await;
         assert_shared(&two, 10);

@@ -10,6 +10,15 @@ fn slow_followers(world: &World) -> Vec<NodeId> {
     followers
 }
 
+/// Begins a write at a node.
+fn begin(world: &World, id: NodeId, timeout: Duration) -> runtime::JoinHandle<Answer> {
+    let (scope, node) = world.running(id).expect("the node is up");
+    let command = Command { request: None, op: addition(1) };
+    scope.spawn(async move { node.propose(&command, timeout).await })
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
 /// While entries are in flight the next one waits until it is full, and never are too many in flight.
 #[test]
 fn entries_that_wait_grow_until_they_are_full() {
@@ -17,7 +26,6 @@ fn entries_that_wait_grow_until_they_are_full() {
         let leads = leader(world);
         let followers = slow_followers(world);
         let before = status(world, leads);
-        let (scope, node) = world.running(leads).expect("it leads");
         let full = limits::BATCH_COMMANDS;
         let most = limits::FULL_PROPOSALS_IN_FLIGHT;
         // Commands that come at once, and the commands and entries that are proposed by then.
@@ -32,11 +40,7 @@ fn entries_that_wait_grow_until_they_are_full() {
         ];
         let mut answers = Vec::new();
         for (come, commands, entries) in steps {
-            for _ in 0..come {
-                let (node, command) = (node.clone(), Command { request: None, op: addition(1) });
-                let timeout = Duration::from_secs(60);
-                answers.push(scope.spawn(async move { node.propose(&command, timeout).await }));
-            }
+            answers.extend((0..come).map(|_| begin(world, leads, LONG)));
             assert!(pass(world, Duration::from_millis(100)).await);
             let now = status(world, leads);
             let proposed = now.proposals_proposed - before.proposals_proposed;
@@ -58,18 +62,13 @@ fn a_write_that_is_not_proposed_is_answered_at_its_deadline() {
     tell_quietly(42, async |world| {
         let leads = leader(world);
         let followers = slow_followers(world);
-        let (scope, node) = world.running(leads).expect("it leads");
-        let write = |timeout| {
-            let (node, command) = (node.clone(), Command { request: None, op: addition(1) });
-            scope.spawn(async move { node.propose(&command, timeout).await })
-        };
         for _ in 0..limits::PROPOSALS_IN_FLIGHT {
-            write(Duration::from_secs(60));
+            begin(world, leads, LONG);
             assert!(pass(world, Duration::from_millis(20)).await);
         }
-        let waits = write(Duration::from_millis(200));
+        let waits = begin(world, leads, Duration::from_millis(200));
         for _ in 0..30 {
-            write(Duration::from_secs(60));
+            begin(world, leads, LONG);
             runtime::sleep(Duration::from_millis(10)).await;
         }
         assert!(waits.is_finished());
@@ -97,7 +96,7 @@ fn entries_that_nobody_waits_for_are_in_flight() {
         // Nobody waits: a shutdown would not, either.
         assert_eq!(status(world, leads).proposals_pending, 0);
         followers.iter().for_each(|id| world.sync_time(*id).set(0, 3));
-        assert!(write(world, leads, Duration::from_secs(60)).await.is_ok());
+        assert!(write(world, leads, LONG).await.is_ok());
         assert_eq!(status(world, leads).proposals_pending, 0);
     });
 }
@@ -108,14 +107,9 @@ fn a_write_far_back_in_the_queue_is_answered_at_its_deadline() {
     tell_quietly(44, async |world| {
         let leads = leader(world);
         world.nodes.iter().for_each(|id| world.sync_time(*id).set(40, 41));
-        let (scope, node) = world.running(leads).expect("it leads");
-        let write = |timeout| {
-            let (node, command) = (node.clone(), Command { request: None, op: addition(1) });
-            scope.spawn(async move { node.propose(&command, timeout).await })
-        };
         let others: Vec<_> =
-            (1..limits::PROPOSAL_QUEUE).map(|_| write(Duration::from_secs(60))).collect();
-        let waits = write(Duration::from_millis(60));
+            (1..limits::PROPOSAL_QUEUE).map(|_| begin(world, leads, LONG)).collect();
+        let waits = begin(world, leads, Duration::from_millis(60));
         runtime::sleep(Duration::from_millis(120)).await;
         let through = others.iter().filter(|write| write.is_finished()).count();
         assert!(through > 0, "none went through");
@@ -140,23 +134,14 @@ fn follows_another(world: &World, id: NodeId) -> bool {
 fn a_deposed_leader_passes_on_what_it_has_not_proposed() {
     tell_quietly(45, async |world| {
         let leads = leader(world);
-        let (scope, node) = world.running(leads).expect("it leads");
-        let add = || {
-            let (node, command) = (node.clone(), Command { request: None, op: addition(1) });
-            scope.spawn(async move { node.propose(&command, Duration::from_secs(60)).await })
-        };
-        let others = world.nodes.iter().copied().filter(|id| *id != leads);
-        for other in others {
-            world.network.cut(leads, other);
-            world.network.cut(other, leads);
-        }
+        cut_off(world, leads);
         world.network.reset(leads);
         let mut appended = Vec::new();
         for _ in 0..limits::PROPOSALS_IN_FLIGHT {
-            appended.push(add());
+            appended.push(begin(world, leads, LONG));
             assert!(pass(world, Duration::from_millis(20)).await);
         }
-        let waits = add();
+        let waits = begin(world, leads, LONG);
         until_another_leads(world, leads).await;
         world.sync_time(leads).set(3_000, 3_001);
         world.network.heal();
@@ -182,18 +167,15 @@ fn a_deposed_leader_passes_on_what_it_has_not_proposed() {
 fn a_refusal_names_where_clients_reach_the_leader() {
     tell_quietly(46, async |world| {
         let (leads, follows) = (leader(world), follower(world));
-        let address = format!("client-{leads}");
-        let refusal = async || {
-            let command = Command { request: None, op: addition(1) };
-            let within = Duration::from_secs(1);
-            on(world, follows, move |node| async move { node.propose_here(&command, within).await })
-                .await
-        };
         // The members have told each other by then.
         assert!(pass(world, SECOND).await);
-        let answer = refusal().await;
+        let command = Command { request: None, op: addition(1) };
+        let refused = move |node: Node| async move { node.propose_here(&command, SECOND).await };
+        let answer = on(world, follows, refused).await;
         match &answer {
-            Err(Error::NoLeader { leader, definite: true }) => assert_eq!(*leader, Some(address)),
+            Err(Error::NoLeader { leader, definite: true }) => {
+                assert_eq!(*leader, Some(format!("client-{leads}")));
+            }
             _ => panic!("{answer:?}"),
         }
     });
