@@ -176,6 +176,7 @@ fn filled() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let (mut core, _, inbox) = start(dir.path());
     absorb(&inbox, World::default().register(1, 1));
+    core.checkpoint().unwrap();
     core.snapshot().unwrap();
     dir
 }

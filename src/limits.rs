@@ -392,8 +392,10 @@ pub const DISK_OK_BYTES: u64 = 768 * 1024 * 1024;
 
 // ---- image and snapshots ----
 
-/// A checkpoint is written when this much time has passed or this many bytes of log were applied.
-pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
+/// A checkpoint is written when this much time has passed or this many bytes of log were applied. With random writes to many
+/// records nearly each page of the image changes between two of them, so what one costs hardly falls with the interval,
+/// and the bytes bound what a start has to replay.
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
 pub const CHECKPOINT_LOG_BYTES: u64 = 1024 * 1024 * 1024;
 /// Bytes of records that lie together in the image, as one value of sled.
 pub const IMAGE_PAGE_BYTES: usize = 4 * 1024;

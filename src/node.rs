@@ -66,6 +66,7 @@ use crate::runtime::{self, Instant};
 use crate::state::{Command, Kind, Outcome, Refusal, State};
 use crate::store::checkpoint::Digest;
 use crate::store::disk::Disk;
+use crate::store::driver::Freshness;
 use crate::store::rebuild::Mark;
 use crate::watch;
 
@@ -366,7 +367,8 @@ impl Node {
         if let Some(purged) = log.purged_index()
             && !reaches(purged)
         {
-            make_snapshot(&*checkpoints).await.map_err(Error::internal)?;
+            let made = make_snapshot(&*checkpoints, Freshness::Newest).await;
+            made.map_err(Error::internal)?;
         }
         let raft = Raft::new(config.id, Arc::new(raft_config), network, log.clone(), machine)
             .await
@@ -941,7 +943,7 @@ impl Node {
 
     /// A snapshot file that holds at least what is applied now, for backup.
     pub async fn snapshot(&self) -> Result<SnapshotFile, Error> {
-        self.0.checkpoints.snapshot().await.map_err(Error::internal)
+        self.0.checkpoints.snapshot(Freshness::Newest).await.map_err(Error::internal)
     }
 
     /// Answers one message of a peer.

@@ -16,6 +16,7 @@ use crate::raft::network::PeerError;
 use crate::raft::types::NodeId;
 use crate::runtime::{self, Instant};
 use crate::store::checkpoint::Digest;
+use crate::store::driver::Freshness;
 use crate::store::rebuild::Mark;
 
 /// Where a node stands with it.
@@ -90,7 +91,7 @@ impl Node {
         {
             return Err(PeerError::Refused(format!("this node holds {held:?}, not {right:?}")));
         }
-        let made = self.0.checkpoints.snapshot().await;
+        let made = self.0.checkpoints.snapshot(Freshness::Newest).await;
         let file = made.map_err(|error| PeerError::NoAnswer(error.to_string()))?;
         tracing::info!(
             index = file.meta.point.index,

@@ -27,7 +27,7 @@ use crate::runtime::{self, Instant};
 use crate::state::{self, State};
 use crate::store::checkpoint::{self, Digest};
 use crate::store::disk::Disk;
-use crate::store::driver::{Handle, Reply};
+use crate::store::driver::{Freshness, Handle, Reply};
 use crate::store::image::{ImageMeta, Point};
 use crate::store::pending::AppliedEntry;
 use crate::store::snapshot;
@@ -37,9 +37,9 @@ use crate::watch::{Hub, SagaBoard, SagaWakeUps, WakeUps};
 pub trait Checkpoints: Send + Sync + Debug + 'static {
     /// Takes what one entry changed. Never blocks; called in log order.
     fn absorb(&self, entry: AppliedEntry);
-    /// Makes a snapshot file of the newest durable state, or finds that the newest file is it. Fails
+    /// Makes a snapshot file of a durable state as fresh as that, or finds that the newest file is it. Fails
     /// with `BrokenPipe` when the checkpointer has stopped; any other failure may pass.
-    fn snapshot(&self) -> BoxFuture<'static, io::Result<SnapshotFile>>;
+    fn snapshot(&self, freshness: Freshness) -> BoxFuture<'static, io::Result<SnapshotFile>>;
     /// The newest verified snapshot file.
     fn current(&self) -> Option<SnapshotFile>;
     /// Makes a received, verified file the state. Atomic under a crash at any step.
@@ -90,10 +90,10 @@ impl Checkpoints for StoreCheckpoints {
         self.handle.absorb(entry);
     }
 
-    fn snapshot(&self) -> BoxFuture<'static, io::Result<SnapshotFile>> {
+    fn snapshot(&self, freshness: Freshness) -> BoxFuture<'static, io::Result<SnapshotFile>> {
         let this = self.clone();
         async move {
-            let meta = ask(|reply| this.handle.snapshot(reply)).await?;
+            let meta = ask(|reply| this.handle.snapshot(freshness, reply)).await?;
             Ok(this.file(meta))
         }
         .boxed()
@@ -395,15 +395,18 @@ impl RaftSnapshotBuilder<Types> for Builder {
     async fn build_snapshot(
         &mut self,
     ) -> Result<alias::SnapshotOf<Types, SnapshotFile>, io::Error> {
-        to_snapshot(make_snapshot(&*self.checkpoints).await?)
+        to_snapshot(make_snapshot(&*self.checkpoints, Freshness::Recent).await?)
     }
 }
 
 /// Makes a snapshot, however long it takes. openraft ends consensus for good when that fails. A full
 /// disk is no reason for it: the log goes on and is not purged, and the next attempt may find space.
-pub async fn make_snapshot(checkpoints: &dyn Checkpoints) -> io::Result<SnapshotFile> {
+pub async fn make_snapshot(
+    checkpoints: &dyn Checkpoints,
+    freshness: Freshness,
+) -> io::Result<SnapshotFile> {
     loop {
-        match checkpoints.snapshot().await {
+        match checkpoints.snapshot(freshness).await {
             Ok(file) => return Ok(file),
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(error),
             Err(error) => {

@@ -33,6 +33,7 @@ use super::types::{Member, NodeId, SnapshotMeta, StoredMembership, Types, Vote};
 use crate::limits::SNAPSHOT_SLOWEST_BYTES;
 use crate::runtime;
 use crate::store::data_dir::StoreId;
+use crate::store::driver::Freshness;
 use crate::store::snapshot;
 
 /// Bytes of one chunk of a snapshot on the wire.
@@ -244,7 +245,7 @@ impl Link {
             return;
         }
         tracing::error!(%error, name, "a snapshot is made again");
-        if let Err(error) = self.checkpoints.snapshot().await {
+        if let Err(error) = self.checkpoints.snapshot(Freshness::Newest).await {
             tracing::warn!(%error, name, "a snapshot could not be made again");
         }
     }
@@ -542,7 +543,7 @@ mod tests {
     impl Checkpoints for Store {
         fn absorb(&self, _: AppliedEntry) {}
 
-        fn snapshot(&self) -> BoxFuture<'static, std::io::Result<SnapshotFile>> {
+        fn snapshot(&self, _: Freshness) -> BoxFuture<'static, std::io::Result<SnapshotFile>> {
             self.made.fetch_add(1, Ordering::SeqCst);
             std::future::ready(Err(std::io::Error::other("no"))).boxed()
         }

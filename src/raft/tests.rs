@@ -20,7 +20,7 @@ use crate::runtime::Instant;
 use crate::state::State;
 use crate::store::checkpoint::{Digest, Settings};
 use crate::store::disk::{Disk, RealDisk};
-use crate::store::driver::{CheckpointThread, Pace};
+use crate::store::driver::{CheckpointThread, Freshness, Pace};
 use crate::store::image::{ImageMeta, Point};
 use crate::store::pending::AppliedEntry;
 use crate::store::receiver::Receiver;
@@ -42,8 +42,8 @@ impl Checkpoints for SuiteCheckpoints {
         self.0.absorb(entry);
     }
 
-    fn snapshot(&self) -> BoxFuture<'static, io::Result<SnapshotFile>> {
-        let (made, disk) = (self.0.snapshot(), self.0.disk.clone());
+    fn snapshot(&self, freshness: Freshness) -> BoxFuture<'static, io::Result<SnapshotFile>> {
+        let (made, disk) = (self.0.snapshot(freshness), self.0.disk.clone());
         async move {
             match made.await {
                 Err(error) if error.to_string().contains("nothing has been applied") => {

@@ -149,10 +149,20 @@ impl Checkpointer {
         Ok(self.image.meta())
     }
 
-    /// Checkpoint, then a snapshot file from the image, which nothing changes meanwhile, unless the newest one is that and
-    /// still whole. The newest files stay, older ones go.
+    /// True when most of what was applied since the newest snapshot is in the image: a snapshot of that lets most of the
+    /// log be purged.
+    pub fn is_image_recent(&self) -> bool {
+        let Some(image) = self.image.meta().map(|meta| meta.point.index) else { return false };
+        let applied = self.inbox.settled().last_index().unwrap_or(image);
+        let snapshot = self.snapshot.as_ref().map_or(0, |meta| meta.point.index);
+        image.saturating_sub(snapshot) > applied.saturating_sub(image)
+    }
+
+    /// A snapshot file of what is in the image, which nothing changes meanwhile, unless the newest one is that and still
+    /// whole. The newest files stay, older ones go.
     pub fn snapshot(&mut self) -> Result<SnapshotMeta, Error> {
-        let meta = self.checkpoint()?.ok_or(Error::Nothing)?;
+        self.usable()?;
+        let meta = self.image.meta().ok_or(Error::Nothing)?;
         if let Some(last) = &self.snapshot
             && last.point == meta.point
             && last.digest == meta.digest

@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use super::checkpoint::{Checkpointer, Digest, Error, Settings};
 use super::disk::{Disk, RealDisk};
-use super::driver::{CheckpointThread, Driver, Pace, Turn};
+use super::driver::{CheckpointThread, Driver, Freshness, Pace, Turn};
 use super::fault::{Crash, FaultDisk, Faults};
 use super::image::{self, Image, ImageStore, MemoryStore, Row, verify};
 use super::inbox::Inbox;
 use super::recovery::{Origin, Recovery};
 use super::sled_store::SledStore;
 use super::snapshot::{self, Head};
-use super::testing::{World, point};
+use super::testing::{World, fresh_snapshot, point};
 use crate::limits::{CHECKPOINT_REQUESTS, CHECKPOINT_WAKE_BYTES, DIGESTS_KEPT};
 use crate::state::{Key, Record, State};
 
@@ -126,7 +126,7 @@ fn what_says_nothing_of_the_image_does_not_have_it_set_aside() {
     let (mut core, _) = start(Box::new(sled())).unwrap();
     let mut world = World::new(5);
     feed(&core, &mut world, 30);
-    core.snapshot().unwrap();
+    fresh_snapshot(&mut core).unwrap();
     feed(&core, &mut world, 10);
     core.checkpoint().unwrap().unwrap();
     drop(core);
@@ -145,7 +145,7 @@ fn a_snapshot_that_is_needed_and_may_not_be_read_is_waited_for() {
     let (mut core, _) = machine.start_well();
     let mut world = World::new(6);
     feed(&core, &mut world, 30);
-    core.snapshot().unwrap();
+    fresh_snapshot(&mut core).unwrap();
     drop(core);
     let deny = |deny_reads| machine.disk.set_faults(Faults { deny_reads, ..Faults::default() });
     deny(true);
@@ -185,7 +185,7 @@ fn a_first_start_is_empty_and_the_next_one_finds_what_was_written() {
     assert!(recovery.covers(None).is_ok() && recovery.covers(Some(0)).is_ok());
     assert!(recovery.covers(Some(1)).is_err());
     assert_eq!(core.checkpoint().unwrap(), None);
-    assert!(matches!(core.snapshot(), Err(Error::Nothing)));
+    assert!(matches!(fresh_snapshot(&mut core), Err(Error::Nothing)));
 
     let mut world = World::new(1);
     feed(&core, &mut world, 1);
@@ -240,7 +240,7 @@ fn snapshots_are_the_image_and_the_newest_two_stay() {
     let mut world = World::new(3);
     for round in 1..=4u64 {
         feed(&core, &mut world, 30);
-        let meta = core.snapshot().unwrap();
+        let meta = fresh_snapshot(&mut core).unwrap();
         assert_eq!(meta.point.index, round * 30 - 1);
         assert_eq!((meta.revision, meta.now_ms), {
             let meta = world.state.meta();
@@ -252,7 +252,7 @@ fn snapshots_are_the_image_and_the_newest_two_stay() {
         assert_eq!(read.unwrap(), rows(&world.past[&meta.point.index]));
         // Nothing new: the same file.
         let calls = machine.disk.counts().calls;
-        assert_eq!(core.snapshot().unwrap(), meta);
+        assert_eq!(fresh_snapshot(&mut core).unwrap(), meta);
         assert_eq!(machine.disk.counts().calls, calls);
     }
     let kept: Vec<u64> = snapshot::list(&machine.disk).unwrap().iter().map(|(i, _)| *i).collect();
@@ -302,7 +302,7 @@ fn an_image_that_was_being_written_is_rebuilt() {
         world.assert_meta(&again.checkpoint().unwrap().unwrap());
         crashed.start_well();
         if round == 0 {
-            core.snapshot().unwrap();
+            fresh_snapshot(&mut core).unwrap();
         }
     }
     let snapshot = || Origin::Snapshot(snapshot::file_name(29));
@@ -315,11 +315,11 @@ fn a_snapshot_that_has_rotted_is_made_again() {
     let machine = Machine::new();
     let (mut core, _) = machine.start_well();
     feed(&core, &mut World::new(5), 50);
-    let made = core.snapshot().unwrap();
+    let made = fresh_snapshot(&mut core).unwrap();
     let bytes = machine.disk.contents(&made.name).unwrap();
     machine.disk.flip(&made.name, 400, 1);
     assert_ne!(machine.disk.contents(&made.name).unwrap(), bytes);
-    assert_eq!(core.snapshot().unwrap(), made);
+    assert_eq!(fresh_snapshot(&mut core).unwrap(), made);
     assert_eq!(machine.disk.contents(&made.name).unwrap(), bytes);
 }
 
@@ -330,7 +330,7 @@ fn a_damaged_image_is_rebuilt_from_the_newest_snapshot() {
     let mut world = World::new(5);
     for _ in 0..2 {
         feed(&core, &mut world, 50);
-        core.snapshot().unwrap();
+        fresh_snapshot(&mut core).unwrap();
     }
     feed(&core, &mut world, 50);
     core.checkpoint().unwrap();
@@ -371,7 +371,7 @@ fn an_image_whose_records_contradict_each_other_is_rebuilt() {
     let mut world = World::new(5);
     let (mut core, _) = machine.start_well();
     feed(&core, &mut world, 50);
-    core.snapshot().unwrap();
+    fresh_snapshot(&mut core).unwrap();
     drop(core);
 
     let known = world.state.records().find_map(|(_, record)| match record {
@@ -402,7 +402,7 @@ fn a_crash_at_any_step_of_a_start_costs_nothing() {
     let mut world = World::new(20);
     for _ in 0..2 {
         feed(&core, &mut world, 50);
-        core.snapshot().unwrap();
+        fresh_snapshot(&mut core).unwrap();
     }
     drop(send(&world, &base.disk, 70));
     assert!(base.image.damage(3));
@@ -452,7 +452,7 @@ fn nothing_whole_is_an_empty_state_that_a_purged_log_does_not_cover() {
     let (mut core, _) = machine.start_well();
     let mut world = World::new(6);
     feed(&core, &mut world, 50);
-    let name = core.snapshot().unwrap().name;
+    let name = fresh_snapshot(&mut core).unwrap().name;
     machine.image.damage(0);
     machine.disk.truncate(&name, 100);
     let (_, recovery) = machine.start();
@@ -468,7 +468,7 @@ fn a_snapshot_that_cannot_be_read_is_left_for_the_next_start() {
     let (mut core, _) = machine.start_well();
     let mut world = World::new(7);
     feed(&core, &mut world, 50);
-    let name = core.snapshot().unwrap().name;
+    let name = fresh_snapshot(&mut core).unwrap().name;
     let reads = machine.disk.counts().reads;
     machine.disk.set_faults(Faults { fail_read: Some(reads), ..Faults::default() });
     let (_, recovery) = machine.start();
@@ -485,7 +485,7 @@ fn a_snapshot_of_another_cluster_is_not_taken() {
     let (mut core, _) = machine.start_well();
     let mut world = World::new(8);
     feed(&core, &mut world, 50);
-    core.snapshot().unwrap();
+    fresh_snapshot(&mut core).unwrap();
     let settings = Settings { cluster_id: "staging".into(), digest_every: 0 };
     let store = Box::new(MemoryStore::default());
     let inbox = Arc::new(Inbox::new(|| {}));
@@ -502,7 +502,7 @@ fn a_snapshot_of_a_later_release_stops_the_start() {
     let (mut core, _) = machine.start_well();
     let mut world = World::new(8);
     feed(&core, &mut world, 5);
-    let name = core.snapshot().unwrap().name;
+    let name = fresh_snapshot(&mut core).unwrap().name;
     let mut bytes = machine.disk.contents(&name).unwrap();
     bytes[8] = 2;
     let length = 16 + u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
@@ -522,7 +522,7 @@ fn an_installed_snapshot_is_the_state() {
     let mut world = World::new(9);
     let (mut core, _) = machine.start_well();
     feed(&core, &mut world, 20);
-    core.snapshot().unwrap();
+    fresh_snapshot(&mut core).unwrap();
     // These wait, and are overtaken.
     feed(&core, &mut world, 5);
     let ahead = world.entries(60).last().unwrap().point.index;
@@ -571,9 +571,9 @@ fn a_crash_at_any_step_of_an_installation_leaves_old_or_new() {
     let mut world = World::new(10);
     let (mut core, _) = base.start_well();
     feed(&core, &mut world, 20);
-    core.snapshot().unwrap();
+    fresh_snapshot(&mut core).unwrap();
     feed(&core, &mut world, 20);
-    core.snapshot().unwrap();
+    fresh_snapshot(&mut core).unwrap();
     feed(&core, &mut world, 3);
     core.checkpoint().unwrap();
     let old = world.index();
@@ -645,7 +645,7 @@ fn a_crash_at_any_step_of_an_installation_leaves_old_or_new() {
                 core.absorb(entry);
             }
             core.inbox().set_synced(Some(new + 1));
-            let meta = core.snapshot().unwrap();
+            let meta = fresh_snapshot(&mut core).unwrap();
             assert_eq!(meta.point.index, new.max(point.index));
             world.assert_meta(&core.image_meta().unwrap());
             machine.start_well();
@@ -735,7 +735,7 @@ fn crashes_anywhere_in_a_life() {
                 let done = if (step + seed) % 2 == 0 {
                     core.checkpoint().map(|_| ()).is_ok()
                 } else {
-                    core.snapshot().map(|_| ()).is_ok()
+                    fresh_snapshot(&mut core).map(|_| ()).is_ok()
                 };
                 if !done {
                     break;
@@ -780,7 +780,7 @@ fn an_image_that_fails_stops_the_checkpointer() {
     feed(&core, &mut world, 10);
     assert!(core.has_failed());
     assert!(matches!(core.checkpoint(), Err(Error::Image(_))));
-    assert!(matches!(core.snapshot(), Err(Error::Image(_))));
+    assert!(matches!(fresh_snapshot(&mut core), Err(Error::Image(_))));
     let (_, recovery) = machine.start_well();
     world.assert_past(&recovery.state, &point(9));
 }
@@ -793,7 +793,7 @@ fn a_snapshot_is_not_made_from_a_damaged_image() {
     feed(&core, &mut world, 50);
     core.checkpoint().unwrap();
     machine.image.damage(9);
-    let error = core.snapshot().unwrap_err();
+    let error = fresh_snapshot(&mut core).unwrap_err();
     assert!(error.to_string().contains("expected"), "{error}");
     assert!(core.has_failed());
     assert!(machine.disk.list().unwrap().is_empty());
@@ -806,10 +806,10 @@ fn a_full_disk_fails_the_snapshot_and_nothing_else() {
     let mut world = World::new(13);
     feed(&core, &mut world, 50);
     machine.disk.set_faults(Faults { capacity: Some(500), ..Faults::default() });
-    assert!(matches!(core.snapshot(), Err(Error::Snapshot(_))));
+    assert!(matches!(fresh_snapshot(&mut core), Err(Error::Snapshot(_))));
     assert!(!core.has_failed());
     machine.disk.set_faults(Faults::default());
-    core.snapshot().unwrap();
+    fresh_snapshot(&mut core).unwrap();
 }
 
 // ---- digests ----
@@ -974,7 +974,7 @@ fn the_driver_keeps_the_time_and_serves_requests() {
 
     // Requests, answered in order within one turn.
     feed(&mut world, 9, 1);
-    let snapshot = answer(|reply| handle.snapshot(reply));
+    let snapshot = answer(|reply| handle.snapshot(Freshness::Newest, reply));
     driver.turn();
     assert_eq!(snapshot.try_recv().unwrap().unwrap().point.index, 29);
     assert_eq!(handle.newest_snapshot().unwrap().point.index, 29);
@@ -1000,21 +1000,65 @@ fn the_driver_keeps_the_time_and_serves_requests() {
 
     // A full desk refuses; a stopped one as well, and what waits is answered.
     feed(&mut world, 5, 1);
-    let asked: Vec<_> =
-        (0..=CHECKPOINT_REQUESTS).map(|_| answer(|reply| handle.snapshot(reply))).collect();
+    let asked: Vec<_> = (0..=CHECKPOINT_REQUESTS)
+        .map(|_| answer(|reply| handle.snapshot(Freshness::Newest, reply)))
+        .collect();
     assert!(matches!(asked.last().unwrap().try_recv().unwrap(), Err(Error::Busy { .. })));
     driver.turn();
     assert!(asked[..CHECKPOINT_REQUESTS].iter().all(|answer| answer.try_recv().unwrap().is_ok()));
     feed(&mut world, 5, 1);
     let stopped = answer(|reply| handle.stop(reply));
-    let behind = answer(|reply| handle.snapshot(reply));
+    let behind = answer(|reply| handle.snapshot(Freshness::Newest, reply));
     assert_eq!(driver.turn(), Turn::Stopped);
     stopped.try_recv().unwrap().unwrap();
     assert_eq!(index(), Some(world.index()), "a last checkpoint");
-    for answer in [behind, answer(|reply| handle.snapshot(reply))] {
+    for answer in [behind, answer(|reply| handle.snapshot(Freshness::Newest, reply))] {
         assert!(matches!(answer.try_recv().unwrap(), Err(Error::Stopped)));
     }
     assert_eq!(failures.load(Ordering::Relaxed), 0);
+}
+
+/// What the log is purged behind costs no checkpoint of its own when the image has most of what came since the last one;
+/// what an operator asks for has all.
+#[test]
+fn a_routine_snapshot_takes_the_image_as_it_is_when_that_is_recent() {
+    let machine = Machine::new();
+    let (core, _) = machine.start_well();
+    let pace = Pace { interval: Duration::MAX / 2, log_bytes: u64::MAX };
+    let mut driver = Driver::new(core, pace, Now::default().clock(), Box::new(|_| {}));
+    let handle = driver.handle();
+    let mut world = World::new(19);
+    let mut feed = |count| {
+        world.entries(count).into_iter().for_each(|entry| handle.absorb(entry));
+        handle.set_synced(Some(world.index()));
+        world.index()
+    };
+    let image = || machine.image.meta().map(|meta| meta.point.index);
+    // Entries before and after a checkpoint, and how many of the latter are not in the snapshot.
+    for (before, after, freshness, missing) in [
+        (0, 5, Freshness::Recent, 0),
+        (10, 9, Freshness::Recent, 9),
+        (0, 9, Freshness::Recent, 0),
+        (10, 10, Freshness::Recent, 0),
+        (10, 0, Freshness::Recent, 0),
+        (0, 0, Freshness::Recent, 0),
+        (10, 1, Freshness::Newest, 0),
+    ] {
+        if before > 0 {
+            feed(before);
+            let checkpoint = answer(|reply| handle.checkpoint(reply));
+            driver.turn();
+            checkpoint.try_recv().unwrap().unwrap();
+        }
+        let applied = feed(after);
+        let snapshot = answer(|reply| handle.snapshot(freshness, reply));
+        driver.turn();
+        let made = snapshot.try_recv().unwrap().unwrap();
+        assert_eq!(made.point.index, applied - missing, "{before} {after} {freshness:?}");
+        assert_eq!(image(), Some(applied - missing), "nothing but the snapshot is written");
+        let read = snapshot::verify(&machine.disk, &made.name).unwrap();
+        assert_eq!((&read.point, read.digest), (&made.point, made.digest));
+    }
 }
 
 /// However many operators ask for snapshots: consensus ends when an installation is refused, and a
@@ -1032,7 +1076,7 @@ fn a_full_desk_takes_an_installation_and_the_stop() {
     }
     handle.set_synced(Some(world.index()));
     let fill = || {
-        let asked = || answer(|reply| handle.snapshot(reply));
+        let asked = || answer(|reply| handle.snapshot(Freshness::Newest, reply));
         (0..CHECKPOINT_REQUESTS).map(|_| asked()).collect::<Vec<_>>()
     };
 
@@ -1071,7 +1115,7 @@ fn the_driver_reports_a_failed_image_once_and_stops() {
     }
     handle.set_synced(Some(4));
     machine.image.limit_writes(Some(0));
-    let snapshot = answer(|reply| handle.snapshot(reply));
+    let snapshot = answer(|reply| handle.snapshot(Freshness::Newest, reply));
     let behind = answer(|reply| handle.checkpoint(reply));
     assert_eq!(driver.turn(), Turn::Stopped);
     assert!(matches!(snapshot.try_recv().unwrap(), Err(Error::Image(_))));
@@ -1113,7 +1157,8 @@ fn the_thread_runs_on_sled_and_files() {
             let meta = answer(|reply| handle.checkpoint(reply));
             world.assert_meta(&meta.recv().unwrap().unwrap().unwrap());
         }
-        let snapshot = answer(|reply| handle.snapshot(reply)).recv().unwrap().unwrap();
+        let snapshot =
+            answer(|reply| handle.snapshot(Freshness::Newest, reply)).recv().unwrap().unwrap();
         assert_eq!((snapshot.digest, snapshot.records), world.state.digest());
         assert_eq!(handle.digests().last().unwrap().index, world.index() / 50 * 50);
         assert!(handle.image_bytes() > 0);
@@ -1147,7 +1192,7 @@ fn a_panic_ends_the_thread_and_not_the_answers() {
         CheckpointThread::spawn(settings, pace, store, disk, clock, on_failure).unwrap();
     let handle = thread.handle();
     broken.store(1, Ordering::Relaxed);
-    let snapshot = answer(|reply| handle.snapshot(reply));
+    let snapshot = answer(|reply| handle.snapshot(Freshness::Newest, reply));
     let behind = answer(|reply| handle.checkpoint(reply));
     assert_eq!(failure.recv().unwrap(), "the checkpointer panicked");
     // The one that was being served goes down with its sender.

@@ -28,9 +28,19 @@ pub type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
 /// The image has failed and the checkpointer stands still: production ends the process.
 pub type OnFailure = Box<dyn Fn(&Error) + Send>;
 
+/// How much of what was applied a snapshot must hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freshness {
+    /// All that the own log has synced.
+    Newest,
+    /// What was applied since the last snapshot, or most of it: enough for the log to be purged, and seldom a checkpoint
+    /// more than there is anyway.
+    Recent,
+}
+
 enum Request {
     Checkpoint(Reply<Option<ImageMeta>>),
-    Snapshot(Reply<SnapshotMeta>),
+    Snapshot(Freshness, Reply<SnapshotMeta>),
     Install(String, Reply<(SnapshotMeta, State)>),
     Stop(Reply<()>),
 }
@@ -41,14 +51,14 @@ impl Request {
     fn is_vital(&self) -> bool {
         match self {
             Request::Install(..) | Request::Stop(_) => true,
-            Request::Checkpoint(_) | Request::Snapshot(_) => false,
+            Request::Checkpoint(_) | Request::Snapshot(..) => false,
         }
     }
 
     fn refuse(self, error: Error) {
         match self {
             Request::Checkpoint(reply) => reply(Err(error)),
-            Request::Snapshot(reply) => reply(Err(error)),
+            Request::Snapshot(_, reply) => reply(Err(error)),
             Request::Install(_, reply) => reply(Err(error)),
             Request::Stop(reply) => reply(Err(error)),
         }
@@ -93,9 +103,9 @@ impl Handle {
         self.request(Request::Checkpoint(reply));
     }
 
-    /// A checkpoint and a snapshot file of it.
-    pub fn snapshot(&self, reply: Reply<SnapshotMeta>) {
-        self.request(Request::Snapshot(reply));
+    /// A snapshot file of the image, after a checkpoint if it is not as fresh as that.
+    pub fn snapshot(&self, freshness: Freshness, reply: Reply<SnapshotMeta>) {
+        self.request(Request::Snapshot(freshness, reply));
     }
 
     /// See [`Checkpointer::install`]. Nothing may be absorbed until it is answered.
@@ -240,8 +250,8 @@ impl Driver {
                 self.watch(&result);
                 reply(result);
             }
-            Request::Snapshot(reply) => {
-                let result = self.snapshot();
+            Request::Snapshot(freshness, reply) => {
+                let result = self.snapshot(freshness);
                 self.watch(&result);
                 reply(result);
             }
@@ -262,8 +272,10 @@ impl Driver {
         }
     }
 
-    fn snapshot(&mut self) -> Result<SnapshotMeta, Error> {
-        self.checkpoint()?;
+    fn snapshot(&mut self, freshness: Freshness) -> Result<SnapshotMeta, Error> {
+        if freshness == Freshness::Newest || !self.core.is_image_recent() {
+            self.checkpoint()?;
+        }
         let started = (self.clock)();
         let meta = self.core.snapshot()?;
         let took = (self.clock)() - started;

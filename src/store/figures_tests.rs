@@ -12,7 +12,7 @@ use super::inbox::Inbox;
 use super::pending::AppliedEntry;
 use super::recovery::Recovery;
 use super::sled_store::SledStore;
-use super::testing::point;
+use super::testing::{fresh_snapshot, point};
 use crate::state::{
     Admin, Command, Endpoint, Entry, Health, InstanceName, Op, Registration, State,
 };
@@ -98,7 +98,7 @@ fn figures() {
     }
     eprintln!("image: {:.1} MB", core.image_bytes() as f64 / 1e6);
     let started = Instant::now();
-    let snapshot = core.snapshot().unwrap();
+    let snapshot = fresh_snapshot(&mut core).unwrap();
     timed(&format!("snapshot of {:.1} MB, read back", snapshot.bytes as f64 / 1e6), started);
     drop(core);
 

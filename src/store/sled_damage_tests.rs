@@ -17,7 +17,7 @@ use super::inbox::Inbox;
 use super::pending::AppliedEntry;
 use super::recovery::{Origin, Recovery};
 use super::sled_store::SledStore;
-use super::testing::{World, point as point_at};
+use super::testing::{World, fresh_snapshot, point as point_at};
 use crate::state::Meta;
 
 const SNAPSHOT_AT: u64 = 59;
@@ -47,7 +47,7 @@ fn build(dir: &Path) -> World {
             core.inbox().set_synced(Some(world.index()));
             core.checkpoint().unwrap();
             if world.index() == SNAPSHOT_AT {
-                core.snapshot().unwrap();
+                fresh_snapshot(&mut core).unwrap();
             }
         }
     }
@@ -207,7 +207,7 @@ fn old_sectors_never_make_a_wrong_state() {
         core.inbox().set_synced(Some(world.index()));
         core.checkpoint().unwrap();
         if world.index() == SNAPSHOT_AT {
-            core.snapshot().unwrap();
+            fresh_snapshot(&mut core).unwrap();
         }
     }
     let old = fs::read(base.join("image/db")).unwrap();
@@ -256,7 +256,7 @@ fn a_killed_process_keeps_every_checkpoint() {
         }
         core.inbox().set_synced(Some(world.index()));
         if round % 4 == 3 {
-            core.snapshot().unwrap();
+            fresh_snapshot(&mut core).unwrap();
         } else {
             core.checkpoint().unwrap();
         }

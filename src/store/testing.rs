@@ -6,8 +6,10 @@ use std::collections::BTreeMap;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use super::checkpoint::{self, Checkpointer};
 use super::image::{ImageMeta, Point, Write};
 use super::pending::AppliedEntry;
+use super::snapshot::SnapshotMeta;
 use crate::limits::LOOK_AHEAD;
 use crate::state::{
     Addition, Admin, Command, ConfigDeletion, Content, CounterName, Endpoint, Entry, Format,
@@ -44,6 +46,12 @@ pub fn writes(entry: &AppliedEntry) -> Vec<Write> {
         .collect();
     last.insert(Key::Meta.encode(), Some(Record::Meta(entry.meta).encode()));
     last.into_iter().collect()
+}
+
+/// A snapshot of all that the log has synced.
+pub fn fresh_snapshot(core: &mut Checkpointer) -> Result<SnapshotMeta, checkpoint::Error> {
+    core.checkpoint()?;
+    core.snapshot()
 }
 
 impl World {

@@ -24,7 +24,7 @@ use quorate::runtime::{self, Instant, Scope};
 use quorate::state::{Applied, Record, State};
 use quorate::store::checkpoint::{self, Checkpointer, Digest, Settings};
 use quorate::store::disk::Disk;
-use quorate::store::driver::{Driver, Handle, Pace};
+use quorate::store::driver::{Driver, Freshness, Handle, Pace};
 use quorate::store::fault::{Crash, FaultDisk, Faults};
 use quorate::store::image::{ImageMeta, MemoryStore};
 use quorate::store::inbox::Inbox;
@@ -666,14 +666,14 @@ impl Checkpoints for Watched {
         self.checkpoints.absorb(entry);
     }
 
-    fn snapshot(&self) -> BoxFuture<'static, io::Result<SnapshotFile>> {
+    fn snapshot(&self, freshness: Freshness) -> BoxFuture<'static, io::Result<SnapshotFile>> {
         let gone = self.world.machine(self.id, |machine| {
             machine.snapshots_asked += 1;
             machine.checkpointer_gone
         });
         match gone {
             true => async { Err(io::Error::from(io::ErrorKind::BrokenPipe)) }.boxed(),
-            false => self.checkpoints.snapshot(),
+            false => self.checkpoints.snapshot(freshness),
         }
     }
 

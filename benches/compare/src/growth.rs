@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use quorate::limits;
 use serde::Serialize;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use crate::etcd::{Etcd, connect};
 use crate::load::{Figures, THREADS};
@@ -21,15 +21,6 @@ pub struct Size {
     pub rss_mb: f64,
     /// From the start of all three processes until each serves linearizable reads.
     pub restart_seconds: f64,
-}
-
-/// More than a record takes in the images of three nodes on two cores.
-const IMAGE_RECORD: Duration = Duration::from_micros(40);
-
-/// Until the images of all nodes have what was filled in: what comes later is no part of the filling, and the memory
-/// that the image takes counts.
-async fn settle(keys: u64) {
-    sleep(limits::CHECKPOINT_INTERVAL + Duration::from_secs(10) + IMAGE_RECORD * keys as u32).await;
 }
 
 /// Resident memory of the largest process.
@@ -63,7 +54,8 @@ pub async fn size_of_ours(binary: &Path, dir: &Path, keys: u64) -> Result<Size, 
             "--keep",
         ])
         .await?;
-    settle(keys).await;
+    // The memory that the image takes counts.
+    cluster.write_images().await?;
     let full = rss(&cluster.pids());
     for node in 0..3 {
         cluster.kill(node)?;
@@ -135,10 +127,20 @@ async fn streamed(cluster: &Ours, keys: u64, time: Duration) -> Result<Figures, 
     cluster.figures("register", &how).await
 }
 
+/// Less than a write takes in the log.
+const LOG_BYTES_OF_A_WRITE: f64 = 250.0;
+
+/// Time in which at least one checkpoint and one snapshot fall at so many writes a second: they cost more with more keys.
+fn cycle(per_second: f64) -> Duration {
+    let writes = limits::CHECKPOINT_LOG_BYTES as f64 / LOG_BYTES_OF_A_WRITE;
+    limits::CHECKPOINT_INTERVAL.min(Duration::from_secs_f64(writes / per_second.max(1.0)))
+}
+
 /// Writes with so many keys in the cluster.
 pub async fn keys_of_ours(cluster: &Ours, keys: u64, time: Duration) -> Result<Point, String> {
-    unary(cluster, keys, Duration::from_secs(1), &[]).await?;
-    settle(keys).await;
+    let filled = unary(cluster, keys, Duration::from_secs(1), &[]).await?;
+    cluster.write_images().await?;
+    let time = time.max(cycle(filled.per_second));
     let put = unary(cluster, keys, time, &["--no-fill"]).await?;
     Ok(Point { count: keys, put, stream: Some(streamed(cluster, keys, time).await?) })
 }

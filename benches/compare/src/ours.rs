@@ -120,6 +120,16 @@ impl Ours {
         }
     }
 
+    /// Has each node write all that it has applied to its image: it is no part of what comes next.
+    pub async fn write_images(&self) -> Result<(), String> {
+        let client = self.client()?.with_timeout(START);
+        for endpoint in self.endpoints() {
+            let node = client.at(&endpoint).map_err(said)?;
+            node.snapshot(&mut tokio::io::sink()).await.map_err(said)?;
+        }
+        Ok(())
+    }
+
     /// What `quorate bench` says.
     pub async fn bench(&self, arguments: &[&str]) -> Result<Value, String> {
         let pids: Vec<String> = self.pids().iter().map(u32::to_string).collect();
