@@ -394,7 +394,7 @@ pub const DISK_OK_BYTES: u64 = 768 * 1024 * 1024;
 
 /// A checkpoint is written when this much time has passed or this many bytes of log were applied. With random writes to many
 /// records nearly each page of the image changes between two of them, so what one costs hardly falls with the interval,
-/// and the bytes bound what a start has to replay.
+/// and the bytes bound what a start has to replay onto a whole image.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
 pub const CHECKPOINT_LOG_BYTES: u64 = 1024 * 1024 * 1024;
 /// Bytes of records that lie together in the image, as one value of sled.
@@ -459,6 +459,8 @@ pub const SNAPSHOT_KEEP_ENTRIES: u64 = 20_000;
 /// Bytes of log after which a snapshot is made, however few entries they are; half of them are kept
 /// behind it.
 pub const SNAPSHOT_LOG_BYTES: u64 = 1024 * 1024 * 1024;
+/// Bytes of log that what is applied may be ahead of such a snapshot: more, and a checkpoint comes first.
+pub const SNAPSHOT_LACKS_BYTES: u64 = SNAPSHOT_LOG_BYTES / 2;
 /// A follower that lacks the log of so many snapshots, by entries or by bytes, gets a snapshot and keeps the log from
 /// being purged no longer. While the leader is low on disk it is each that lacks what may be purged.
 pub const LAG_SNAPSHOTS: u64 = 4;

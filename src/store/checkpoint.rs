@@ -22,7 +22,7 @@ use super::pending::AppliedEntry;
 use super::recovery::{self, Recovery, first_meta, load_snapshot, refill};
 use super::snapshot::{self, Head, SnapshotMeta, is_received};
 use crate::failpoint::failpoint;
-use crate::limits::{DIGESTS_KEPT, SNAPSHOTS_KEPT};
+use crate::limits::{DIGESTS_KEPT, SNAPSHOT_LACKS_BYTES, SNAPSHOTS_KEPT};
 use crate::state::{Meta, State};
 
 #[derive(Debug, thiserror::Error)]
@@ -149,13 +149,14 @@ impl Checkpointer {
         Ok(self.image.meta())
     }
 
-    /// True when most of what was applied since the newest snapshot is in the image: a snapshot of that lets most of the
-    /// log be purged.
+    /// True when the image lacks little, and has most of the entries since the newest snapshot: a snapshot of it lets most
+    /// of the log be purged.
     pub fn is_image_recent(&self) -> bool {
         let Some(image) = self.image.meta().map(|meta| meta.point.index) else { return false };
-        let applied = self.inbox.settled().last_index().unwrap_or(image);
         let snapshot = self.snapshot.as_ref().map_or(0, |meta| meta.point.index);
-        image.saturating_sub(snapshot) > applied.saturating_sub(image)
+        let pending = self.inbox.settled();
+        let lacks = pending.last_index().map_or(0, |applied| applied - image);
+        lacks < image.saturating_sub(snapshot) && pending.log_bytes() <= SNAPSHOT_LACKS_BYTES
     }
 
     /// A snapshot file of what is in the image, which nothing changes meanwhile, unless the newest one is that and still

@@ -16,11 +16,14 @@ use super::driver::{CheckpointThread, Driver, Freshness, Pace, Turn};
 use super::fault::{Crash, FaultDisk, Faults};
 use super::image::{self, Image, ImageStore, MemoryStore, Row, verify};
 use super::inbox::Inbox;
+use super::pending::AppliedEntry;
 use super::recovery::{Origin, Recovery};
 use super::sled_store::SledStore;
 use super::snapshot::{self, Head};
 use super::testing::{World, fresh_snapshot, point};
-use crate::limits::{CHECKPOINT_REQUESTS, CHECKPOINT_WAKE_BYTES, DIGESTS_KEPT};
+use crate::limits::{
+    CHECKPOINT_REQUESTS, CHECKPOINT_WAKE_BYTES, DIGESTS_KEPT, SNAPSHOT_LACKS_BYTES,
+};
 use crate::state::{Key, Record, State};
 
 const CLUSTER: &str = "production";
@@ -1028,33 +1031,42 @@ fn a_routine_snapshot_takes_the_image_as_it_is_when_that_is_recent() {
     let mut driver = Driver::new(core, pace, Now::default().clock(), Box::new(|_| {}));
     let handle = driver.handle();
     let mut world = World::new(19);
-    let mut feed = |count| {
-        world.entries(count).into_iter().for_each(|entry| handle.absorb(entry));
+    let mut feed = |count, log_bytes| {
+        for entry in world.entries(count) {
+            handle.absorb(AppliedEntry { log_bytes, ..entry });
+        }
         handle.set_synced(Some(world.index()));
         world.index()
     };
     let image = || machine.image.meta().map(|meta| meta.point.index);
-    // Entries before and after a checkpoint, and how many of the latter are not in the snapshot.
-    for (before, after, freshness, missing) in [
-        (0, 5, Freshness::Recent, 0),
-        (10, 9, Freshness::Recent, 9),
-        (0, 9, Freshness::Recent, 0),
-        (10, 10, Freshness::Recent, 0),
-        (10, 0, Freshness::Recent, 0),
-        (0, 0, Freshness::Recent, 0),
-        (10, 1, Freshness::Newest, 0),
+    // Entries before and after a checkpoint, the length in the log of all the latter, and how many of them are not in the
+    // snapshot.
+    for (before, after, log_bytes, freshness, missing) in [
+        (0, 5, 0, Freshness::Recent, 0),
+        (10, 9, 9, Freshness::Recent, 9),
+        (0, 9, 9, Freshness::Recent, 0),
+        (10, 10, 10, Freshness::Recent, 0),
+        (10, 0, 0, Freshness::Recent, 0),
+        (0, 0, 0, Freshness::Recent, 0),
+        (10, 1, SNAPSHOT_LACKS_BYTES, Freshness::Recent, 1),
+        (10, 1, SNAPSHOT_LACKS_BYTES + 1, Freshness::Recent, 0),
+        (10, 1, 1, Freshness::Newest, 0),
     ] {
         if before > 0 {
-            feed(before);
+            feed(before, 1);
             let checkpoint = answer(|reply| handle.checkpoint(reply));
             driver.turn();
             checkpoint.try_recv().unwrap().unwrap();
         }
-        let applied = feed(after);
+        let applied = feed(after, log_bytes / after.max(1) as u64);
         let snapshot = answer(|reply| handle.snapshot(freshness, reply));
         driver.turn();
         let made = snapshot.try_recv().unwrap().unwrap();
-        assert_eq!(made.point.index, applied - missing, "{before} {after} {freshness:?}");
+        assert_eq!(
+            made.point.index,
+            applied - missing,
+            "{before} {after} {log_bytes} {freshness:?}"
+        );
         assert_eq!(image(), Some(applied - missing), "nothing but the snapshot is written");
         let read = snapshot::verify(&machine.disk, &made.name).unwrap();
         assert_eq!((&read.point, read.digest), (&made.point, made.digest));

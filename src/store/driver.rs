@@ -33,7 +33,7 @@ pub type OnFailure = Box<dyn Fn(&Error) + Send>;
 pub enum Freshness {
     /// All that the own log has synced.
     Newest,
-    /// What was applied since the last snapshot, or most of it: enough for the log to be purged, and seldom a checkpoint
+    /// Most of what was applied since the last snapshot: enough for most of the log to be purged, and seldom a checkpoint
     /// more than there is anyway.
     Recent,
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use quorate::limits;
 use serde::Serialize;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::etcd::{Etcd, connect};
 use crate::load::{Figures, THREADS};
@@ -21,6 +21,17 @@ pub struct Size {
     pub rss_mb: f64,
     /// From the start of all three processes until each serves linearizable reads.
     pub restart_seconds: f64,
+}
+
+/// Until allocators have given back what was in use for a while only.
+const DECAY: Duration = Duration::from_secs(30);
+
+/// Until the images of all nodes have what was filled in: what comes later is no part of the filling, and the memory
+/// that the image takes counts.
+async fn settle(cluster: &Ours) -> Result<(), String> {
+    cluster.write_images().await?;
+    sleep(DECAY).await;
+    Ok(())
 }
 
 /// Resident memory of the largest process.
@@ -54,8 +65,7 @@ pub async fn size_of_ours(binary: &Path, dir: &Path, keys: u64) -> Result<Size, 
             "--keep",
         ])
         .await?;
-    // The memory that the image takes counts.
-    cluster.write_images().await?;
+    settle(&cluster).await?;
     let full = rss(&cluster.pids());
     for node in 0..3 {
         cluster.kill(node)?;
@@ -130,16 +140,16 @@ async fn streamed(cluster: &Ours, keys: u64, time: Duration) -> Result<Figures, 
 /// Less than a write takes in the log.
 const LOG_BYTES_OF_A_WRITE: f64 = 250.0;
 
-/// Time in which at least one checkpoint and one snapshot fall at so many writes a second: they cost more with more keys.
+/// Time in which at so many writes a second a checkpoint and a snapshot are due, which cost more with more keys.
 fn cycle(per_second: f64) -> Duration {
-    let writes = limits::CHECKPOINT_LOG_BYTES as f64 / LOG_BYTES_OF_A_WRITE;
-    limits::CHECKPOINT_INTERVAL.min(Duration::from_secs_f64(writes / per_second.max(1.0)))
+    let bytes = limits::CHECKPOINT_LOG_BYTES.max(limits::SNAPSHOT_LOG_BYTES);
+    Duration::from_secs_f64(bytes as f64 / LOG_BYTES_OF_A_WRITE / per_second.max(1.0))
 }
 
 /// Writes with so many keys in the cluster.
 pub async fn keys_of_ours(cluster: &Ours, keys: u64, time: Duration) -> Result<Point, String> {
     let filled = unary(cluster, keys, Duration::from_secs(1), &[]).await?;
-    cluster.write_images().await?;
+    settle(cluster).await?;
     let time = time.max(cycle(filled.per_second));
     let put = unary(cluster, keys, time, &["--no-fill"]).await?;
     Ok(Point { count: keys, put, stream: Some(streamed(cluster, keys, time).await?) })

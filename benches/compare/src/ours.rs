@@ -120,7 +120,7 @@ impl Ours {
         }
     }
 
-    /// Has each node write all that it has applied to its image: it is no part of what comes next.
+    /// Has each node write all that it has applied to its image.
     pub async fn write_images(&self) -> Result<(), String> {
         let client = self.client()?.with_timeout(START);
         for endpoint in self.endpoints() {
