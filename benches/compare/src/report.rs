@@ -46,6 +46,14 @@ pub fn version(binary: &Path) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned())
 }
 
+/// Processor time of the load generator and of all nodes. The former does the same for each call, and tells how fast the
+/// machine was.
+const CPU: &str = "us a call, client + nodes";
+
+fn both(client_us: f64, nodes_us: f64) -> String {
+    format!("{} + {}", number(client_us), number(nodes_us))
+}
+
 fn number(value: f64) -> String {
     match value {
         v if v >= 1_000.0 => {
@@ -172,7 +180,7 @@ fn speed(text: &mut String, results: &Results) {
             let cpu = |figures: &[_]| {
                 let client = median(figures, |it: &crate::Figures| it.client_us);
                 let servers = median(figures, |it: &crate::Figures| it.servers_us);
-                format!("{} + {}", number(client), number(servers))
+                both(client, servers)
             };
             vec![
                 row.what.to_owned(),
@@ -189,16 +197,8 @@ fn speed(text: &mut String, results: &Results) {
             ]
         })
         .collect();
-    let head = [
-        "what",
-        "Quorate",
-        "etcd",
-        "ratio",
-        "floor / goal",
-        "reached",
-        "p99 ms, ours / etcd",
-        "us a call, client + nodes",
-    ];
+    let head =
+        ["what", "Quorate", "etcd", "ratio", "floor / goal", "reached", "p99 ms, ours / etcd", CPU];
     table(text, &head, &rows);
     let list =
         |values: &[f64]| values.iter().map(|value| number(*value)).collect::<Vec<_>>().join(", ");
@@ -226,7 +226,7 @@ fn growth(text: &mut String, of: &str, points: &[(Point, Point)]) {
         return;
     }
     let _ = writeln!(text, "Writes a second with more {of}.\n");
-    let figures = |figures: &Figures| [number(figures.per_second), number(figures.servers_us)];
+    let figures = |it: &Figures| [number(it.per_second), both(it.client_us, it.servers_us)];
     let rows: Vec<Vec<String>> = points
         .iter()
         .map(|(ours, etcd)| {
@@ -238,7 +238,7 @@ fn growth(text: &mut String, of: &str, points: &[(Point, Point)]) {
     let stream = points.iter().find_map(|(ours, _)| ours.stream.as_ref());
     let stream = stream.map(|_| "6 streams x 256");
     let of_what = [Some("unary, 64 clients"), stream, Some("etcd, 64 clients")];
-    let head = of_what.into_iter().flatten().flat_map(|what| [what, "us of the nodes a call"]);
+    let head = of_what.into_iter().flatten().flat_map(|what| [what, CPU]);
     let head: Vec<&str> = std::iter::once(of).chain(head).collect();
     table(text, &head, &rows);
 }
