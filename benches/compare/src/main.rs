@@ -6,6 +6,7 @@ mod etcd;
 mod failover;
 mod growth;
 mod load;
+mod memory;
 mod ours;
 mod report;
 mod speed;
@@ -117,6 +118,11 @@ fn main() -> ExitCode {
     }
 }
 
+/// See [`memory`].
+fn fill_memory(args: &Args) -> Result<(), String> {
+    memory::fill(&args.data.join("cache"))
+}
+
 /// The binary beside this one.
 fn own_binary() -> Result<PathBuf, String> {
     let own = std::env::current_exe().map_err(said)?;
@@ -141,6 +147,7 @@ async fn run(args: &Args) -> Result<(), String> {
     for part in &args.parts {
         speed::fresh(&args.data.join("run"))?;
         let dir = args.data.join("run");
+        fill_memory(args)?;
         match part {
             Part::Speed => speed(args, &binary, &dir, &progress, &mut results).await?,
             Part::Failover => {
@@ -154,8 +161,10 @@ async fn run(args: &Args) -> Result<(), String> {
                 for keys in report::decades(10_000, args.most) {
                     progress.say(&format!("{keys} instances"));
                     speed::fresh(&dir)?;
+                    fill_memory(args)?;
                     let ours = growth::size_of_ours(&binary, &dir, keys).await?;
                     speed::fresh(&dir)?;
+                    fill_memory(args)?;
                     let etcd = growth::size_of_etcd(&args.etcd, &dir, keys).await?;
                     results.sizes.push((ours, etcd));
                 }
@@ -166,6 +175,7 @@ async fn run(args: &Args) -> Result<(), String> {
         report::write(&results, &out)?;
     }
     speed::fresh(&args.data.join("run"))?;
+    std::fs::remove_file(args.data.join("cache")).map_err(said)?;
     print!("{}", report::markdown(&results));
     progress.say(&format!("all of it in {}", out.display()));
     Ok(())
@@ -213,6 +223,7 @@ async fn growth(
     let time = time.max(Duration::from_secs(60));
     for count in report::decades(10_000, args.most) {
         progress.say(&format!("{count} keys"));
+        fill_memory(args)?;
         let etcd = growth::keys_of_etcd(&etcd, count, time).await?;
         results.keys.push((growth::keys_of_ours(&ours, count, time).await?, etcd));
     }

@@ -8,7 +8,7 @@ use quorate::cli::bench::plot::{Axis, Chart, Line};
 
 use crate::growth::Point;
 use crate::speed::{Measure, median};
-use crate::{Figures, Results, said};
+use crate::{Figures, Results, memory, said};
 
 /// From one count to the other, ten times as many each time.
 pub fn decades(first: u64, last: u64) -> Vec<u64> {
@@ -20,16 +20,11 @@ pub fn decades(first: u64, last: u64) -> Vec<u64> {
 /// Processor, cores, memory and kernel.
 pub fn machine() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let (cpu, memory) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
-    let value = |text: &str, name: &str| {
-        let line = text.lines().find(|line| line.starts_with(name));
-        line.and_then(|line| line.split_once(':')).map(|(_, value)| value.trim().to_owned())
-    };
-    let model = value(&cpu, "model name").unwrap_or_else(|| "unknown processor".to_owned());
+    let cpu = read("/proc/cpuinfo");
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    let model = model.map_or("unknown processor", |(_, model)| model.trim());
     let cores = cpu.lines().filter(|line| line.starts_with("processor")).count();
-    let kib: u64 = value(&memory, "MemTotal")
-        .and_then(|text| text.trim_end_matches(" kB").parse().ok())
-        .unwrap_or(0);
+    let kib = memory::kib("MemTotal");
     let kernel = read("/proc/sys/kernel/osrelease");
     format!("{model}, {cores} cores, {} GiB, Linux {}", kib >> 20, kernel.trim())
 }
@@ -87,7 +82,8 @@ pub fn markdown(results: &Results) -> String {
     let _ = writeln!(text, "{}. {}.", results.machine, results.versions.join("; "));
     let _ = writeln!(
         text,
-        "Three nodes of each on loopback, defaults, data on one disk; load of the machine before: {}.\n",
+        "Three nodes of each on loopback, defaults, data on one disk, memory that no program needs in use as a cache of files; \
+         load of the machine before: {}.\n",
         results.load_before
     );
     if !results.rows.is_empty() {
