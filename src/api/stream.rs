@@ -30,7 +30,7 @@ use super::encoded::{self, Encoded};
 use super::{Api, convert, lock, read_header, shutting_down};
 use crate::error::Error;
 use crate::limits::{
-    DEFAULT_CALL_TIMEOUT, MAX_CALL_TIMEOUT, STREAM_CALLS_IN_FLIGHT, STREAM_FRAME_BYTES,
+    DEFAULT_CALL_TIMEOUT, LOOK_AHEAD, MAX_CALL_TIMEOUT, STREAM_CALLS_IN_FLIGHT, STREAM_FRAME_BYTES,
     STREAM_FRAME_CALLS,
 };
 use crate::node::{Answer as Outcome, Node, ReplyTo, Sink};
@@ -45,7 +45,7 @@ use crate::proto::v1::{
     SetCounterRequest, StreamAnswer, StreamCall, StreamRequest, TxnRequest, UpdateInstanceRequest,
     UpdateLockRequest,
 };
-use crate::state::{self, Command, State};
+use crate::state::{self, Command, InstanceName, State};
 
 const PATH: &str = "/quorate.v1.Sessions/Stream";
 /// Reads that are looked up while the state is locked once.
@@ -391,7 +391,11 @@ where
                 continue;
             }
             let revision = self.node.read(|state| {
-                self.found.extend(next[..count].iter().map(|(_, query)| query.find(state)));
+                for some in next[..count].chunks(LOOK_AHEAD) {
+                    let names: Vec<_> = some.iter().filter_map(|(_, it)| it.instance()).collect();
+                    state.look_at_instances(&names);
+                    self.found.extend(some.iter().map(|(_, query)| query.find(state)));
+                }
                 state.revision()
             });
             let header = read_header(self.node.id(), revision, *used);
@@ -610,6 +614,14 @@ impl Query {
         match self {
             Query::Instance(_) | Query::Service(_) | Query::Counter(_) => true,
             Query::Instances(_) | Query::Config(_) | Query::Txn(_) => false,
+        }
+    }
+
+    /// The one that is wanted.
+    fn instance(&self) -> Option<&InstanceName> {
+        match self {
+            Query::Instance(name) => Some(name),
+            _ => None,
         }
     }
 

@@ -1,13 +1,17 @@
 //! Waits for memory once instead of many times. With many records each look-up waits for several places
 //! in memory, one after the other; of places that are known a processor fetches many at once. So what a
-//! number of commands are about is looked at before the first of them is carried out: each step for all of
-//! them, then the next one. Nothing is decided here, and nothing of it can be seen but the time that it saves.
+//! number of commands are about is looked at before the first of them is carried out, and instances before the first
+//! of them is read: each step for all of them, then the next one. Nothing is decided here, and nothing of it can be
+//! seen but the time that it saves.
 
 use std::hint::black_box;
 
 use super::command::{Command, CounterName, InstanceName, ItemName, Op};
 use super::memory::Tables;
 use super::table::Instance;
+
+/// Bytes that a processor fetches at once.
+const CACHE_LINE: usize = 64;
 
 impl Tables {
     pub(super) fn look_ahead<'c>(&self, commands: impl Iterator<Item = &'c Command<&'c str>>) {
@@ -23,19 +27,24 @@ impl Tables {
                 _ => {}
             }
         }
-        self.look_at_instances(&instances);
+        self.look_at_instances(&instances, 1);
         self.look_at_counters(&counters);
         self.look_at_items(&items);
     }
 
-    fn look_at_instances(&self, names: &[&InstanceName<&str>]) {
+    /// With so many cache lines of the metadata of each.
+    pub(super) fn look_at_instances<T: AsRef<str>>(
+        &self,
+        names: &[&InstanceName<T>],
+        lines: usize,
+    ) {
         let tables = names.iter().filter_map(|InstanceName { namespace, service, id }| {
-            Some((self.service(namespace, service)?, id))
+            Some((self.service(namespace.as_ref(), service.as_ref())?, id.as_ref()))
         });
         let tables: Vec<_> = tables.collect();
         let places: Vec<_> =
             tables.iter().filter_map(|(table, id)| table.instances.likely(id)).collect();
-        look_at_all(places.iter().copied().flatten().map(|(_, instance)| &**instance));
+        look_at(places.iter().copied().flatten().map(|(_, instance)| &**instance), lines);
     }
 
     fn look_at_counters(&self, names: &[&CounterName<&str>]) {
@@ -77,8 +86,12 @@ impl Tables {
     }
 }
 
-/// Has all that instances consist of at hand.
+/// Has all that instances consist of at hand, but for the end of long metadata.
 pub fn look_at_all<'i>(instances: impl Iterator<Item = &'i Instance> + Clone) {
+    look_at(instances, 1);
+}
+
+fn look_at<'i>(instances: impl Iterator<Item = &'i Instance> + Clone, lines: usize) {
     let mut seen = 0;
     for instance in instances.clone() {
         seen ^= instance.weight as usize ^ instance.modified_at_ms as usize;
@@ -86,8 +99,11 @@ pub fn look_at_all<'i>(instances: impl Iterator<Item = &'i Instance> + Clone) {
     }
     let first = |text: &str| usize::from(text.as_bytes().first().copied().unwrap_or_default());
     for instance in instances {
-        seen ^= first(&instance.id);
-        seen ^= first(instance.endpoints.as_packed()) ^ first(instance.metadata.as_packed());
+        seen ^= first(&instance.id) ^ first(instance.endpoints.as_packed());
+        let metadata = instance.metadata.as_packed().as_bytes();
+        for byte in metadata.iter().step_by(CACHE_LINE).take(lines) {
+            seen ^= usize::from(*byte);
+        }
     }
     black_box(seen);
 }

@@ -87,6 +87,12 @@ impl State {
         self.tables.service(namespace, service)?.instances.get(id).cloned()
     }
 
+    /// Has instances at hand that are read next, with all that an answer repeats of them: for up to
+    /// [`limits::LOOK_AHEAD`] at once.
+    pub fn look_at_instances(&self, names: &[&InstanceName]) {
+        self.tables.look_at_instances(names, usize::MAX);
+    }
+
     /// All instances of a service, by id.
     pub fn instances<'a>(
         &'a self,
