@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use crate::etcd::{Etcd, connect};
 use crate::load::{Figures, THREADS};
 use crate::ours::Ours;
-use crate::said;
+use crate::{memory, said};
 
 /// One cluster that holds so many instances or keys.
 #[derive(Debug, Clone, Serialize)]
@@ -36,12 +36,8 @@ async fn settle(cluster: &Ours) -> Result<(), String> {
 
 /// Resident memory of the largest process.
 fn rss(pids: &[u32]) -> u64 {
-    let of = |pid: &u32| {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()
-    };
-    pids.iter().filter_map(of).max().unwrap_or(0) * 1024
+    let of = |pid: &u32| memory::kib(&format!("/proc/{pid}/status"), "VmRSS");
+    pids.iter().map(of).max().unwrap_or(0) * 1024
 }
 
 pub async fn size_of_ours(binary: &Path, dir: &Path, keys: u64) -> Result<Size, String> {

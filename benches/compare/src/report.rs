@@ -24,7 +24,7 @@ pub fn machine() -> String {
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     let model = model.map_or("unknown processor", |(_, model)| model.trim());
     let cores = cpu.lines().filter(|line| line.starts_with("processor")).count();
-    let kib = memory::kib("MemTotal");
+    let kib = memory::kib(memory::MACHINE, "MemTotal");
     let kernel = read("/proc/sys/kernel/osrelease");
     format!("{model}, {cores} cores, {} GiB, Linux {}", kib >> 20, kernel.trim())
 }
