@@ -410,8 +410,8 @@ pub const RESTORE_BATCHES: usize = 2;
 /// Rows that are handed to sled at once: until all of them are written it keeps what they replace, and for each up to
 /// 17 rows that lie beside it.
 pub const IMAGE_PART_ROWS: usize = 512;
-/// Commands, reads of instances, and instances that are merged for the image, of which what they are about is looked at
-/// at once.
+/// Commands, reads of instances, and instances that are merged for the image or encoded for it, of which what they are
+/// about is looked at at once.
 pub const LOOK_AHEAD: usize = 32;
 /// Damaged images that are kept for inspection, and damaged snapshot files.
 pub const IMAGES_SET_ASIDE: usize = 2;

@@ -86,6 +86,23 @@ impl Tables {
     }
 }
 
+/// Has the names of instances at hand.
+pub fn look_at_names<'i>(instances: impl Iterator<Item = &'i Instance> + Clone) {
+    let mut seen = 0;
+    for instance in instances.clone() {
+        seen ^= instance.id.len();
+    }
+    for instance in instances {
+        seen ^= first(&instance.id);
+    }
+    black_box(seen);
+}
+
+/// Has all that instances consist of at hand.
+pub fn look_at_whole<'i>(instances: impl Iterator<Item = &'i Instance> + Clone) {
+    look_at(instances, usize::MAX);
+}
+
 /// Has all that instances consist of at hand, but for the end of long metadata.
 pub fn look_at_all<'i>(instances: impl Iterator<Item = &'i Instance> + Clone) {
     look_at(instances, 1);
@@ -97,13 +114,17 @@ fn look_at<'i>(instances: impl Iterator<Item = &'i Instance> + Clone, lines: usi
         seen ^= instance.weight as usize ^ instance.modified_at_ms as usize;
         seen ^= instance.metadata.as_packed().len() ^ instance.zone.len() ^ instance.id.len();
     }
-    let first = |text: &str| usize::from(text.as_bytes().first().copied().unwrap_or_default());
     for instance in instances {
-        seen ^= first(&instance.id) ^ first(instance.endpoints.as_packed());
+        seen ^= first(&instance.id) ^ first(&instance.zone) ^ first(&instance.reason);
+        seen ^= first(instance.endpoints.as_packed());
         let metadata = instance.metadata.as_packed().as_bytes();
         for byte in metadata.iter().step_by(CACHE_LINE).take(lines) {
             seen ^= usize::from(*byte);
         }
     }
     black_box(seen);
+}
+
+fn first(text: &str) -> usize {
+    usize::from(text.as_bytes().first().copied().unwrap_or_default())
 }

@@ -47,7 +47,7 @@ mod tests_properties;
 pub use command::*;
 pub use config::Verdict;
 pub use counter::window_ms;
-pub use look_ahead::look_at_all;
+pub use look_ahead::{look_at_all, look_at_names, look_at_whole};
 pub use memory::{ServiceVersion, SessionEntry};
 pub use read::*;
 pub use scope::{Match, Scope};

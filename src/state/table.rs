@@ -393,16 +393,22 @@ impl Key {
     pub fn encode(&self) -> Vec<u8> {
         // Kind, three texts of usual length and their terminators fit; longer ones grow it.
         let mut out = Vec::with_capacity(64);
+        self.encode_to(&mut out);
+        out
+    }
+
+    /// Appends what [`Key::encode`] returns.
+    pub fn encode_to(&self, out: &mut Vec<u8>) {
         match self {
             Key::Meta => out.push(META),
             Key::Namespace { name } => {
-                put_texts(&mut out, NAMESPACE, [name]);
+                put_texts(out, NAMESPACE, [name]);
             }
             Key::Service { namespace, name } => {
-                put_texts(&mut out, SERVICE, [namespace, name]);
+                put_texts(out, SERVICE, [namespace, name]);
             }
             Key::Instance { namespace, service, id } => {
-                put_texts(&mut out, INSTANCE, [namespace, service, id]);
+                encode_instance_key([namespace, service, id], out);
             }
             Key::Session { id } => {
                 out.push(SESSION);
@@ -418,34 +424,33 @@ impl Key {
                 out.extend_from_slice(&node.to_be_bytes());
             }
             Key::Config { namespace, group, key } => {
-                put_texts(&mut out, CONFIG, [namespace, group, key]);
+                put_texts(out, CONFIG, [namespace, group, key]);
             }
             Key::Release { namespace, group, key, version } => {
-                put_texts(&mut out, RELEASE, [namespace, group, key]);
+                put_texts(out, RELEASE, [namespace, group, key]);
                 out.extend_from_slice(&version.to_be_bytes());
             }
             Key::Schema { namespace, group, key } => {
-                put_texts(&mut out, SCHEMA, [namespace, group, key]);
+                put_texts(out, SCHEMA, [namespace, group, key]);
             }
             Key::Report { namespace, group, key, session } => {
-                put_texts(&mut out, REPORT, [namespace, group, key]);
+                put_texts(out, REPORT, [namespace, group, key]);
                 out.extend_from_slice(&session.to_be_bytes());
             }
             Key::Counter { namespace, name, labels } => {
-                put_texts(&mut out, COUNTER, [namespace, name, labels.as_packed()]);
+                put_texts(out, COUNTER, [namespace, name, labels.as_packed()]);
             }
-            Key::Alarm { namespace, name } => put_texts(&mut out, ALARM, [namespace, name]),
+            Key::Alarm { namespace, name } => put_texts(out, ALARM, [namespace, name]),
             Key::Lock { namespace, lock, ticket } => {
-                put_texts(&mut out, LOCK, [namespace, lock]);
+                put_texts(out, LOCK, [namespace, lock]);
                 out.extend_from_slice(&ticket.to_be_bytes());
             }
             Key::Removal { namespace, class } => {
-                put_texts(&mut out, REMOVAL, [namespace]);
+                put_texts(out, REMOVAL, [namespace]);
                 out.push(*class as u8);
             }
-            Key::Saga { namespace, gid } => put_texts(&mut out, SAGA, [namespace, gid]),
+            Key::Saga { namespace, gid } => put_texts(out, SAGA, [namespace, gid]),
         }
-        out
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Key, Corrupt> {
@@ -512,6 +517,11 @@ impl Key {
         }
         Ok(key)
     }
+}
+
+/// Appends the encoded key of an instance: namespace, service and id.
+pub fn encode_instance_key(names: [&str; 3], out: &mut Vec<u8>) {
+    put_texts(out, INSTANCE, names);
 }
 
 fn put_texts<const N: usize>(out: &mut Vec<u8>, kind: u8, texts: [&str; N]) {

@@ -130,11 +130,7 @@ impl Checkpointer {
             if let Some(at) = image.meta().map(|meta| meta.point.index) {
                 assert!(point.index > at, "entries up to {} for an image at {at}", point.index);
             }
-            let mut rows = stage
-                .changes
-                .into_iter()
-                .map(|(key, record)| (key.encode(), record.map(|record| record.encode())));
-            match image.write(&mut rows, &point) {
+            match image.write(&mut stage.changes.into_writes(), &point) {
                 Ok(meta) if stage.closed => {
                     self.keep_digest(&meta);
                 }

@@ -19,6 +19,7 @@ pub mod snapshot;
 mod snapshot_reader;
 mod snapshot_writer;
 pub mod wal;
+mod writes;
 
 #[cfg(test)]
 mod checkpoint_tests;

@@ -14,6 +14,7 @@ use hashbrown::hash_map::Entry;
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable, hash_table};
 
 use super::image::Point;
+use super::writes::{Unordered, Writes};
 use crate::limits::LOOK_AHEAD;
 use crate::state::{self, Change, Event, Instance, Key, Meta, Record, Versions};
 
@@ -44,13 +45,40 @@ pub struct Stage {
 #[derive(Debug, Default)]
 pub struct Changes {
     /// Most of all, and apart because the record itself can be the key.
-    instances: HashTable<InstanceChange>,
+    instances: Hashed<InstanceChange>,
     /// By session and sequence: a session that writes makes and forgets one with every write.
     replies: HashMap<(u64, u64), Last>,
     /// Configuration: a publication writes an item and two of its releases, which lie together here.
-    items: HashTable<ItemChange>,
-    others: HashMap<Key, Last>,
+    items: Hashed<ItemChange>,
+    others: Hashed<(Key, Last)>,
     hashing: DefaultHashBuilder,
+}
+
+/// Each with its hash: while a table grows, every write waits for it, and it grows without a look at the records, which
+/// lie all over the memory.
+#[derive(Debug)]
+struct Hashed<T>(HashTable<(u64, T)>);
+
+impl<T> Default for Hashed<T> {
+    fn default() -> Hashed<T> {
+        Hashed(HashTable::new())
+    }
+}
+
+impl<T> Hashed<T> {
+    fn entry(&mut self, hash: u64, is: impl Fn(&T) -> bool) -> hash_table::Entry<'_, (u64, T)> {
+        let same = |(known_hash, known): &(u64, T)| *known_hash == hash && is(known);
+        self.0.entry(hash, same, |(hash, _)| *hash)
+    }
+
+    /// What has this hash, and is what is looked for in all likelihood.
+    fn likely(&self, hash: u64) -> Option<&T> {
+        self.0.find(hash, |(known_hash, _)| *known_hash == hash).map(|(_, known)| known)
+    }
+
+    fn into_iter(self) -> impl Iterator<Item = T> {
+        self.0.into_iter().map(|(_, known)| known)
+    }
 }
 
 /// What is to be written of one item of configuration.
@@ -115,7 +143,15 @@ impl Changes {
                 return Some(InstanceChange::Gone(Box::new((namespace, service, id))));
             }
             (Key::Reply { session, sequence }, record) => {
-                merge(self.replies.entry((session, sequence)), Last { record, fresh });
+                let next = Last { record, fresh };
+                match self.replies.entry((session, sequence)) {
+                    Entry::Occupied(known) => {
+                        known.replace_entry_with(|_, known| known.then(next));
+                    }
+                    Entry::Vacant(new) => {
+                        new.insert(next);
+                    }
+                }
             }
             (Key::Config { namespace, group, key }, record) => {
                 let known = &mut self.item((namespace, group, key)).item;
@@ -128,7 +164,20 @@ impl Changes {
             (Key::Release { namespace, group, key, version }, record) => {
                 self.item((namespace, group, key)).put_release(version, Last { record, fresh });
             }
-            (key, record) => merge(self.others.entry(key), Last { record, fresh }),
+            (key, record) => {
+                let hash = self.hashing.hash_one(&key);
+                let next = Last { record, fresh };
+                match self.others.entry(hash, |(known, _)| *known == key) {
+                    hash_table::Entry::Occupied(known) => {
+                        known.replace_entry_with(|(hash, (key, last))| {
+                            Some((hash, (key, last.then(next)?)))
+                        });
+                    }
+                    hash_table::Entry::Vacant(new) => {
+                        new.insert((hash, (key, next)));
+                    }
+                }
+            }
         }
         None
     }
@@ -136,10 +185,9 @@ impl Changes {
     fn item(&mut self, names: ItemNames) -> &mut ItemChange {
         let Changes { items, hashing, .. } = self;
         let hash = hashing.hash_one(&names);
-        let rehash = |known: &ItemChange| hashing.hash_one(&known.names);
-        let entry = items.entry(hash, |known| known.names == names, rehash);
-        let new = || ItemChange { names, item: None, releases: Versions::default() };
-        entry.or_insert_with(new).into_mut()
+        let entry = items.entry(hash, |known| known.names == names);
+        let new = || (hash, ItemChange { names, item: None, releases: Versions::default() });
+        &mut entry.or_insert_with(new).into_mut().1
     }
 
     /// Looks at what is there of all of them first.
@@ -147,8 +195,7 @@ impl Changes {
         state::look_at_all(changes.iter().filter_map(InstanceChange::instance));
         let hashes: Vec<_> =
             changes.iter().map(|change| self.hashing.hash_one(change.key())).collect();
-        let known: Vec<_> =
-            hashes.iter().filter_map(|hash| self.instances.find(*hash, |_| true)).collect();
+        let known: Vec<_> = hashes.iter().filter_map(|hash| self.instances.likely(*hash)).collect();
         state::look_at_all(known.iter().filter_map(|known| known.instance()));
         for (change, hash) in changes.drain(..).zip(hashes) {
             self.put_instance(hash, change);
@@ -156,48 +203,60 @@ impl Changes {
     }
 
     fn put_instance(&mut self, hash: u64, change: InstanceChange) {
-        let Changes { instances, hashing, .. } = self;
-        let rehash = |known: &InstanceChange| hashing.hash_one(known.key());
-        match instances.entry(hash, |known| known.is_of(&change), rehash) {
-            hash_table::Entry::Occupied(mut known) => match (known.get(), change) {
+        match self.instances.entry(hash, |known| known.is_of(&change)) {
+            hash_table::Entry::Occupied(mut known) => match (&known.get().1, change) {
                 (InstanceChange::Made(_), InstanceChange::Gone(_)) => {
                     known.remove();
                 }
                 (InstanceChange::Made(_), InstanceChange::Made(new) | InstanceChange::Put(new)) => {
-                    *known.get_mut() = InstanceChange::Made(new);
+                    known.get_mut().1 = InstanceChange::Made(new);
                 }
                 // Made again after it went: the image has the old one.
                 (InstanceChange::Put(_) | InstanceChange::Gone(_), InstanceChange::Made(new)) => {
-                    *known.get_mut() = InstanceChange::Put(new);
+                    known.get_mut().1 = InstanceChange::Put(new);
                 }
                 (InstanceChange::Put(_) | InstanceChange::Gone(_), change) => {
-                    *known.get_mut() = change;
+                    known.get_mut().1 = change;
                 }
             },
             hash_table::Entry::Vacant(new) => {
-                new.insert(change);
+                new.insert((hash, change));
             }
         }
     }
 
+    /// What is to be written, in the order of the keys.
+    pub fn into_writes(self) -> Writes {
+        let mut writes = Unordered::with_capacity(self.len());
+        for (key, last) in self.others.into_iter() {
+            writes.push(&key, last.record);
+        }
+        for (key, record) in self.items.into_iter().flat_map(ItemChange::into_rows) {
+            writes.push(&key, record);
+        }
+        for ((session, sequence), last) in self.replies {
+            writes.push(&Key::Reply { session, sequence }, last.record);
+        }
+        let mut instances = self.instances.into_iter();
+        loop {
+            let next: Vec<_> = instances.by_ref().take(LOOK_AHEAD).collect();
+            if next.is_empty() {
+                break;
+            }
+            state::look_at_names(next.iter().filter_map(InstanceChange::instance));
+            next.into_iter().for_each(|change| change.write_to(&mut writes));
+        }
+        drop(instances);
+        writes.into_ordered()
+    }
+
     pub fn len(&self) -> usize {
-        let items = self.items.iter().map(ItemChange::len).sum::<usize>();
-        self.instances.len() + self.replies.len() + items + self.others.len()
+        let items = self.items.0.iter().map(|(_, item)| item.len()).sum::<usize>();
+        self.instances.0.len() + self.replies.len() + items + self.others.0.len()
     }
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-}
-
-fn merge<K: std::hash::Hash>(entry: Entry<'_, K, Last, DefaultHashBuilder>, next: Last) {
-    match entry {
-        Entry::Occupied(known) => {
-            known.replace_entry_with(|_, known| known.then(next));
-        }
-        Entry::Vacant(new) => {
-            new.insert(next);
-        }
     }
 }
 
@@ -260,36 +319,17 @@ impl InstanceChange {
         }
     }
 
-    fn into_row(self) -> (Key, Option<Record>) {
-        match self {
-            InstanceChange::Made(instance) | InstanceChange::Put(instance) => {
-                (instance.key(), Some(Record::Instance(instance)))
+    fn write_to(self, writes: &mut Unordered) {
+        writes.push_with(|out| {
+            let (namespace, service, id) = self.key();
+            state::encode_instance_key([namespace, service, id], out);
+            match self {
+                InstanceChange::Made(instance) | InstanceChange::Put(instance) => {
+                    Some(Record::Instance(instance))
+                }
+                InstanceChange::Gone(_) => None,
             }
-            InstanceChange::Gone(key) => {
-                let (namespace, service, id) = *key;
-                (Key::Instance { namespace, service, id }, None)
-            }
-        }
-    }
-}
-
-impl IntoIterator for Changes {
-    type Item = (Key, Option<Record>);
-    type IntoIter = std::vec::IntoIter<Self::Item>;
-
-    /// In the order of the keys.
-    fn into_iter(self) -> Self::IntoIter {
-        let mut rows = Vec::with_capacity(self.len());
-        rows.extend(self.others.into_iter().map(|(key, last)| (key, last.record)));
-        rows.extend(self.items.into_iter().flat_map(ItemChange::into_rows));
-        rows.extend(self.instances.into_iter().map(InstanceChange::into_row));
-        rows.extend(
-            self.replies
-                .into_iter()
-                .map(|((session, sequence), last)| (Key::Reply { session, sequence }, last.record)),
-        );
-        rows.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        rows.into_iter()
+        });
     }
 }
 
@@ -393,6 +433,7 @@ impl Pending {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
@@ -419,9 +460,13 @@ mod tests {
                 for stage in pending.take_stages() {
                     left_out -= stage.changes.len().min(left_out);
                     written += stage.changes.len();
-                    for (key, record) in stage.changes {
-                        match record {
-                            Some(record) => _ = image.insert(key, record),
+                    for (key, value) in stage.changes.into_writes() {
+                        let key = Key::decode(&key).unwrap();
+                        match value {
+                            Some(value) => {
+                                let record = Record::decode(&key, &value).unwrap();
+                                image.insert(key, record);
+                            }
                             None => {
                                 let gone = image.remove(&key);
                                 assert!(gone.is_some(), "{key:?} was never in the image");
