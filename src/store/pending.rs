@@ -461,13 +461,13 @@ mod tests {
                     left_out -= stage.changes.len().min(left_out);
                     written += stage.changes.len();
                     for (key, value) in stage.changes.into_writes() {
-                        let key = Key::decode(&key).unwrap();
                         match value {
                             Some(value) => {
-                                let record = Record::decode(&key, &value).unwrap();
+                                let (key, record) = Record::decode_row(&key, &value).unwrap();
                                 image.insert(key, record);
                             }
                             None => {
+                                let key = Key::decode(&key).unwrap();
                                 let gone = image.remove(&key);
                                 assert!(gone.is_some(), "{key:?} was never in the image");
                             }

@@ -138,7 +138,6 @@ impl Iterator for Writes {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::collections::BTreeSet;
 
@@ -192,7 +191,7 @@ mod tests {
         }
     }
 
-    /// As long as keys may be, and alike in all but eight bytes after the other.
+    /// About as long as keys may be: each begins with all of the one before but its last byte.
     #[test]
     fn a_staircase_of_keys_comes_in_order() {
         let stair = |step: usize| [&*vec![b'a'; 8 * step], b"b"].concat();
