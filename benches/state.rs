@@ -79,7 +79,7 @@ fn register(key: u64, change: u64) -> Op {
     Op::Register(Box::new(Registration {
         name: InstanceName {
             namespace: "default".into(),
-            service: format!("service-{}", key / 1_000),
+            service: format!("service-{}", key / 100),
             id: format!("i{key}"),
         },
         endpoints: vec![Endpoint { name: String::new(), host: "192.0.2.1".into(), port: 8080 }]

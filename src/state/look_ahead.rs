@@ -32,18 +32,30 @@ impl Tables {
         self.look_at_items(&items);
     }
 
-    /// With so many cache lines of the metadata of each.
+    /// With so many cache lines of the metadata of each. There may be as many services as instances, so what leads
+    /// through them is looked at as well.
     pub(super) fn look_at_instances<T: AsRef<str>>(
         &self,
         names: &[&InstanceName<T>],
         lines: usize,
     ) {
-        let tables = names.iter().filter_map(|InstanceName { namespace, service, id }| {
-            Some((self.service(namespace.as_ref(), service.as_ref())?, id.as_ref()))
+        let services = names.iter().filter_map(|InstanceName { namespace, service, id }| {
+            let services = &self.namespaces.get(namespace.as_ref())?.services;
+            Some((services.likely(service.as_ref())?, id.as_ref()))
         });
-        let tables: Vec<_> = tables.collect();
+        let services: Vec<_> = services.collect();
+        let tables = || services.iter().filter_map(|(slot, id)| Some((slot.as_ref()?, id)));
+        let mut seen = 0;
+        for ((name, table), _) in tables() {
+            seen ^= first(name) ^ table.healthy;
+            seen ^= table.instances.len() ^ table.name.name.len();
+        }
         let places: Vec<_> =
-            tables.iter().filter_map(|(table, id)| table.instances.likely(id)).collect();
+            tables().filter_map(|((_, table), id)| table.instances.likely(id)).collect();
+        for (id, _) in places.iter().copied().flatten() {
+            seen ^= id.len();
+        }
+        black_box(seen);
         look_at(places.iter().copied().flatten().map(|(_, instance)| &**instance), lines);
     }
 
